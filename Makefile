@@ -1,0 +1,87 @@
+# GNU Make 4.3 or newer, a POSIX shell and Python 3.11 or newer; everything else is installed into
+# .venv. A target whose inputs have not changed does nothing.
+
+BIN := .venv/bin
+# In the environment itself, so that removing it asks for a new one.
+SETUP := .venv/.midcourse-setup
+PROTOS := .make/protos
+
+# Folders too: removing a .proto file must count as a change.
+PROTO_INPUTS := $(shell find protos/midcourse -name __pycache__ -prune -o \( -name '*.proto' -o -type d \) -print)
+
+# The method that `make demo` trains with: sft, dpo, orpo, grpo or rloo.
+METHOD ?= sft
+# More arguments for pytest, the demo or the benchmarks: make test ARGS='-k learning_rate'
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test lint lint-code lint-types lint-imports lint-protos format protos bench \
+	bench-quick lock clean distclean
+
+help: ## List the targets
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(SETUP) ## Make .venv with the locked versions; the midcourse command is then in .venv/bin
+
+$(SETUP): pyproject.toml constraints.txt tools/setup.sh
+	@tools/setup.sh
+	@touch $@
+
+demo: $(SETUP) ## Steer a real training run and show it (METHOD=sft, dpo, orpo, grpo or rloo)
+	@$(BIN)/python -m examples.demo --method $(METHOD) $(ARGS)
+
+test: $(SETUP) ## Run the tests (ARGS='-k name' for some of them)
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: lint-code lint-types lint-imports lint-protos ## Check code, types, imports and protos (-k: all in spite of errors)
+
+lint-code: $(SETUP)
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+
+lint-types: $(SETUP)
+	@$(BIN)/mypy
+
+lint-imports: $(SETUP)
+	@$(BIN)/lint-imports --no-logo
+
+# Compatibility is promised from release to release: until there is one, the protos may change.
+lint-protos: $(SETUP)
+	@$(BIN)/buf lint
+	@$(BIN)/buf format --diff --exit-code
+	@$(BIN)/python tools/protos.py --check
+	@release=$$(git describe --tags --abbrev=0 --match 'v[0-9]*' 2>/dev/null); \
+	if [ -n "$$release" ]; then \
+		$(BIN)/buf breaking --against ".git#tag=$$release" && echo "protos are compatible with $$release"; \
+	else \
+		echo "protos: no release tag here to stay compatible with"; \
+	fi
+
+format: $(SETUP) ## Format the code and mend what can be mended mechanically
+	@$(BIN)/ruff check --fix --quiet || true
+	@$(BIN)/ruff format
+	@$(BIN)/buf format --write
+
+protos: $(PROTOS) ## Generate the Python code of the .proto files
+
+$(PROTOS): $(PROTO_INPUTS) tools/protos.py constraints.txt | $(SETUP)
+	@$(BIN)/python tools/protos.py
+	@mkdir -p $(@D)
+	@touch $@
+
+bench: $(SETUP) ## Measure against floors and peers
+	@$(BIN)/python -m tests.bench $(ARGS)
+
+bench-quick: $(SETUP) ## The same in under two minutes, with wider error bars
+	@$(BIN)/python -m tests.bench --quick $(ARGS)
+
+lock: $(SETUP) ## Write constraints.txt from what is installed in .venv
+	@$(BIN)/python tools/lock.py
+
+clean: ## Remove caches and results
+	@rm -rf .coverage .hypothesis .import_linter_cache .make .mypy_cache .pytest_cache .ruff_cache build dist out
+	@find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+distclean: clean ## Remove the environment too
+	@rm -rf .venv

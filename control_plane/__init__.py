@@ -1,0 +1,1 @@
+"""The control plane: accepts updates for running training jobs and brings them there."""

@@ -1,0 +1,251 @@
+"""The rules of a session: who is served, which messages count, what has to be sent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from control_plane.domain.errors import Reason, Refusal
+from control_plane.domain.job import Job, JobState, Progress, TrainerExit
+from control_plane.domain.parameter import ParameterSpec
+from control_plane.domain.update import ActionKind, Applied, Expired, Reading, Rejected
+
+PROTOCOL_VERSION = 1
+
+
+class Phase(StrEnum):
+    """What a trainer is doing, as its agent says."""
+
+    UNKNOWN = "unknown"
+    TRAINING = "training"
+    STALLED = "stalled"
+    PAUSED = "paused"
+    FINISHED = "finished"
+    EXITED = "exited"
+
+
+_STATE_OF_PHASE = {
+    Phase.UNKNOWN: JobState.RUNNING,
+    Phase.TRAINING: JobState.RUNNING,
+    Phase.STALLED: JobState.STALLED,
+    Phase.PAUSED: JobState.PAUSED,
+    Phase.FINISHED: JobState.FINISHED,
+    Phase.EXITED: JobState.FAILED,
+}
+
+
+def state_after(current: JobState, phase: Phase) -> JobState:
+    """The job's state once its trainer is in a phase.
+
+    A process that ends after training reached its end has not failed.
+    """
+    if phase is Phase.EXITED and current is JobState.FINISHED:
+        return current
+    return _STATE_OF_PHASE[phase]
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """The trainer gave an update back before it was in force."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerOutcome:
+    """How an update ended in the trainer."""
+
+    revision: int
+    result: Applied | Rejected | Expired | Withdrawn
+
+
+@dataclass(frozen=True, slots=True)
+class FullState:
+    """What a training process stands at. `in_force` has (first, last) pairs, both included."""
+
+    parameters: tuple[ParameterSpec, ...] = ()
+    actions: tuple[ActionKind, ...] = ()
+    in_force: tuple[tuple[int, int], ...] = ()
+    held: frozenset[int] = frozenset()
+    outcomes: tuple[TrainerOutcome, ...] = ()
+    progress: Progress | None = None
+    phase: Phase = Phase.UNKNOWN
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """The first message of an agent. See `midcourse.agent.v1.Hello`."""
+
+    protocol_version: int
+    job_id: str
+    instance_id: str
+    agent_id: str
+    labels: dict[str, str]
+    method: str = ""
+    agent_version: str = ""
+    host: str = ""
+    trainer_pid: int = 0
+    start_step: int = 0
+    state: FullState = FullState()
+
+
+@dataclass(frozen=True, slots=True)
+class MetricColumn:
+    """Samples of one metric; the columns have the same length. Times in microseconds."""
+
+    name: str
+    steps: Sequence[int]
+    values: Sequence[float]
+    times: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """Progress and metrics since the last one."""
+
+    progress: Progress | None
+    phase: Phase
+    metrics: tuple[MetricColumn, ...] = ()
+    dropped_samples: int = 0
+    readings: tuple[Reading, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerFault:
+    """Midcourse's own code failed in the training process; training goes on."""
+
+    component: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerEvent:
+    """Something happened to the trainer.
+
+    Attributes:
+        phase: What it is doing from now on; UNKNOWN: unchanged.
+        message: The same in words.
+        exit: How the process ended, where it did.
+        fault: What of ours failed, where it did.
+        time: When, by the training host's clock.
+    """
+
+    phase: Phase
+    message: str
+    time: datetime
+    exit: TrainerExit | None = None
+    fault: TrainerFault | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A training process of a job: its number, and the step that it began at."""
+
+    number: int
+    instance_id: str
+    start_step: int
+    superseded: bool = False
+
+
+def check_protocol(version: int) -> None:
+    """Refuses an agent that speaks another protocol.
+
+    Raises:
+        Refusal: Naming both versions.
+    """
+    if version != PROTOCOL_VERSION:
+        raise Refusal(
+            Reason.PROTOCOL_VERSION_UNSUPPORTED,
+            f"the agent speaks protocol version {version}, this server speaks {PROTOCOL_VERSION}; "
+            "install matching versions of midcourse on both sides",
+            metadata={"supported": str(PROTOCOL_VERSION), "got": str(version)},
+        )
+
+
+def check_instance(hello: Hello, runs: Iterable[Run], job: Job) -> None:
+    """Refuses a training process whose place another one has taken.
+
+    The newest process of a job is served. Were the older one let back in, the two
+    would take the job from each other for ever.
+
+    Raises:
+        Refusal: Naming the process that is served.
+    """
+    if any(run.instance_id == hello.instance_id and run.superseded for run in runs):
+        raise superseded(job)
+
+
+def superseded(job: Job) -> Refusal:
+    """The refusal for a training process whose place another one has taken."""
+    by = job.session
+    who = f"process {by.trainer_pid} on {by.host} (instance {by.instance_id})" if by else "another"
+    return Refusal(
+        Reason.INSTANCE_SUPERSEDED,
+        f"job {job.id!r} is now run by {who}; this process is not steered any more. "
+        "If both are meant to run, give them different job ids",
+        metadata={"instance_id": by.instance_id if by else ""},
+    )
+
+
+def fenced(job_id: str, epoch: int, current: int) -> Refusal:
+    """The refusal for whatever an older epoch says."""
+    return Refusal(
+        Reason.SESSION_FENCED,
+        f"session epoch {epoch} of job {job_id!r} has been replaced by epoch {current}",
+        metadata={"epoch": str(epoch), "current_epoch": str(current)},
+    )
+
+
+def begins_anew(job: Job, hello: Hello) -> bool:
+    """Whether this is a new run of a finished job rather than its continuation.
+
+    What was applied in the finished run is then no business of the new one. A run
+    that died, or that goes on from a checkpoint, is continued: there the
+    checkpoint decides.
+    """
+    return (
+        job.state is JobState.FINISHED
+        and job.session is not None
+        and hello.instance_id != job.session.instance_id
+        and hello.start_step == 0
+        and not hello.state.in_force
+    )
+
+
+def expand(ranges: Iterable[tuple[int, int]]) -> Iterator[int]:
+    """The numbers of (first, last) pairs."""
+    for first, last in ranges:
+        yield from range(first, last + 1)
+
+
+def contains(ranges: Iterable[tuple[int, int]], number: int) -> bool:
+    """Whether a number lies in one of the (first, last) pairs."""
+    return any(first <= number <= last for first, last in ranges)
+
+
+class MessageNumbers:
+    """Checks that an agent's messages are numbered without gaps.
+
+    Messages after a gap count all the same, since each stands for itself; but the
+    server asks for full state, because something is missing.
+    """
+
+    def __init__(self, first: int) -> None:
+        """Begins with the number of the Hello."""
+        self.last = first
+
+    def accept(self, number: int) -> bool:
+        """Takes the next number; returns whether there was a gap before it.
+
+        Raises:
+            Refusal: If the number was there before.
+        """
+        if number <= self.last:
+            raise Refusal(
+                Reason.SEQUENCE_REGRESSED,
+                f"message number {number} came after {self.last}; numbers only grow",
+                metadata={"expected": str(self.last + 1), "got": str(number)},
+            )
+        gap = number != self.last + 1
+        self.last = number
+        return gap

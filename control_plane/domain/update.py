@@ -1,0 +1,314 @@
+"""An update's life: accepted, delivered, settled; each state change a pure function."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from enum import StrEnum
+from typing import Literal
+
+from control_plane.domain.errors import Reason, Refusal, invalid
+from control_plane.domain.parameter import Change, Value
+
+MAX_REASON = 1_000
+MAX_REQUEST_ID = 128
+MAX_CHANGES = 64
+
+
+class UpdateState(StrEnum):
+    """Where an update is in its life."""
+
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    APPLIED = "applied"
+    REJECTED = "rejected"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+
+
+OPEN_STATES = frozenset({UpdateState.PENDING, UpdateState.DELIVERED})
+
+
+class ActionKind(StrEnum):
+    """Something to do once, at a boundary."""
+
+    PAUSE = "pause"
+    RESUME = "resume"
+    SAVE_CHECKPOINT = "save_checkpoint"
+    EVALUATE = "evaluate"
+    STOP = "stop"
+    ROLL_BACK = "roll_back"
+
+
+class ExpiryCause(StrEnum):
+    """Why an update expired."""
+
+    DEADLINE = "deadline"
+    MAX_STEP = "max_step"
+    JOB_ENDED = "job_ended"
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """An action; `checkpoint` is for roll back alone (empty: the newest)."""
+
+    kind: ActionKind
+    checkpoint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateSpec:
+    """What a caller asks for. Steps are optimizer steps, counted from 1."""
+
+    changes: tuple[Change, ...] = ()
+    action: Action | None = None
+    at_step: int | None = None
+    max_step: int | None = None
+    deadline: datetime | None = None
+    reason: str = ""
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """A parameter's value before and after; None: unknown."""
+
+    parameter: str
+    group: str
+    old: Value | None
+    new: Value | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A parameter's value in force; None: unknown."""
+
+    parameter: str
+    group: str
+    value: Value | None
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """In force; `step` is the first optimizer step that used the new values."""
+
+    step: int
+    transitions: tuple[Transition, ...] = ()
+    apply_time: datetime | None = None
+    instance_id: str = ""
+    checkpoint: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    op: Literal["applied"] = "applied"
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """Refused by the trainer; `step` is the number of optimizer steps done then."""
+
+    reason: str
+    message: str
+    parameter: str = ""
+    in_force: tuple[Reading, ...] = ()
+    step: int = 0
+    op: Literal["rejected"] = "rejected"
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """Not applied in time."""
+
+    cause: ExpiryCause
+    message: str
+    op: Literal["expired"] = "expired"
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """Withdrawn before it was in force."""
+
+    principal: str
+    reason: str = ""
+    op: Literal["cancelled"] = "cancelled"
+
+
+Outcome = Applied | Rejected | Expired | Cancelled
+
+_STATE_OF: dict[type[Outcome], UpdateState] = {
+    Applied: UpdateState.APPLIED,
+    Rejected: UpdateState.REJECTED,
+    Expired: UpdateState.EXPIRED,
+    Cancelled: UpdateState.CANCELLED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """An accepted update of a job. See `midcourse.control.v1.Update` for the fields."""
+
+    job_id: str
+    revision: int
+    spec: UpdateSpec
+    author: str
+    request_id: str
+    create_time: datetime
+    batch: str = ""
+    state: UpdateState = UpdateState.PENDING
+    deliver_time: datetime | None = None
+    settle_time: datetime | None = None
+    cancel_request: Cancelled | None = None
+    outcome: Outcome | None = None
+    reapplied: tuple[Applied, ...] = ()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can still be applied for the first time."""
+        return self.state in OPEN_STATES
+
+
+def check_spec(
+    spec: UpdateSpec, *, now: datetime, steps_done: int | None, field_path: str = "spec"
+) -> None:
+    """Refuses a spec that makes no sense by itself, whatever the job's parameters.
+
+    Args:
+        spec: What is asked for.
+        now: The server's time.
+        steps_done: Optimizer steps that the job has done; None: unknown.
+        field_path: Path of `spec` in the request.
+
+    Raises:
+        Refusal: Naming the field.
+    """
+    if not spec.changes and spec.action is None:
+        raise invalid(f"{field_path}.changes", "got none; an update needs a change or an action")
+    if len(spec.changes) > MAX_CHANGES:
+        raise invalid(f"{field_path}.changes", f"got {len(spec.changes)}, at most {MAX_CHANGES}")
+    if len(spec.reason) > MAX_REASON:
+        raise invalid(
+            f"{field_path}.reason", f"got {len(spec.reason)} characters, at most {MAX_REASON}"
+        )
+    if spec.deadline is not None and spec.deadline <= now:
+        raise invalid(
+            f"{field_path}.deadline",
+            f"got {spec.deadline.isoformat()}, but it is {now.isoformat()} already",
+            reason=Reason.DEADLINE_IN_PAST,
+        )
+    if spec.at_step is not None and spec.at_step < 1:
+        raise invalid(f"{field_path}.apply_at.step", f"got {spec.at_step}, steps count from 1")
+    last = spec.max_step if spec.max_step is not None else spec.at_step
+    first = spec.at_step if spec.at_step is not None else 1
+    if last is not None and last < first:
+        raise invalid(
+            f"{field_path}.apply_at.max_step", f"got {last}, at least apply_at.step ({first})"
+        )
+    if last is not None and steps_done is not None and last <= steps_done:
+        name = "max_step" if spec.max_step is not None else "step"
+        raise invalid(
+            f"{field_path}.apply_at.{name}",
+            f"got {last}, but the job has done {steps_done} steps; "
+            f"the first step that can still change is {steps_done + 1}",
+            reason=Reason.STEP_IN_PAST,
+        )
+
+
+_REQUEST_ID = re.compile(r"[\x21-\x7e]+")
+
+
+def check_request_id(request_id: str) -> None:
+    """Refuses a request id that is too long or has odd characters."""
+    if len(request_id) > MAX_REQUEST_ID or not _REQUEST_ID.fullmatch(request_id):
+        raise invalid(
+            "request_id",
+            f"got {request_id[:40]!r} ({len(request_id)} characters), allowed: at most "
+            f"{MAX_REQUEST_ID} printable ASCII characters without spaces",
+        )
+
+
+def fingerprint(spec: UpdateSpec) -> str:
+    """A digest of everything that makes one request differ from another."""
+    return hashlib.sha256(repr(spec).encode()).hexdigest()
+
+
+def answer_again(existing: Update, spec: UpdateSpec) -> Update:
+    """The first answer, for a request id that was used before.
+
+    Raises:
+        Refusal: If the content differs.
+    """
+    if fingerprint(existing.spec) != fingerprint(spec):
+        raise Refusal(
+            Reason.REQUEST_ID_REUSED,
+            f"request_id {existing.request_id!r} was used for revision {existing.revision} with "
+            "other content; use a new request_id for a new request",
+            violations=[],
+            metadata={"revision": str(existing.revision)},
+        )
+    return existing
+
+
+def check_revision(expected: int | None, current: int) -> None:
+    """Compare-and-set: refuses unless the expected revision is the current one.
+
+    Raises:
+        Refusal: Naming the current revision.
+    """
+    if expected is not None and expected != current:
+        raise Refusal(
+            Reason.REVISION_MISMATCH,
+            f"expected_revision is {expected}, but the job stands at revision {current}; "
+            "read the job and decide again",
+            metadata={"current_revision": str(current)},
+        )
+
+
+def deliver(update: Update, now: datetime) -> Update:
+    """The agent has it. Idempotent; a settled update stays as it is."""
+    if update.state is not UpdateState.PENDING:
+        return update
+    return replace(update, state=UpdateState.DELIVERED, deliver_time=now)
+
+
+def settle(update: Update, outcome: Outcome, now: datetime) -> Update:
+    """The update ends. A final state never changes: a later application is put beside it.
+
+    The same outcome again (the wire is at least once) changes nothing.
+    """
+    if update.is_open:
+        return replace(
+            update,
+            state=_STATE_OF[type(outcome)],
+            outcome=outcome,
+            settle_time=now,
+            deliver_time=update.deliver_time
+            or (None if isinstance(outcome, Expired | Cancelled) else now),
+        )
+    if not isinstance(outcome, Applied):
+        return update
+    known = (update.outcome, *update.reapplied)
+    same = any(
+        isinstance(a, Applied) and (a.instance_id, a.step) == (outcome.instance_id, outcome.step)
+        for a in known
+    )
+    return update if same else replace(update, reapplied=(*update.reapplied, outcome))
+
+
+def request_cancel(
+    update: Update, by: Cancelled, now: datetime, *, trainer_may_have_it: bool
+) -> Update:
+    """Withdraws an update: at once where nobody can have it, else by asking the trainer.
+
+    Raises:
+        Refusal: If it is settled already.
+    """
+    if not update.is_open:
+        raise Refusal(
+            Reason.UPDATE_SETTLED,
+            f"revision {update.revision} is {update.state.upper()} already and can not be "
+            "cancelled; to go back, send a new update",
+            metadata={"state": update.state.upper()},
+        )
+    if not trainer_may_have_it:
+        return settle(update, by, now)
+    return update if update.cancel_request else replace(update, cancel_request=by)

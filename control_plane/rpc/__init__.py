@@ -1,0 +1,1 @@
+"""The gRPC edge: thin servicers, protobuf to domain and back, nothing else."""

@@ -1,0 +1,100 @@
+"""AgentService: one stream for each trainer agent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from control_plane.domain.errors import Reason, Refusal
+from control_plane.rpc import convert_session as convert
+from midcourse.agent.v1 import session_pb2_grpc
+
+if TYPE_CHECKING:
+    import grpc
+
+    from control_plane.services.agent_session import AgentSession
+    from control_plane.services.sessions import SessionService
+    from midcourse.agent.v1 import session_pb2 as pb
+
+    Context = grpc.aio.ServicerContext[pb.SessionRequest, pb.SessionResponse]
+
+# Why a single message can be refused without ending its stream.
+_PER_MESSAGE = frozenset({Reason.INVALID_ARGUMENT, Reason.PROTOCOL_VIOLATION})
+
+
+class AgentServicer(session_pb2_grpc.AgentServiceServicer):
+    """Reads a stream into its session and writes the session's outbox to it."""
+
+    def __init__(self, sessions: SessionService) -> None:
+        """Takes the use case."""
+        self._sessions = sessions
+
+    async def Session(  # type: ignore[override]  # the stub knows generators only, not writers
+        self, request_iterator: AsyncIterator[pb.SessionRequest], context: Context
+    ) -> None:
+        """Serves one stream until either side ends it."""
+        first = await anext(aiter(request_iterator), None)
+        if first is None:
+            return
+        session = await self._sessions.open(first.sequence, convert.hello_of(first))
+        tasks: list[asyncio.Future[Any]] = [
+            asyncio.ensure_future(_read(session, request_iterator)),
+            asyncio.ensure_future(_write(session, context)),
+            asyncio.ensure_future(session.deliver_new()),
+        ]
+        try:
+            await asyncio.wait([*tasks, session.ended], return_when=asyncio.FIRST_COMPLETED)
+            if session.ended.done():
+                raise session.ended.result()
+            for task in tasks:
+                if task.done():
+                    task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.shield(self._sessions.close(session))
+
+
+async def _read(session: AgentSession, requests: AsyncIterator[pb.SessionRequest]) -> None:
+    async for request in requests:
+        number = request.sequence
+        session.begin(number)
+        try:
+            if not await _take(session, number, request):
+                return
+        except Refusal as refusal:
+            if refusal.reason not in _PER_MESSAGE:
+                raise
+            session.bad_message(number, refusal.reason, refusal.message)
+
+
+async def _take(session: AgentSession, number: int, request: pb.SessionRequest) -> bool:
+    """Takes one message; returns whether more may come."""
+    match request.WhichOneof("message"):
+        case "heartbeat":
+            await session.heartbeat(number, convert.heartbeat_of(request.heartbeat))
+        case "outcome":
+            await session.outcome(number, convert.outcome_of(request.outcome, "outcome"))
+        case "reply":
+            reply = request.reply
+            await session.reply(number, reply.nonce, reply.revision, convert.reply_of(reply))
+        case "event":
+            await session.event(number, convert.event_of(request.event))
+        case "state":
+            await session.full_state(number, convert.state_of(request.state, "state"))
+        case "goodbye":
+            session.done(number)
+            return False
+        case other:
+            raise Refusal(
+                Reason.PROTOCOL_VIOLATION,
+                f"got {other or 'a message of an unknown kind'} in the midst of a session",
+            )
+    return True
+
+
+async def _write(session: AgentSession, context: Context) -> None:
+    while True:
+        await context.write(convert.response(await session.outbox.get()))

@@ -1,0 +1,254 @@
+"""Messages of the agent session between protobuf and domain."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from control_plane.domain.errors import Reason, Refusal, invalid
+from control_plane.domain.session import (
+    FullState,
+    Heartbeat,
+    Hello,
+    MetricColumn,
+    Phase,
+    TrainerEvent,
+    TrainerFault,
+    TrainerOutcome,
+    Withdrawn,
+)
+from control_plane.rpc.convert_common import duration, time_of, timestamp
+from control_plane.rpc.convert_job import exit_of, progress_of
+from control_plane.rpc.convert_parameter import spec_of
+from control_plane.rpc.convert_update import (
+    ACTIONS,
+    applied_of,
+    expired_of,
+    reading_of,
+    rejected_of,
+    update,
+)
+from control_plane.services.agent_session import Received, Refused, ReplyResult
+from control_plane.services.outbox import (
+    Acknowledgement,
+    Delivery,
+    GoAway,
+    ItemError,
+    ServerMessage,
+    StateRequest,
+    Welcome,
+    Withdrawal,
+)
+from midcourse.agent.v1 import session_pb2 as pb
+
+if TYPE_CHECKING:
+    from control_plane.domain.job import TrainerExit
+
+_PHASES = {
+    pb.TRAINER_PHASE_UNSPECIFIED: Phase.UNKNOWN,
+    pb.TRAINER_PHASE_TRAINING: Phase.TRAINING,
+    pb.TRAINER_PHASE_STALLED: Phase.STALLED,
+    pb.TRAINER_PHASE_PAUSED: Phase.PAUSED,
+    pb.TRAINER_PHASE_FINISHED: Phase.FINISHED,
+    pb.TRAINER_PHASE_EXITED: Phase.EXITED,
+}
+MAX_METRIC_NAME = 200
+
+
+def hello_of(request: pb.SessionRequest) -> Hello:
+    """The first message of a stream.
+
+    Raises:
+        Refusal: If it is no Hello, or can not be read.
+    """
+    if request.WhichOneof("message") != "hello":
+        got = request.WhichOneof("message") or "an empty message"
+        raise Refusal(
+            Reason.PROTOCOL_VIOLATION, f"a session begins with hello, but it began with {got}"
+        )
+    hello = request.hello
+    for name in ("instance_id", "agent_id"):
+        if not getattr(hello, name):
+            raise invalid(f"hello.{name}", "got none; it is needed")
+    return Hello(
+        protocol_version=hello.protocol_version,
+        job_id=hello.job_id,
+        labels=dict(hello.labels),
+        method=hello.method,
+        instance_id=hello.instance_id,
+        agent_id=hello.agent_id,
+        agent_version=hello.agent_version,
+        host=hello.host,
+        trainer_pid=hello.trainer_pid,
+        start_step=hello.start_step,
+        state=state_of(hello.state, "hello.state"),
+    )
+
+
+def state_of(proto: pb.FullState, field: str) -> FullState:
+    """What a trainer says of itself.
+
+    Raises:
+        Refusal: If it can not be read.
+    """
+    for index, each in enumerate(proto.in_force):
+        if not 1 <= each.first <= each.last:
+            raise invalid(
+                f"{field}.in_force[{index}]",
+                f"got {each.first} to {each.last}, allowed: 1 or more, ascending",
+            )
+    return FullState(
+        parameters=tuple(
+            spec_of(each, f"{field}.parameters[{i}]") for i, each in enumerate(proto.parameters)
+        ),
+        actions=tuple(ACTIONS[each] for each in proto.actions if each in ACTIONS),
+        in_force=tuple((each.first, each.last) for each in proto.in_force),
+        held=frozenset(proto.held),
+        outcomes=tuple(
+            outcome_of(each, f"{field}.outcomes[{i}]") for i, each in enumerate(proto.outcomes)
+        ),
+        progress=progress_of(proto.progress, f"{field}.progress")
+        if proto.HasField("progress")
+        else None,
+        phase=_PHASES.get(proto.phase, Phase.UNKNOWN),
+    )
+
+
+def outcome_of(proto: pb.UpdateOutcome, field: str) -> TrainerOutcome:
+    """How an update ended in the trainer.
+
+    Raises:
+        Refusal: If it does not say how.
+    """
+    match proto.WhichOneof("result"):
+        case "applied":
+            return TrainerOutcome(proto.revision, applied_of(proto.applied, f"{field}.applied"))
+        case "rejected":
+            return TrainerOutcome(proto.revision, rejected_of(proto.rejected))
+        case "expired":
+            return TrainerOutcome(proto.revision, expired_of(proto.expired, f"{field}.expired"))
+        case "withdrawn":
+            return TrainerOutcome(proto.revision, Withdrawn())
+        case _:
+            raise invalid(field, "got an outcome without a result; one is needed")
+
+
+def reply_of(proto: pb.DeliveryReply) -> ReplyResult:
+    """An agent's answer to a delivery.
+
+    Raises:
+        Refusal: If it has no result.
+    """
+    match proto.WhichOneof("result"):
+        case "received":
+            return Received()
+        case "settled":
+            return outcome_of(proto.settled, "reply.settled")
+        case "refused":
+            return Refused(proto.refused.reason, proto.refused.message)
+        case _:
+            raise invalid("reply", "got a reply without a result; one is needed")
+
+
+def heartbeat_of(proto: pb.Heartbeat) -> Heartbeat:
+    """Progress and metrics.
+
+    Raises:
+        Refusal: If the columns of a metric differ in length, or its name is too long.
+    """
+    columns = []
+    for index, each in enumerate(proto.metrics):
+        lengths = (len(each.steps), len(each.values), len(each.time_micros))
+        field = f"heartbeat.metrics[{index}]"
+        if len(set(lengths)) != 1:
+            raise invalid(
+                field,
+                f"got {lengths[0]} steps, {lengths[1]} values and {lengths[2]} times; "
+                "they must be equally many",
+            )
+        if not 0 < len(each.name) <= MAX_METRIC_NAME:
+            raise invalid(
+                f"{field}.name",
+                f"got {len(each.name)} characters, allowed: 1 to {MAX_METRIC_NAME}",
+            )
+        columns.append(
+            MetricColumn(each.name, list(each.steps), list(each.values), list(each.time_micros))
+        )
+    return Heartbeat(
+        progress=progress_of(proto.progress, "heartbeat.progress")
+        if proto.HasField("progress")
+        else None,
+        phase=_PHASES.get(proto.phase, Phase.UNKNOWN),
+        metrics=tuple(columns),
+        dropped_samples=proto.dropped_samples,
+        readings=tuple(reading_of(each) for each in proto.readings),
+    )
+
+
+def event_of(proto: pb.TrainerEvent) -> TrainerEvent:
+    """Something that happened to a trainer.
+
+    Raises:
+        Refusal: If it does not say what.
+    """
+    time = time_of(proto.time, "event.time")
+    match proto.WhichOneof("kind"):
+        case "stalled":
+            idle = proto.stalled.idle.ToTimedelta().total_seconds()
+            return TrainerEvent(
+                Phase.STALLED, f"no step for {idle:.0f} s after step {proto.stalled.step}", time
+            )
+        case "recovered":
+            return TrainerEvent(Phase.TRAINING, "", time)
+        case "finished":
+            text = f"training reached its end at step {proto.finished.step}"
+            return TrainerEvent(Phase.FINISHED, text, time)
+        case "exited":
+            ended = exit_of(proto.exited, "event.exited")
+            return TrainerEvent(Phase.EXITED, ended.message or _in_words(ended), time, exit=ended)
+        case "fault":
+            fault = TrainerFault(proto.fault.component, proto.fault.message)
+            text = f"steering failed in {fault.component}: {fault.message}; training goes on"
+            return TrainerEvent(Phase.UNKNOWN, text, time, fault=fault)
+        case _:
+            raise invalid("event", "got an event without a kind; one is needed")
+
+
+def _in_words(ended: TrainerExit) -> str:
+    if ended.signal is not None:
+        return f"the training process was ended by signal {ended.signal}"
+    if ended.exit_code is not None:
+        return f"the training process ended with exit code {ended.exit_code}"
+    return "the training process is gone; its exit code is unknown"
+
+
+def response(of: ServerMessage) -> pb.SessionResponse:
+    """What the server says, as protobuf."""
+    match of:
+        case Welcome():
+            welcome = pb.Welcome(
+                epoch=of.epoch,
+                heartbeat_interval=duration(of.heartbeat_interval),
+                max_message_bytes=of.max_message_bytes,
+                max_samples=of.max_samples,
+                server_time=timestamp(of.server_time),
+                stall_after=duration(of.stall_after),
+                settled=[pb.RevisionRange(first=a, last=b) for a, b in of.settled],
+            )
+            return pb.SessionResponse(welcome=welcome)
+        case Delivery():
+            delivery = pb.Delivery(nonce=of.nonce, update=update(of.update))
+            if of.time_left is not None:
+                delivery.time_left.CopyFrom(duration(of.time_left))
+            return pb.SessionResponse(delivery=delivery)
+        case Withdrawal():
+            return pb.SessionResponse(withdrawal=pb.Withdrawal(revision=of.revision))
+        case Acknowledgement():
+            return pb.SessionResponse(acknowledgement=pb.Acknowledgement(sequence=of.sequence))
+        case StateRequest():
+            return pb.SessionResponse(state_request=pb.StateRequest(reason=of.reason))
+        case GoAway():
+            away = pb.GoAway(reconnect_delay=duration(of.delay), reason=of.reason)
+            return pb.SessionResponse(go_away=away)
+        case ItemError():
+            error = pb.MessageError(reason=of.reason, message=of.message)
+            return pb.SessionResponse(item_error=pb.ItemError(sequence=of.sequence, error=error))

@@ -1,0 +1,163 @@
+"""The control plane put together: store, use cases, gRPC edge. The only place that knows all."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import structlog
+
+from control_plane.rpc.agent_servicer import AgentServicer
+from control_plane.rpc.control_servicer import ControlPlaneServicer, UseCases
+from control_plane.rpc.errors import DOMAIN, translate
+from control_plane.services.agent_session import SessionLimits
+from control_plane.services.bus import LocalBus
+from control_plane.services.jobs import JobService
+from control_plane.services.metrics import MetricsService
+from control_plane.services.sessions import SessionService
+from control_plane.services.telemetry import TelemetryHub
+from control_plane.services.updates import UpdateService
+from control_plane.services.upkeep import Retention, Upkeep
+from control_plane.services.watch import WatchService
+from control_plane.store import open_store
+from grpc_runtime.logging import configure_logging
+from grpc_runtime.server import Service, run
+from midcourse.agent.v1 import session_pb2_grpc
+from midcourse.control.v1 import control_pb2_grpc
+
+if TYPE_CHECKING:
+    from control_plane.config import ServerSettings
+    from control_plane.services.ports import Clock, Store
+
+_log = structlog.get_logger(__name__)
+
+
+def utc_now() -> datetime:
+    """The time."""
+    return datetime.now(UTC)
+
+
+class ControlPlane:
+    """A control plane in this event loop.
+
+    async with ControlPlane.open(settings) as plane:
+        print(plane.service.address)
+        await plane.service.wait()
+    """
+
+    def __init__(self, settings: ServerSettings, store: Store, clock: Clock = utc_now) -> None:
+        """Puts the parts together; nothing runs before `running`."""
+        self.settings = settings
+        self.bus = LocalBus()
+        self.telemetry = TelemetryHub(
+            store,
+            clock,
+            flush_interval=settings.flush_interval,
+            max_pending_samples=settings.max_pending_samples,
+        )
+        self.sessions = SessionService(store, clock, self.bus, self.telemetry, _limits(settings))
+        self.jobs = JobService(store, clock, self.bus, self.telemetry, self.sessions.connected)
+        self.updates = UpdateService(
+            store, clock, self.bus, self.telemetry, max_open_updates=settings.max_open_updates
+        )
+        self.metrics = MetricsService(store, self.telemetry)
+        self.watches = WatchService(store, self.bus, self.jobs, self.telemetry)
+        self.upkeep = Upkeep(store, clock, self.sessions, self.updates, _retention(settings))
+        self._store = store
+        self.service = Service(
+            settings.listen,
+            domain=DOMAIN,
+            translate=translate,
+            insecure=settings.insecure,
+            max_message_bytes=settings.max_message_bytes,
+            grace=settings.grace,
+        )
+        use_cases = UseCases(
+            self.jobs, self.updates, self.watches, self.metrics, settings.heartbeat_interval
+        )
+        self.service.add(
+            control_pb2_grpc.add_ControlPlaneServiceServicer_to_server,
+            ControlPlaneServicer(use_cases),
+        )
+        self.service.add(
+            session_pb2_grpc.add_AgentServiceServicer_to_server, AgentServicer(self.sessions)
+        )
+        self.service.on_drain(self.sessions.drain)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[ControlPlane]:
+        """Serves while the block runs, then drains, flushes and closes the store."""
+        chores = [
+            asyncio.create_task(self.telemetry.run(), name="telemetry"),
+            asyncio.create_task(self.upkeep.run(), name="upkeep"),
+        ]
+        for chore in chores:
+            chore.add_done_callback(self._chore_ended)
+        try:
+            await self.service.start()
+            try:
+                yield self
+            finally:
+                await self.service.stop()
+        finally:
+            for chore in chores:
+                chore.cancel()
+            await asyncio.gather(*chores, return_exceptions=True)
+            try:
+                await self.telemetry.flush()
+            finally:
+                await self._store.close()
+
+    def _chore_ended(self, chore: asyncio.Task[None]) -> None:
+        """A chore that ends by itself is a bug: without it the server would lie by silence."""
+        if chore.cancelled():
+            return
+        _log.critical(
+            "a background task failed; stopping", task=chore.get_name(), exc_info=chore.exception()
+        )
+        self._stopping = asyncio.ensure_future(self.service.stop())
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, settings: ServerSettings) -> AsyncIterator[ControlPlane]:
+        """Opens the store and serves while the block runs."""
+        store = await open_store(settings.database)
+        async with cls(settings, store).running() as plane:
+            yield plane
+
+
+def _limits(settings: ServerSettings) -> SessionLimits:
+    return SessionLimits(
+        heartbeat_interval=settings.heartbeat_interval,
+        lost_after_intervals=settings.lost_after,
+        stall_after=settings.stall_after,
+        max_message_bytes=settings.max_message_bytes,
+    )
+
+
+def _retention(settings: ServerSettings) -> Retention:
+    def days(number: float) -> timedelta | None:
+        return timedelta(days=number) if number > 0 else None
+
+    return Retention(days(settings.retain_samples_days), days(settings.retain_events_days))
+
+
+async def _serve(settings: ServerSettings) -> None:
+    async with ControlPlane.open(settings) as plane:
+        _log.info("serving", address=str(plane.service.address), database=settings.database)
+        async with plane.service.stopping_on_signals():
+            await plane.service.wait()
+
+
+def serve(settings: ServerSettings) -> None:
+    """Serves until SIGTERM or SIGINT.
+
+    Raises:
+        ListenError: If the address can not be listened on.
+        StoreError: If the database can not be opened.
+    """
+    configure_logging(level=settings.log_level, log_format=settings.log_format)
+    run(_serve(settings))

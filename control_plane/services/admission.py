@@ -1,0 +1,213 @@
+"""What a Hello leads to: who is served, what is settled by it, what is still to be sent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from control_plane.domain.job import Effective, Job, JobState, SessionInfo, check_labels
+from control_plane.domain.session import (
+    FullState,
+    Hello,
+    Run,
+    TrainerOutcome,
+    Withdrawn,
+    begins_anew,
+    check_instance,
+    contains,
+    state_after,
+)
+from control_plane.domain.update import (
+    Applied,
+    Cancelled,
+    Expired,
+    Outcome,
+    Rejected,
+    Update,
+    UpdateState,
+    deliver,
+)
+from control_plane.services.jobs import job_event, new_job
+from control_plane.services.ports import EventKind, Transaction
+from control_plane.services.updates import deadline_passed, settle_in
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A session as the store has it.
+
+    Attributes:
+        job: The job, with the new epoch.
+        run: The training process.
+        missing: Updates to send, oldest first.
+        withdraw: Revisions that the trainer holds and should give back.
+        settled: Revisions of the outcomes that came with the Hello.
+        created: Whether the job is new.
+    """
+
+    job: Job
+    run: Run
+    missing: tuple[Update, ...]
+    withdraw: tuple[int, ...]
+    settled: tuple[int, ...]
+    created: bool
+
+
+def admit(tx: Transaction, hello: Hello, now: datetime) -> Admission:
+    """Begins a session: fences older ones and settles what the Hello tells.
+
+    Raises:
+        Refusal: If the agent must not be served.
+    """
+    job = tx.job(hello.job_id)
+    created = job is None
+    if job is None:
+        job = tx.insert_job(new_job(hello.job_id, hello.labels, hello.method, now))
+        tx.append_event(job_event(EventKind.CREATED, job, now))
+    else:
+        check_labels({**job.labels, **hello.labels})
+    runs = tx.runs(job)
+    check_instance(hello, runs, job)
+    run = _run_of(tx, job, hello, runs)
+    floor = job.revision if begins_anew(job, hello) else job.replay_floor
+    job = replace(
+        job,
+        labels={**job.labels, **hello.labels},
+        method=hello.method or job.method,
+        state=state_after(job.state, hello.state.phase),
+        state_message="",
+        replay_floor=floor,
+        desired=job.desired if floor == job.replay_floor else (),
+        exit=None,
+        session=SessionInfo(
+            epoch=job.session.epoch + 1 if job.session else 1,
+            instance_id=hello.instance_id,
+            agent_id=hello.agent_id,
+            host=hello.host,
+            trainer_pid=hello.trainer_pid,
+            agent_version=hello.agent_version,
+            connect_time=now,
+            last_seen_time=now,
+        ),
+    ).changed(now)
+    tx.save_job(job)
+    tx.append_event(job_event(EventKind.MODIFIED, job, now))
+    job, missing, withdraw = take_state(tx, job, hello.state, now)
+    settled = tuple(outcome.revision for outcome in hello.state.outcomes)
+    return Admission(job, run, missing, withdraw, settled, created)
+
+
+def _run_of(tx: Transaction, job: Job, hello: Hello, runs: Iterable[Run]) -> Run:
+    """The training process's run; older processes lose their place to it."""
+    number = 0
+    mine: Run | None = None
+    for run in runs:
+        number = max(number, run.number)
+        if run.instance_id == hello.instance_id:
+            mine = run
+        elif not run.superseded:
+            tx.save_run(job, replace(run, superseded=True))
+    if mine is None:
+        mine = Run(number + 1, hello.instance_id, hello.start_step)
+        tx.save_run(job, mine)
+    return mine
+
+
+def take_state(
+    tx: Transaction, job: Job, state: FullState, now: datetime
+) -> tuple[Job, tuple[Update, ...], tuple[int, ...]]:
+    """Brings the store up to what a trainer says of itself.
+
+    Returns:
+        The job (stored), updates to send (oldest first), revisions to withdraw.
+    """
+    job = replace(
+        job,
+        parameters=state.parameters,
+        actions=state.actions,
+        effective=_effective(job, state),
+    )
+    tx.save_job(job)
+    for outcome in state.outcomes:
+        job = take_outcome(tx, job, outcome, now)
+    missing: list[Update] = []
+    withdraw: list[int] = []
+    for update in tx.open_updates(job):
+        outcome_now = _resolve(update, state, now)
+        if outcome_now is not None:
+            job = settle_in(tx, job, update, outcome_now, now)
+        elif update.revision not in state.held:
+            missing.append(update)
+        elif update.cancel_request is not None:
+            withdraw.append(update.revision)
+    for revision in tx.applied_above(job, job.replay_floor):
+        if not contains(state.in_force, revision) and revision not in state.held:
+            update_again = tx.update(job, revision)
+            if update_again is not None:
+                missing.append(update_again)
+    missing.sort(key=lambda update: update.revision)
+    return job, tuple(missing), tuple(withdraw)
+
+
+def _resolve(update: Update, state: FullState, now: datetime) -> Outcome | None:
+    """What a trainer's state says of an update that was open until now; None: nothing final."""
+    if contains(state.in_force, update.revision):
+        # In force, but the trainer has no record of the step left.
+        return Applied(step=0)
+    if update.revision in state.held:
+        return None
+    if update.cancel_request is not None:
+        return update.cancel_request
+    if update.spec.deadline is not None and update.spec.deadline <= now:
+        return deadline_passed(update)
+    return None
+
+
+def _effective(job: Job, state: FullState) -> tuple[Effective, ...]:
+    """Values in force as declared, with the updates that they are known to come from."""
+    known = {(e.parameter, e.group): e for e in job.effective}
+    values = []
+    for spec in state.parameters:
+        if spec.unavailable_reason:
+            continue
+        before = known.get((spec.name, ""))
+        if before is not None and before.revision and contains(state.in_force, before.revision):
+            values.append(replace(before, value=spec.current_value))
+        else:
+            values.append(Effective(spec.name, "", spec.current_value))
+        values += [
+            effective
+            for (name, group), effective in known.items()
+            if name == spec.name and group and contains(state.in_force, effective.revision)
+        ]
+    return tuple(values)
+
+
+def take_outcome(tx: Transaction, job: Job, outcome: TrainerOutcome, now: datetime) -> Job:
+    """Records how an update ended in the trainer; an outcome that is known changes nothing.
+
+    An outcome of an unknown revision is left out: a job that was deleted and made anew
+    has no use for it.
+    """
+    update = tx.update(job, outcome.revision)
+    if update is None:
+        return job
+    if update.state is UpdateState.PENDING:
+        update = deliver(update, now)
+    return settle_in(tx, job, update, _outcome(update, outcome), now)
+
+
+def _outcome(update: Update, outcome: TrainerOutcome) -> Applied | Rejected | Expired | Cancelled:
+    result = outcome.result
+    if isinstance(result, Withdrawn):
+        return update.cancel_request or Cancelled("", "given back by the trainer")
+    return result
+
+
+def lost(job: Job, message: str, now: datetime, last_seen: datetime) -> Job:
+    """A job of which nothing has been heard for long."""
+    session = job.session
+    if session is not None:
+        session = replace(session, connected=False, last_seen_time=last_seen)
+    return replace(job, state=JobState.LOST, state_message=message, session=session).changed(now)

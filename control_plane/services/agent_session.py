@@ -1,0 +1,394 @@
+"""One stream of one agent: what it says is stored, what is accepted for its job is sent."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+import structlog
+from structlog.typing import FilteringBoundLogger
+
+from control_plane.domain.errors import Reason, Refusal
+from control_plane.domain.job import Job, JobState
+from control_plane.domain.session import (
+    FullState,
+    Heartbeat,
+    MessageNumbers,
+    Phase,
+    TrainerEvent,
+    TrainerOutcome,
+    fenced,
+    state_after,
+)
+from control_plane.domain.update import (
+    Expired,
+    ExpiryCause,
+    Rejected,
+    Update,
+    deliver,
+)
+from control_plane.services.admission import Admission, lost, take_outcome, take_state
+from control_plane.services.bus import JOBS, session_topic, updates_topic
+from control_plane.services.jobs import job_event
+from control_plane.services.outbox import (
+    AckTracker,
+    Delivery,
+    ItemError,
+    Outbox,
+    StateRequest,
+    Withdrawal,
+)
+from control_plane.services.ports import Clock, EventKind, Store, Transaction, WakeupBus
+from control_plane.services.updates import settle_in
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
+    from control_plane.services.telemetry import TelemetryHub
+
+T = TypeVar("T")
+
+_log: FilteringBoundLogger = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLimits:
+    """What agents are told; durations in seconds.
+
+    Attributes:
+        heartbeat_interval: How often they speak.
+        lost_after_intervals: Silence for so many intervals makes a job LOST.
+        stall_after: Least time without a step after which a trainer counts as stalled.
+        max_message_bytes: Largest message.
+        max_samples: Most samples in a heartbeat.
+    """
+
+    heartbeat_interval: float = 5.0
+    lost_after_intervals: float = 3.0
+    stall_after: float = 30.0
+    max_message_bytes: int = 4 * 1024 * 1024
+    max_samples: int = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class SessionParts:
+    """What every session works with."""
+
+    store: Store
+    clock: Clock
+    bus: WakeupBus
+    telemetry: TelemetryHub
+    limits: SessionLimits
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """The agent has the update."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The agent can not take the update."""
+
+    reason: str
+    message: str
+
+
+ReplyResult = Received | Refused | TrainerOutcome
+
+
+class AgentSession:
+    """One stream of one agent. Everything it stores is fenced by its epoch."""
+
+    def __init__(self, parts: SessionParts, admission: Admission, hello_number: int) -> None:
+        """Is made by `SessionService.open`."""
+        self._parts = parts
+        self._run = admission.run
+        self.job_id = admission.job.id
+        self.job_key = admission.job.key
+        self.instance_id = admission.run.instance_id
+        self.epoch = admission.job.session.epoch if admission.job.session else 0
+        self.outbox = Outbox()
+        self.ended: asyncio.Future[Refusal] = asyncio.get_running_loop().create_future()
+        self._state = admission.job.state
+        self._numbers = MessageNumbers(hello_number)
+        self._acks = AckTracker(hello_number)
+        self._nonces: dict[int, int] = {}
+        self._new_nonce = itertools.count(random.getrandbits(32) << 16)
+        self._sent: set[int] = set()
+        self._withdrawn: set[int] = set()
+
+    # What the agent says.
+
+    def begin(self, number: int) -> None:
+        """Takes note of a message's number; must be called first, for every message.
+
+        Raises:
+            Refusal: If the number was there before.
+        """
+        gap = self._numbers.accept(number)
+        self._acks.begin(number)
+        self._parts.telemetry.seen(self.job_key)
+        if gap:
+            self.outbox.put(StateRequest(f"messages before number {number} are missing"))
+
+    def done(self, number: int) -> None:
+        """A message needs nothing more; acknowledges as far as possible."""
+        if self._acks.done(number):
+            self.outbox.acknowledge(self._acks.done_up_to)
+
+    def bad_message(self, number: int, reason: Reason, message: str) -> None:
+        """Tells the agent that one of its messages was bad; the stream goes on."""
+        self.outbox.put(ItemError(number, reason, message))
+        self.done(number)
+
+    async def reply(self, number: int, nonce: int, revision: int, result: ReplyResult) -> None:
+        """The agent's answer to a delivery."""
+        if self._nonces.pop(nonce, None) != revision:
+            self.bad_message(
+                number,
+                Reason.PROTOCOL_VIOLATION,
+                f"got a reply to nonce {nonce}, revision {revision}: there is no such delivery "
+                "without a reply in this stream",
+            )
+            return
+        now = self._parts.clock()
+
+        def work(tx: Transaction) -> None:
+            job = self._fenced_job(tx)
+            update = tx.update(job, revision)
+            if update is None:
+                return
+            match result:
+                case Received():
+                    delivered = deliver(update, now)
+                    if delivered != update:
+                        tx.save_update(job, delivered)
+                        tx.append_event(job_event(EventKind.MODIFIED, job, now, revision))
+                case TrainerOutcome():
+                    take_outcome(tx, job, result, now)
+                case Refused():
+                    rejected = Rejected(result.reason, result.message)
+                    settle_in(tx, job, update, rejected, now)
+
+        await self._write(work)
+        self.done(number)
+
+    async def outcome(self, number: int, outcome: TrainerOutcome) -> None:
+        """How an update ended in the trainer."""
+        now = self._parts.clock()
+
+        def work(tx: Transaction) -> None:
+            take_outcome(tx, self._fenced_job(tx), outcome, now)
+
+        await self._write(work)
+        _log.info(
+            "update settled",
+            job=self.job_id,
+            revision=outcome.revision,
+            outcome=type(outcome.result).__name__.lower(),
+        )
+        self.done(number)
+
+    async def heartbeat(self, number: int, heartbeat: Heartbeat) -> None:
+        """Progress and metrics; acknowledged once they are on disk."""
+        samples = sum(len(column.steps) for column in heartbeat.metrics)
+        limit = self._parts.limits.max_samples
+        if samples > limit:
+            self.bad_message(
+                number,
+                Reason.PROTOCOL_VIOLATION,
+                f"got {samples} samples in a heartbeat, at most {limit}",
+            )
+            return
+        await self._parts.telemetry.room()
+        self._parts.telemetry.take(
+            self.job_key, self._run.number, heartbeat, lambda: self.done(number)
+        )
+        if heartbeat.phase is not Phase.UNKNOWN or self._state is JobState.LOST:
+            await self._enter(heartbeat.phase)
+
+    async def event(self, number: int, event: TrainerEvent) -> None:
+        """Something happened to the trainer."""
+        if event.fault is not None:
+            _log.warning(
+                "midcourse failed in a training process; training goes on",
+                job=self.job_id,
+                component=event.fault.component,
+                error=event.fault.message,
+            )
+        if event.phase is not Phase.UNKNOWN or event.message:
+            await self._enter(event.phase, event)
+        self.done(number)
+
+    async def full_state(self, number: int, state: FullState) -> None:
+        """The trainer's state anew: what differs from the store is mended."""
+        now = self._parts.clock()
+
+        def work(tx: Transaction) -> tuple[tuple[Update, ...], tuple[int, ...]]:
+            _, missing, withdraw = take_state(tx, self._fenced_job(tx), state, now)
+            return missing, withdraw
+
+        missing, withdraw = await self._write(work)
+        if state.progress is not None:
+            self._parts.telemetry.progress(self.job_key, state.progress)
+        self._sent -= {update.revision for update in missing}
+        self.send(missing)
+        self.withdraw(withdraw)
+        self.done(number)
+
+    # What the server says.
+
+    def send(self, updates: Iterable[Update]) -> None:
+        """Sends updates that this stream has not carried yet."""
+        now = self._parts.clock()
+        for update in updates:
+            if update.revision in self._sent:
+                if update.cancel_request is not None:
+                    self.withdraw([update.revision])
+                continue
+            self._sent.add(update.revision)
+            nonce = next(self._new_nonce)
+            self._nonces[nonce] = update.revision
+            left = None
+            if update.spec.deadline is not None and update.is_open:
+                left = max(0.0, (update.spec.deadline - now).total_seconds())
+            self.outbox.put(Delivery(nonce, update, left))
+
+    def withdraw(self, revisions: Iterable[int]) -> None:
+        """Asks the trainer to give updates back."""
+        for revision in revisions:
+            if revision not in self._withdrawn:
+                self._withdrawn.add(revision)
+                self.outbox.put(Withdrawal(revision))
+
+    async def deliver_new(self) -> None:
+        """Sends what is accepted, whenever there is something, until cancelled.
+
+        An update that is withdrawn before it was sent is settled here: nobody else
+        knows that the trainer has not got it.
+        """
+        subscription = self._parts.bus.subscribe(session_topic(self.job_id))
+        try:
+            while True:
+                updates = await self._parts.store.read(self._open_updates)
+                unsent = [u for u in updates if u.cancel_request and u.revision not in self._sent]
+                if unsent:
+                    await self._settle_unsent(unsent)
+                self.send(u for u in updates if u not in unsent)
+                await subscription.wait()
+        finally:
+            subscription.close()
+
+    def _open_updates(self, tx: Transaction) -> list[Update]:
+        job = tx.job(self.job_id)
+        if job is None or job.key != self.job_key:
+            self.end(Refusal(Reason.JOB_DELETED, f"job {self.job_id!r} was deleted by an operator"))
+            return []
+        return tx.open_updates(job)
+
+    async def _settle_unsent(self, updates: list[Update]) -> None:
+        now = self._parts.clock()
+
+        def work(tx: Transaction) -> None:
+            job = self._fenced_job(tx)
+            for stale in updates:
+                update = tx.update(job, stale.revision)
+                if update is not None and update.is_open and update.cancel_request is not None:
+                    job = settle_in(tx, job, update, update.cancel_request, now)
+
+        await self._write(work)
+
+    def end(self, refusal: Refusal) -> None:
+        """Has the stream end with a refusal."""
+        if not self.ended.done():
+            self.ended.set_result(refusal)
+
+    # The job's state.
+
+    @property
+    def state(self) -> JobState:
+        """The job's state as this session last stored it."""
+        return self._state
+
+    async def _enter(self, phase: Phase, event: TrainerEvent | None = None) -> None:
+        """Has the job follow its trainer, and ends its open updates where it is finished."""
+        if event is None and state_after(self._state, phase) is self._state:
+            return
+        now = self._parts.clock()
+
+        def work(tx: Transaction) -> JobState:
+            job = self._fenced_job(tx)
+            quiet = phase is Phase.UNKNOWN and job.state is not JobState.LOST
+            after = job.state if quiet else state_after(job.state, phase)
+            job = replace(
+                job,
+                state=after,
+                state_message=event.message if event is not None else "",
+                exit=event.exit if event is not None and event.exit is not None else job.exit,
+            ).changed(now)
+            tx.save_job(job)
+            tx.append_event(job_event(EventKind.MODIFIED, job, now))
+            if after is JobState.FINISHED:
+                for update in tx.open_updates(job):
+                    outcome = Expired(
+                        ExpiryCause.JOB_ENDED, "training reached its end before the update was due"
+                    )
+                    job = settle_in(tx, job, update, outcome, now)
+            return after
+
+        self._state = await self._write(work)
+        _log.info("job state", job=self.job_id, state=self._state.value)
+
+    async def mark_lost(self, silence: float) -> None:
+        """Nothing has been heard for long."""
+        now = self._parts.clock()
+
+        def work(tx: Transaction) -> None:
+            job = self._fenced_job(tx)
+            seen = now - timedelta(seconds=silence)
+            message = f"nothing heard from its agent for {silence:.0f} s"
+            tx.save_job(lost(job, message, now, seen))
+            tx.append_event(job_event(EventKind.MODIFIED, job, now))
+
+        await self._write(work)
+        self._state = JobState.LOST
+
+    async def close(self) -> None:
+        """The stream has ended: from now on nothing can be on its way to the trainer."""
+        now = self._parts.clock()
+
+        def work(tx: Transaction) -> None:
+            job = tx.job(self.job_id)
+            if job is None or job.session is None or job.session.epoch != self.epoch:
+                return
+            if job.key == self.job_key:
+                session = replace(job.session, connected=False, last_seen_time=now)
+                tx.save_job(replace(job, session=session))
+
+        await self._parts.store.write(work)
+
+    def _fenced_job(self, tx: Transaction) -> Job:
+        """The job, if this session is still the one that is served.
+
+        Raises:
+            Refusal: SESSION_FENCED or JOB_DELETED.
+        """
+        job = tx.job(self.job_id)
+        if job is None or job.key != self.job_key:
+            raise Refusal(Reason.JOB_DELETED, f"job {self.job_id!r} was deleted")
+        current = job.session.epoch if job.session else 0
+        if current != self.epoch:
+            raise fenced(self.job_id, self.epoch, current)
+        return job
+
+    async def _write(self, work: Callable[[Transaction], T]) -> T:
+        result = await self._parts.store.write(work)
+        self._parts.bus.notify(updates_topic(self.job_id))
+        self._parts.bus.notify(JOBS)
+        return result

@@ -1,0 +1,75 @@
+"""The wake-up bus within one process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+
+JOBS = "jobs"
+"""Topic of every durable event."""
+
+
+def session_topic(job_id: str) -> str:
+    """Topic of whatever a job's session has to look at."""
+    return f"session/{job_id}"
+
+
+def updates_topic(job_id: str) -> str:
+    """Topic of whatever becomes of a job's updates."""
+    return f"updates/{job_id}"
+
+
+class LocalSubscription:
+    """A place to wait for wake-ups of one topic."""
+
+    def __init__(self, bus: LocalBus, topic: str) -> None:
+        """Is made by `LocalBus.subscribe`."""
+        self._bus = bus
+        self._topic = topic
+        self._event = asyncio.Event()
+
+    async def wait(self, timeout: float | None = None) -> bool:
+        """Waits for a wake-up; returns whether there was one within `timeout` seconds."""
+        if not self._event.is_set():
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._event.wait()
+            except TimeoutError:
+                return False
+        self._event.clear()
+        return True
+
+    def wake(self) -> None:
+        """Wakes this subscriber alone."""
+        self._event.set()
+
+    def close(self) -> None:
+        """Ends listening."""
+        self._bus.remove(self._topic, self)
+
+
+class LocalBus:
+    """Wake-ups within one process; to be used from its event loop alone."""
+
+    def __init__(self) -> None:
+        """Begins with nobody subscribed."""
+        self._subscribers: defaultdict[str, set[LocalSubscription]] = defaultdict(set)
+
+    def notify(self, topic: str) -> None:
+        """Wakes everybody who is subscribed to the topic."""
+        for subscriber in self._subscribers.get(topic, ()):
+            subscriber.wake()
+
+    def subscribe(self, topic: str) -> LocalSubscription:
+        """Begins to listen."""
+        subscriber = LocalSubscription(self, topic)
+        self._subscribers[topic].add(subscriber)
+        return subscriber
+
+    def remove(self, topic: str, subscriber: LocalSubscription) -> None:
+        """Forgets a subscriber."""
+        subscribers = self._subscribers.get(topic)
+        if subscribers is not None:
+            subscribers.discard(subscriber)
+            if not subscribers:
+                del self._subscribers[topic]

@@ -1,0 +1,168 @@
+"""Use cases around jobs: create, read, list, delete."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from control_plane.domain.errors import Reason, Refusal
+from control_plane.domain.job import Job, JobState, check_job_id, check_labels
+from control_plane.services.bus import JOBS, session_topic
+from control_plane.services.ports import Clock, Event, EventKind, Store, Transaction, WakeupBus
+from control_plane.services.views import JobView, need_job
+
+if TYPE_CHECKING:
+    from control_plane.domain.selector import Selector
+    from control_plane.services.telemetry import TelemetryHub
+
+_SCAN = 200
+
+
+@dataclass(frozen=True, slots=True)
+class JobPage:
+    """A page of jobs; `next_after` is the id to go on after, or None at the end."""
+
+    jobs: tuple[JobView, ...]
+    next_after: str | None
+
+
+def new_job(job_id: str, labels: Mapping[str, str], method: str, now: datetime) -> Job:
+    """A job that nobody has heard of before.
+
+    Raises:
+        Refusal: If the id or the labels are not allowed.
+    """
+    check_job_id(job_id)
+    check_labels(labels)
+    return Job(job_id, uuid.uuid4().hex, now, now, labels=dict(labels), method=method)
+
+
+def job_event(kind: EventKind, job: Job, now: datetime, revision: int | None = None) -> Event:
+    """The event of a change of a job or of one of its updates."""
+    return Event(kind, job.id, job.uid, revision, now)
+
+
+class JobService:
+    """Creates, reads, lists and deletes jobs."""
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        bus: WakeupBus,
+        telemetry: TelemetryHub,
+        connected: Callable[[str], bool],
+    ) -> None:
+        """Takes its parts.
+
+        Args:
+            store: Durable state.
+            clock: The time.
+            bus: Wakes watchers.
+            telemetry: The newest progress and metrics.
+            connected: Says whether a job's stream is open on this server.
+        """
+        self._store = store
+        self._clock = clock
+        self._bus = bus
+        self._telemetry = telemetry
+        self._connected = connected
+
+    def view(self, tx: Transaction, job: Job) -> JobView:
+        """What callers see of a job."""
+        return self._telemetry.view(tx, job, connected=self._connected(job.id))
+
+    async def create(
+        self, job_id: str, labels: Mapping[str, str], method: str, *, validate_only: bool = False
+    ) -> JobView:
+        """Makes a job known before its trainer shows itself.
+
+        Raises:
+            Refusal: If it exists, or its id or labels are not allowed.
+        """
+        job = new_job(job_id, labels, method, self._clock())
+
+        def work(tx: Transaction) -> JobView:
+            if tx.job(job_id) is not None:
+                raise Refusal(
+                    Reason.JOB_EXISTS,
+                    f"job {job_id!r} exists already; use it, or choose another id",
+                    metadata={"job": job_id},
+                )
+            if validate_only:
+                return JobView(job, None, (), 0, None)
+            stored = tx.insert_job(job)
+            tx.append_event(job_event(EventKind.CREATED, stored, job.create_time))
+            return self.view(tx, stored)
+
+        view = await self._store.write(work)
+        self._bus.notify(JOBS)
+        return view
+
+    async def get(self, job_id: str) -> JobView:
+        """A job.
+
+        Raises:
+            Refusal: JOB_NOT_FOUND.
+        """
+        return await self._store.read(lambda tx: self.view(tx, need_job(tx, job_id)))
+
+    async def list(
+        self, selector: Selector, states: Iterable[JobState], *, after: str, limit: int
+    ) -> JobPage:
+        """A page of jobs, in the order of their ids."""
+        wanted = tuple(states)
+
+        def work(tx: Transaction) -> JobPage:
+            found: list[JobView] = []
+            position = after
+            while True:
+                chunk = tx.jobs(after=position, limit=_SCAN, states=wanted)
+                for job in chunk:
+                    if len(found) == limit:
+                        return JobPage(tuple(found), found[-1].job.id)
+                    view = self.view(tx, job)
+                    if selector.matches(view.labels()):
+                        found.append(view)
+                if len(chunk) < _SCAN:
+                    return JobPage(tuple(found), None)
+                position = chunk[-1].id
+
+        return await self._store.read(work)
+
+    async def delete(self, job_id: str, etag: str, *, validate_only: bool = False) -> None:
+        """Deletes a job with its updates and metrics.
+
+        Raises:
+            Refusal: If there is none, it has changed, or its session is live.
+        """
+        now = self._clock()
+
+        def work(tx: Transaction) -> Job:
+            job = need_job(tx, job_id)
+            if etag and etag != job.etag:
+                raise Refusal(
+                    Reason.ETAG_MISMATCH,
+                    f"job {job_id!r} has changed: its etag is {job.etag}, not {etag}; "
+                    "read it again and decide anew",
+                    metadata={"etag": job.etag},
+                )
+            if self._connected(job_id):
+                raise Refusal(
+                    Reason.JOB_HAS_LIVE_SESSION,
+                    f"the trainer of job {job_id!r} is connected; stop it first",
+                    metadata={"job": job_id},
+                )
+            if not validate_only:
+                tx.delete_job(job)
+                tx.append_event(job_event(EventKind.DELETED, job, now))
+            return job
+
+        job = await self._store.write(work)
+        if not validate_only:
+            self._telemetry.forget(job.key)
+            self._bus.notify(JOBS)
+            self._bus.notify(session_topic(job_id))

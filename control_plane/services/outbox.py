@@ -1,0 +1,136 @@
+"""What a session has to say to its agent, in order; acknowledgements coalesced."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from control_plane.domain.update import Update
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """Answer to Hello; durations in seconds, `settled` as (first, last) pairs."""
+
+    epoch: int
+    heartbeat_interval: float
+    stall_after: float
+    max_message_bytes: int
+    max_samples: int
+    server_time: datetime
+    settled: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """An update to apply; `time_left` in seconds, None: no limit."""
+
+    nonce: int
+    update: Update
+    time_left: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawal:
+    """An update not to apply any more."""
+
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledgement:
+    """Every message up to this number is on disk, or needs not to be."""
+
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class StateRequest:
+    """Something was missed: full state is needed."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class GoAway:
+    """The server is about to go; `delay` in seconds."""
+
+    delay: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ItemError:
+    """One message of the agent was bad. It had no effect."""
+
+    sequence: int
+    reason: str
+    message: str
+
+
+ServerMessage = (
+    Welcome | Delivery | Withdrawal | Acknowledgement | StateRequest | GoAway | ItemError
+)
+
+
+class Outbox:
+    """Messages on their way to the one writer of a stream.
+
+    Bounded by what goes in: at most one delivery for each open update, one item error
+    for each message read, one acknowledgement in all.
+    """
+
+    def __init__(self) -> None:
+        """Begins empty."""
+        self._messages: deque[ServerMessage] = deque()
+        self._acknowledged: int | None = None
+        self._filled = asyncio.Event()
+
+    def put(self, message: ServerMessage) -> None:
+        """Adds a message behind the others."""
+        self._messages.append(message)
+        self._filled.set()
+
+    def acknowledge(self, sequence: int) -> None:
+        """Has an acknowledgement sent; a newer one takes the place of an older one."""
+        self._acknowledged = sequence
+        self._filled.set()
+
+    async def get(self) -> ServerMessage:
+        """The next message; waits for one."""
+        while True:
+            if self._messages:
+                return self._messages.popleft()
+            if self._acknowledged is not None:
+                sequence, self._acknowledged = self._acknowledged, None
+                return Acknowledgement(sequence)
+            self._filled.clear()
+            await self._filled.wait()
+
+
+class AckTracker:
+    """Finds the number up to which every message is done with."""
+
+    def __init__(self, first: int) -> None:
+        """Begins after the message `first`, which is done with."""
+        self.done_up_to = first
+        self._open: deque[int] = deque()
+        self._done: set[int] = set()
+
+    def begin(self, sequence: int) -> None:
+        """A message has come; numbers only grow."""
+        self._open.append(sequence)
+
+    def done(self, sequence: int) -> bool:
+        """A message is done with; returns whether `done_up_to` moved."""
+        self._done.add(sequence)
+        moved = False
+        while self._open and self._open[0] in self._done:
+            self.done_up_to = self._open.popleft()
+            self._done.discard(self.done_up_to)
+            moved = True
+        return moved

@@ -1,0 +1,227 @@
+"""Progress and metrics: the newest in memory, all of it to the store in batches."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import structlog
+
+from control_plane.domain.errors import Reason, Refusal
+from control_plane.domain.job import Job, MetricPoint, Progress
+from control_plane.services.ports import Clock, Store, Telemetry, TelemetryBatch, Transaction
+from control_plane.services.views import JobView
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
+    from control_plane.domain.session import Heartbeat, MetricColumn
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+_log: FilteringBoundLogger = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Live:
+    """The newest telemetry of a job.
+
+    Attributes:
+        version: Grows with every change, over all jobs, so that watchers see what is new.
+        last_seen: When anything was last heard of the job; None: not since the server began.
+    """
+
+    progress: Progress | None = None
+    metrics: dict[str, MetricPoint] = field(default_factory=dict)
+    dropped_samples: int = 0
+    version: int = 0
+    last_seen: datetime | None = None
+
+    def stored(self) -> Telemetry:
+        """The same, as the store keeps it."""
+        return Telemetry(self.progress, tuple(self.metrics.values()), self.dropped_samples)
+
+
+@dataclass(slots=True)
+class _Pending:
+    """What waits for the next flush, for one run of one job."""
+
+    columns: list[MetricColumn] = field(default_factory=list)
+    stored: list[Callable[[], None]] = field(default_factory=list)
+
+
+class TelemetryHub:
+    """Takes heartbeats in, keeps the newest values, and flushes everything to the store."""
+
+    def __init__(
+        self, store: Store, clock: Clock, *, flush_interval: float, max_pending_samples: int
+    ) -> None:
+        """Begins empty.
+
+        Args:
+            store: Where samples go.
+            clock: The time.
+            flush_interval: Seconds between flushes.
+            max_pending_samples: With more samples waiting than this, `room` waits.
+        """
+        self._store = store
+        self._clock = clock
+        self._flush_interval = flush_interval
+        self._max_pending = max_pending_samples
+        self._live: dict[int, Live] = {}
+        self._pending: dict[tuple[int, int], _Pending] = {}
+        self._pending_samples = 0
+        self._work = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._flushing = asyncio.Lock()
+        self.version = 0
+
+    def live(self, job_key: int) -> Live | None:
+        """The newest telemetry of a job, where this server has heard of it."""
+        return self._live.get(job_key)
+
+    def seen(self, job_key: int) -> None:
+        """Notes that something was heard of a job just now."""
+        self._of(job_key).last_seen = self._clock()
+
+    def forget(self, job_key: int) -> None:
+        """Drops what is known of a deleted job."""
+        self._live.pop(job_key, None)
+
+    async def room(self) -> None:
+        """Waits until there is room for more samples. Whoever reads a stream waits here."""
+        await self._room.wait()
+
+    def progress(self, job_key: int, progress: Progress) -> None:
+        """Takes in progress that came without samples."""
+        live = self._of(job_key)
+        live.progress = progress
+        self._changed(live)
+
+    def take(
+        self, job_key: int, run_number: int, heartbeat: Heartbeat, stored: Callable[[], None]
+    ) -> None:
+        """Takes a heartbeat in.
+
+        Args:
+            job_key: The job.
+            run_number: The job's run that the samples belong to.
+            heartbeat: What came.
+            stored: Called once all of it is on disk.
+        """
+        live = self._of(job_key)
+        if heartbeat.progress is not None:
+            live.progress = heartbeat.progress
+        live.dropped_samples = max(live.dropped_samples, heartbeat.dropped_samples)
+        for column in heartbeat.metrics:
+            if not column.steps:
+                continue
+            live.metrics[column.name] = MetricPoint(
+                column.name,
+                column.steps[-1],
+                column.values[-1],
+                EPOCH + timedelta(microseconds=column.times[-1]),
+            )
+            self._pending_samples += len(column.steps)
+        self._changed(live)
+        pending = self._pending.setdefault((job_key, run_number), _Pending())
+        pending.columns += heartbeat.metrics
+        pending.stored.append(stored)
+        self._work.set()
+        if self._pending_samples >= self._max_pending:
+            self._room.clear()
+
+    def view(self, tx: Transaction, job: Job, *, connected: bool) -> JobView:
+        """A job with its telemetry: from memory, or where there is none, from the store."""
+        live = self._live.get(job.key)
+        if live is not None and (live.progress is not None or live.metrics):
+            telemetry = live.stored()
+        else:
+            telemetry = tx.telemetry(job) or Telemetry(None, (), 0)
+        if job.session is not None:
+            seen = live.last_seen if live is not None else None
+            session = replace(
+                job.session,
+                connected=connected,
+                last_seen_time=max(seen, job.session.last_seen_time)
+                if seen
+                else job.session.last_seen_time,
+            )
+            job = replace(job, session=session)
+        last = tx.update(job, job.revision) if job.revision else None
+        return JobView(job, telemetry.progress, telemetry.metrics, telemetry.dropped_samples, last)
+
+    def steps_done(self, tx: Transaction, job: Job) -> int | None:
+        """Optimizer steps that a job has done; None: unknown."""
+        live = self._live.get(job.key)
+        if live is not None and live.progress is not None:
+            return live.progress.step
+        telemetry = tx.telemetry(job)
+        return telemetry.progress.step if telemetry and telemetry.progress else None
+
+    async def run(self) -> None:
+        """Flushes at intervals until cancelled."""
+        failures = 0
+        while True:
+            await self._work.wait()
+            await asyncio.sleep(self._flush_interval)
+            try:
+                await self.flush()
+                failures = 0
+            except Refusal as refusal:
+                failures += 1
+                if refusal.reason is not Reason.STORE_UNAVAILABLE:
+                    raise
+                # Samples stay with us and, unacknowledged, with the agents.
+                _log.warning("samples wait for the store", error=refusal.message, tries=failures)
+                await asyncio.sleep(min(5.0, 0.1 * 2 ** min(failures, 10)))
+
+    async def flush(self) -> None:
+        """Brings everything that waits to the store.
+
+        Raises:
+            Refusal: STORE_UNAVAILABLE; what waited still waits.
+        """
+        async with self._flushing:
+            taken, self._pending = self._pending, {}
+            self._work.clear()
+            if not taken:
+                return
+            batches = [
+                TelemetryBatch(key, run, pending.columns, self._of(key).stored())
+                for (key, run), pending in taken.items()
+            ]
+            try:
+                await self._store.write(lambda tx: tx.add_telemetry(batches))
+            except BaseException:
+                self._put_back(taken)
+                raise
+            self._pending_samples -= sum(len(c.steps) for b in batches for c in b.columns)
+            if self._pending_samples < self._max_pending:
+                self._room.set()
+        for pending in taken.values():
+            for stored in pending.stored:
+                stored()
+
+    def _put_back(self, taken: dict[tuple[int, int], _Pending]) -> None:
+        for key, pending in taken.items():
+            newer = self._pending.get(key)
+            if newer is not None:
+                pending.columns += newer.columns
+                pending.stored += newer.stored
+            self._pending[key] = pending
+        self._work.set()
+
+    def _of(self, job_key: int) -> Live:
+        live = self._live.get(job_key)
+        if live is None:
+            live = self._live[job_key] = Live()
+        return live
+
+    def _changed(self, live: Live) -> None:
+        self.version += 1
+        live.version = self.version

@@ -1,0 +1,93 @@
+"""What a control plane does by itself: notice silence, expire what is due, forget what is old."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import structlog
+
+from control_plane.domain.errors import Reason, Refusal
+from control_plane.services.telemetry import EPOCH
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
+    from control_plane.services.ports import Clock, Store
+    from control_plane.services.sessions import SessionService
+    from control_plane.services.updates import UpdateService
+
+_log: FilteringBoundLogger = structlog.get_logger(__name__)
+
+_PRUNE_CHUNK = 5_000
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long things are kept; None: for ever.
+
+    Attributes:
+        samples: Samples of metrics.
+        events: The record of changes that watches resume from.
+        interval: Seconds between two rounds of forgetting.
+    """
+
+    samples: timedelta | None
+    events: timedelta | None
+    interval: float = 60.0
+
+
+class Upkeep:
+    """Runs the regular chores until cancelled."""
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        sessions: SessionService,
+        updates: UpdateService,
+        retention: Retention,
+    ) -> None:
+        """Takes its parts."""
+        self._store = store
+        self._clock = clock
+        self._sessions = sessions
+        self._updates = updates
+        self._retention = retention
+
+    async def run(self) -> None:
+        """Does the chores until cancelled. A store that is away is tried again later."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        prune_due = started + self._retention.interval
+        interval = min(1.0, self._sessions.limits.heartbeat_interval / 2)
+        while True:
+            await asyncio.sleep(interval)
+            try:
+                await self._sessions.find_lost(loop.time() - started)
+                await self._updates.expire_due()
+                if loop.time() >= prune_due:
+                    prune_due = loop.time() + self._retention.interval
+                    await self.prune()
+            except Refusal as refusal:
+                if refusal.reason is not Reason.STORE_UNAVAILABLE:
+                    raise
+                _log.warning("chores wait for the store", error=refusal.message)
+
+    async def prune(self) -> None:
+        """Forgets what is older than the retention, in short transactions."""
+        now = self._clock()
+        kept = self._retention
+        before = None
+        if kept.samples is not None:
+            before = (now - kept.samples - EPOCH) // timedelta(microseconds=1)
+        events_before = now - kept.events if kept.events is not None else None
+        deleted = _PRUNE_CHUNK
+        while deleted >= _PRUNE_CHUNK:
+            deleted = await self._store.write(
+                lambda tx: tx.prune(
+                    samples_before=before, events_before=events_before, limit=_PRUNE_CHUNK
+                )
+            )

@@ -1,0 +1,231 @@
+"""Use case: follow jobs as they change, from the store's record of events."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from control_plane.domain.errors import Reason, Refusal
+from control_plane.domain.update import Update
+from control_plane.services.bus import JOBS
+from control_plane.services.ports import Event, EventKind, Store, Transaction, WakeupBus
+from control_plane.services.views import JobView
+
+if TYPE_CHECKING:
+    from control_plane.domain.selector import Selector
+    from control_plane.services.jobs import JobService
+    from control_plane.services.telemetry import TelemetryHub
+
+_CHUNK = 200
+_BOOKMARK_SECONDS = 30.0
+
+
+class WatchKind(StrEnum):
+    """What a watch tells of."""
+
+    SNAPSHOT = "snapshot"
+    CREATED = "created"
+    MODIFIED = "modified"
+    DELETED = "deleted"
+    PROGRESS = "progress"
+    BOOKMARK = "bookmark"
+
+
+@dataclass(frozen=True, slots=True)
+class WatchItem:
+    """One thing that a watch tells.
+
+    Attributes:
+        kind: What happened.
+        position: Where to go on after it; None within a snapshot.
+        view: The job as it is now; None where it is gone or with a bookmark.
+        job_id: The job; empty with a bookmark.
+        job_uid: Which of the jobs that had this id.
+        update: The update that changed, as it is now; None: none did.
+        time: When; None in a snapshot.
+    """
+
+    kind: WatchKind
+    position: int | None
+    view: JobView | None = None
+    job_id: str = ""
+    job_uid: str = ""
+    update: Update | None = None
+    time: datetime | None = None
+
+
+_Hydrated = tuple[Event, JobView | None, Update | None]
+
+
+class WatchService:
+    """Streams jobs as they change.
+
+    Each watcher reads the store at its own pace, so that a slow one holds up nobody.
+    """
+
+    def __init__(
+        self, store: Store, bus: WakeupBus, jobs: JobService, telemetry: TelemetryHub
+    ) -> None:
+        """Takes its parts."""
+        self._store = store
+        self._bus = bus
+        self._jobs = jobs
+        self._telemetry = telemetry
+
+    async def watch(
+        self,
+        selector: Selector,
+        *,
+        job_id: str = "",
+        position: int | None = None,
+        progress_interval: float | None = None,
+    ) -> AsyncIterator[WatchItem]:
+        """Yields a snapshot (unless it goes on from a position), then every change in order.
+
+        Args:
+            selector: Which jobs.
+            job_id: Only this job; empty: all.
+            position: Go on after this; None: begin with a snapshot.
+            progress_interval: Seconds between progress items; None: none.
+
+        Raises:
+            Refusal: POSITION_GONE.
+        """
+
+        def wanted(view: JobView) -> bool:
+            return (not job_id or view.job.id == job_id) and selector.matches(view.labels())
+
+        shown: set[str] = set()
+        resumed = position is not None
+
+        def known(event: Event) -> bool:
+            # Whoever resumes may have been shown the job before.
+            return event.job_uid in shown or (resumed and job_id in ("", event.job_id))
+
+        subscription = self._bus.subscribe(JOBS)
+        try:
+            if position is None:
+                position = await self._newest()
+                async for view in self._all(wanted):
+                    shown.add(view.job.uid)
+                    yield WatchItem(WatchKind.SNAPSHOT, None, view, view.job.id, view.job.uid)
+                yield WatchItem(WatchKind.BOOKMARK, position)
+            seen_version = self._telemetry.version
+            loop = asyncio.get_running_loop()
+            bookmark_due = loop.time() + _BOOKMARK_SECONDS
+            progress_due = loop.time() + (progress_interval or 0.0)
+            while True:
+                hydrated = await self._events(position)
+                for event, now_is, update in hydrated:
+                    position = event.position
+                    item = _item(event, now_is, update, shown, wanted, known=known(event))
+                    if item is not None:
+                        bookmark_due = loop.time() + _BOOKMARK_SECONDS
+                        yield item
+                now = loop.time()
+                if now >= bookmark_due:
+                    bookmark_due = now + _BOOKMARK_SECONDS
+                    yield WatchItem(WatchKind.BOOKMARK, position)
+                if progress_interval is not None and now >= progress_due:
+                    progress_due = now + progress_interval
+                    since, seen_version = seen_version, self._telemetry.version
+                    if seen_version != since:
+                        async for view in self._moved(wanted, job_id, since):
+                            yield WatchItem(
+                                WatchKind.PROGRESS, position, view, view.job.id, view.job.uid
+                            )
+                if len(hydrated) < _CHUNK:
+                    due = bookmark_due
+                    if progress_interval is not None:
+                        due = min(due, progress_due)
+                    await subscription.wait(max(0.0, due - loop.time()))
+        finally:
+            subscription.close()
+
+    async def _newest(self) -> int:
+        return await self._store.read(lambda tx: tx.event_span()[1])
+
+    async def _all(self, wanted: Callable[[JobView], bool]) -> AsyncIterator[JobView]:
+        after = ""
+        while True:
+            at = after
+
+            def work(tx: Transaction, at: str = at) -> list[JobView]:
+                return [self._jobs.view(tx, job) for job in tx.jobs(after=at, limit=_CHUNK)]
+
+            views = await self._store.read(work)
+            for view in views:
+                if wanted(view):
+                    yield view
+            if len(views) < _CHUNK:
+                return
+            after = views[-1].job.id
+
+    async def _moved(
+        self, wanted: Callable[[JobView], bool], job_id: str, since: int
+    ) -> AsyncIterator[JobView]:
+        """Jobs whose telemetry is newer than a version."""
+        if job_id:
+
+            def one(tx: Transaction) -> list[JobView]:
+                job = tx.job(job_id)
+                return [self._jobs.view(tx, job)] if job is not None else []
+
+            views = await self._store.read(one)
+            found = [view for view in views if wanted(view)]
+        else:
+            found = [view async for view in self._all(wanted)]
+        for view in found:
+            live = self._telemetry.live(view.job.key)
+            if live is not None and live.version > since:
+                yield view
+
+    async def _events(self, position: int) -> list[_Hydrated]:
+        def work(tx: Transaction) -> list[_Hydrated]:
+            oldest, newest = tx.event_span()
+            if not oldest <= position <= newest:
+                raise Refusal(
+                    Reason.POSITION_GONE,
+                    "the position to go on from is not kept any more; begin again without a "
+                    "position, with a snapshot",
+                )
+            hydrated: list[_Hydrated] = []
+            for event in tx.events(after=position, limit=_CHUNK):
+                job = tx.job(event.job_id)
+                if job is None or job.uid != event.job_uid:
+                    hydrated.append((event, None, None))
+                    continue
+                update = tx.update(job, event.revision) if event.revision else None
+                hydrated.append((event, self._jobs.view(tx, job), update))
+            return hydrated
+
+        return await self._store.read(work)
+
+
+def _item(
+    event: Event,
+    view: JobView | None,
+    update: Update | None,
+    shown: set[str],
+    wanted: Callable[[JobView], bool],
+    *,
+    known: bool,
+) -> WatchItem | None:
+    """What a watcher is told of an event; None: nothing."""
+    if view is not None and wanted(view):
+        shown.add(event.job_uid)
+        kind = WatchKind.CREATED if event.kind is EventKind.CREATED else WatchKind.MODIFIED
+    elif event.job_uid in shown or (known and event.kind is EventKind.DELETED):
+        # Gone, or no longer selected. (Of a job that is gone by now, the changes before
+        # its deletion can not be shown any more.)
+        if view is None and event.kind is not EventKind.DELETED:
+            return None
+        shown.discard(event.job_uid)
+        kind, view, update = WatchKind.DELETED, None, None
+    else:
+        return None
+    return WatchItem(kind, event.position, view, event.job_id, event.job_uid, update, event.time)

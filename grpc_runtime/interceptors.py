@@ -1,0 +1,300 @@
+"""The server interceptor: every call gets an id, a principal, honest errors and one log event."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError
+
+from grpc_runtime import errors
+from grpc_runtime.auth import Authenticator, Caller, Principal, bind_principal
+from grpc_runtime.errors import REQUEST_ID_KEY, StatusError
+from grpc_runtime.logging import get_logger
+
+Translate = Callable[[Exception], StatusError | None]
+"""Maps a service's own exceptions to API errors; None for those it does not know."""
+
+_T = TypeVar("_T")
+_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/=+-]{1,128}")
+_SERVER_FAULTS = frozenset(
+    {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS}
+)
+# Probes and tools call these all the time; nobody reads about it.
+_QUIET_PREFIXES = ("/grpc.health.", "/grpc.reflection.")
+_LOGGED_METHOD_LENGTH = 200
+
+_log = get_logger(__name__)
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps the handlers of all four kinds of RPC.
+
+    For every call it takes the caller's ``x-request-id`` (or makes one) and returns it in the
+    trailing metadata, authenticates, turns exceptions into rich statuses, and logs one event.
+    A ``StatusError`` goes to the client as it is, a service's own exception as ``translate`` has
+    it, anything else as INTERNAL with nothing but the request id; the traceback is in the log.
+    """
+
+    def __init__(
+        self, authenticator: Authenticator, *, domain: str, translate: Translate | None = None
+    ) -> None:
+        """Makes an interceptor.
+
+        Args:
+            authenticator: Decides who a caller is.
+            domain: Domain of errors that name none.
+            translate: Maps the service's own exceptions.
+        """
+        self._authenticator = authenticator
+        self._domain = domain
+        self._translate = translate
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Returns the method's handler, wrapped."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            handler = _unimplemented(handler_call_details.method)
+        if handler.response_streaming:
+            return self._wrap_stream_response(handler, handler_call_details)
+        return self._wrap_unary_response(handler, handler_call_details)
+
+    # grpc turns what a unary handler's own (de)serializer raises into UNKNOWN with the exception's
+    # text, past every interceptor; so unary messages are read and written in here.
+
+    def _wrap_unary_response(self, handler: Any, details: grpc.HandlerCallDetails) -> Any:
+        streaming = handler.request_streaming
+        behavior = handler.stream_unary if streaming else handler.unary_unary
+        read = _reader(handler.request_deserializer, details.method)
+        serialize = handler.response_serializer
+
+        async def unary_response(request: Any, context: Any) -> Any:
+            async def respond() -> Any:
+                response = await behavior(request if streaming else read(request), context)
+                if response is None and _code(context) is not grpc.StatusCode.OK:
+                    return b""  # the handler set a status: grpc sends no response beside it
+                return response if serialize is None else serialize(response)
+
+            return await self._serve(details, context, respond)
+
+        if streaming:
+            return grpc.stream_unary_rpc_method_handler(unary_response, read, None)
+        return grpc.unary_unary_rpc_method_handler(unary_response, None, None)
+
+    def _wrap_stream_response(self, handler: Any, details: grpc.HandlerCallDetails) -> Any:
+        streaming = handler.request_streaming
+        behavior = handler.stream_stream if streaming else handler.unary_stream
+        read = _reader(handler.request_deserializer, details.method)
+
+        async def stream_response(request: Any, context: Any) -> None:
+            async def respond() -> None:
+                responses = behavior(request if streaming else read(request), context)
+                if not hasattr(responses, "__aiter__"):
+                    await responses  # a coroutine that writes to the context
+                    return
+                try:
+                    async for response in responses:
+                        await context.write(response)
+                finally:
+                    if close := getattr(responses, "aclose", None):
+                        await close()
+
+            await self._serve(details, context, respond)
+
+        serialize = handler.response_serializer
+        if streaming:
+            return grpc.stream_stream_rpc_method_handler(stream_response, read, serialize)
+        return grpc.unary_stream_rpc_method_handler(stream_response, None, serialize)
+
+    async def _serve(
+        self,
+        details: grpc.HandlerCallDetails,
+        context: Any,
+        respond: Callable[[], Awaitable[_T]],
+    ) -> _T:
+        """Serves one call; grpc runs every call in a task, and so a context, of its own."""
+        call = _Call(details, context)
+        try:
+            call.principal = await self._authenticator.authenticate(call.caller())
+            bind_principal(call.principal)
+            response = await respond()
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                call.log(_cancellation_code(context))
+                raise
+            # Something that the handler awaited was cancelled, not this call. grpc would take it
+            # for the end of the call and never send a status: the client would wait for ever.
+            fault: BaseException = error
+            status_error = _internal_error(call.request_id)
+        except grpc.aio.UsageError as error:  # a handler misused its context: our fault
+            fault, status_error = error, _internal_error(call.request_id)
+        except grpc.aio.BaseError:  # context.abort() was called, or the call is gone
+            call.log(_code(context))
+            raise
+        except Exception as error:  # noqa: BLE001 - reported to the caller and in the log
+            fault, status_error = error, self._status_error(error, call.request_id)
+        else:
+            call.log(_code(context))
+            return response
+        call.log(status_error.code, error=status_error, fault=fault)
+        if context.done():  # the handler aborted and then raised something else
+            raise fault
+        await self._abort(context, status_error, call.request_id)
+        raise AssertionError("abort() raises")
+
+    async def _abort(self, context: Any, error: StatusError, request_id: str) -> None:
+        status = errors.to_proto(error, default_domain=self._domain)
+        trailing = ((REQUEST_ID_KEY, request_id), *errors.trailing_metadata(status))
+        await context.abort(error.code, status.message, trailing)
+
+    def _status_error(self, error: Exception, request_id: str) -> StatusError:
+        if isinstance(error, StatusError):
+            return error
+        if self._translate is not None:
+            try:
+                translated = self._translate(error)
+            except Exception:  # noqa: BLE001 - logged; the caller gets INTERNAL
+                _log.exception("cannot translate an exception", untranslated=repr(error))
+                translated = None
+            if translated is not None:
+                return translated
+        return _internal_error(request_id)
+
+
+class _Call:
+    """What is known of a call while it is being served."""
+
+    __slots__ = (
+        "_context",
+        "_details",
+        "_metadata",
+        "_peer",
+        "_started",
+        "principal",
+        "request_id",
+    )
+
+    def __init__(self, details: grpc.HandlerCallDetails, context: Any) -> None:
+        self._started = time.perf_counter()
+        self._details = details
+        self._context = context
+        self._metadata = details.invocation_metadata
+        self._peer = _peer(context)
+        self.principal: Principal | None = None
+        self.request_id = _request_id(self._metadata)
+        context.set_trailing_metadata(((REQUEST_ID_KEY, self.request_id),))
+        structlog.contextvars.bind_contextvars(request_id=self.request_id)
+
+    def caller(self) -> Caller:
+        return Caller(
+            self._details.method, self._metadata, self._peer, self._context.auth_context()
+        )
+
+    def log(
+        self,
+        code: grpc.StatusCode,
+        *,
+        error: StatusError | None = None,
+        fault: BaseException | None = None,
+    ) -> None:
+        """Logs the call's one event; with the traceback where the server is at fault."""
+        method = self._details.method
+        event: dict[str, Any] = {
+            "method": method[:_LOGGED_METHOD_LENGTH],
+            "code": code.name,
+            "duration_ms": round((time.perf_counter() - self._started) * 1000, 3),
+            "peer": self._peer,
+            "principal": None if self.principal is None else self.principal.name,
+        }
+        if error is not None:
+            event.update(reason=error.reason, error=str(error))
+        if code in _SERVER_FAULTS:
+            _log.error("rpc", exc_info=fault, **event)
+        elif method.startswith(_QUIET_PREFIXES):
+            _log.debug("rpc", **event)
+        else:
+            _log.info("rpc", **event)
+
+
+def _peer(context: Any) -> str:
+    try:
+        peer: str = context.peer()
+    except UnicodeDecodeError:  # seen with grpc: https://github.com/grpc/grpc/issues/25400
+        return "unknown"
+    return peer
+
+
+def _request_id(metadata: Any) -> str:
+    for key, value in metadata:
+        if key == REQUEST_ID_KEY:
+            if isinstance(value, str) and _SANE_REQUEST_ID.fullmatch(value):
+                return value
+            break
+    return secrets.token_hex(8)
+
+
+def _code(context: Any) -> grpc.StatusCode:
+    """Returns the status that a handler set through its context; OK if it set none."""
+    code = context.code()
+    if code is None or isinstance(code, grpc.StatusCode):
+        return code or grpc.StatusCode.OK
+    return next(
+        (known for known in grpc.StatusCode if known.value[0] == code), grpc.StatusCode.UNKNOWN
+    )
+
+
+def _cancellation_code(context: Any) -> grpc.StatusCode:
+    remaining = context.time_remaining()
+    if remaining is not None and remaining <= 0:
+        return grpc.StatusCode.DEADLINE_EXCEEDED
+    return grpc.StatusCode.CANCELLED
+
+
+def _internal_error(request_id: str) -> StatusError:
+    return StatusError(
+        grpc.StatusCode.INTERNAL,
+        f"internal error; the server's log has the details under request id {request_id}",
+        reason="INTERNAL",
+    )
+
+
+def _reader(deserialize: Callable[[bytes], Any] | None, method: str) -> Callable[[bytes], Any]:
+    """Returns a deserializer whose failures are the caller's INVALID_ARGUMENT."""
+
+    def read(raw: bytes) -> Any:
+        if deserialize is None:
+            return raw
+        try:
+            return deserialize(raw)
+        except (DecodeError, ValueError) as error:
+            raise StatusError(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"the request is not a readable message of the type that {method} takes",
+                reason="MALFORMED_REQUEST",
+            ) from error
+
+    return read
+
+
+def _unimplemented(method: str) -> Any:
+    """Returns a handler for a method that does not exist; it answers any kind of call."""
+
+    async def refuse(_request_iterator: Any, _context: Any) -> None:
+        raise StatusError(
+            grpc.StatusCode.UNIMPLEMENTED,
+            f"this server has no method {method}",
+            reason="METHOD_NOT_FOUND",
+        )
+
+    return grpc.stream_stream_rpc_method_handler(refuse)

@@ -1,0 +1,41 @@
+#!/bin/sh
+# Makes .venv, or brings it up to date: Midcourse in development mode with every extra, in the
+# versions that constraints.txt locks. PYTHON names the interpreter; without it, the first that will
+# do of python3, python3.14 ... python3.11. Run by `make setup`, from the root of the repository.
+set -eu
+
+# True if $1 is an interpreter that pyproject.toml's requires-python allows.
+suits() {
+    "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null
+}
+
+if suits .venv/bin/python; then
+    echo 'Bringing .venv up to date.'
+else
+    python=
+    for candidate in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do
+        if suits "$candidate"; then
+            python=$candidate
+            break
+        fi
+    done
+    if [ -z "$python" ]; then
+        found=$("${PYTHON:-python3}" --version 2>&1) || found="no working ${PYTHON:-python3}"
+        echo "Midcourse needs Python 3.11, 3.12, 3.13 or 3.14, but found $found." >&2
+        echo 'Install one of them, or name one: make setup PYTHON=/path/to/python3.12' >&2
+        exit 1
+    fi
+    if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+        echo "$python cannot make virtual environments: its venv module is missing." >&2
+        echo 'On Debian and Ubuntu: apt install python3-venv' >&2
+        exit 1
+    fi
+    echo "Making .venv with $("$python" --version); this takes a few minutes, torch being large."
+    "$python" -m venv --clear .venv
+fi
+
+# Quiet but for errors; PIP_FLAGS=--verbose shows everything.
+# shellcheck disable=SC2086 # several flags are meant to be split
+.venv/bin/python -m pip install ${PIP_FLAGS:---quiet --quiet} --disable-pip-version-check \
+    --no-input --constraint constraints.txt --editable '.[all,dev]'
+echo 'Ready: .venv/bin/midcourse --help'
