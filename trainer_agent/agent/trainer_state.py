@@ -1,0 +1,107 @@
+"""The trainer's full state, kept up with what the trainer says after its hello."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from midcourse.agent.v1 import session_pb2
+from midcourse.control.v1 import job_pb2, parameter_pb2, update_pb2
+from trainer_agent.agent.revisions import RevisionSet
+
+if TYPE_CHECKING:
+    from midcourse.link.v1 import link_pb2
+
+
+class TrainerState:
+    """What a training process is and stands at, as far as it has said.
+
+    Outcomes are left out: they are kept until the control plane has them, elsewhere.
+    """
+
+    def __init__(self, state: session_pb2.FullState) -> None:
+        """Begins with what a hello says."""
+        self._state = session_pb2.FullState()
+        self._in_force = RevisionSet()
+        self._held: set[int] = set()
+        self.replace(state)
+
+    @property
+    def progress(self) -> job_pb2.Progress:
+        """How far training has come; belongs to this object."""
+        return self._state.progress
+
+    @property
+    def phase(self) -> session_pb2.TrainerPhase.ValueType:
+        """What the trainer is doing, by its own words."""
+        return self._state.phase
+
+    @phase.setter
+    def phase(self, phase: session_pb2.TrainerPhase.ValueType) -> None:
+        self._state.phase = phase
+
+    def replace(self, state: session_pb2.FullState) -> None:
+        """Takes full state anew."""
+        self._state.CopyFrom(state)
+        self._state.ClearField("outcomes")
+        self._in_force = RevisionSet(state.in_force)
+        self._held = set(state.held)
+
+    def step(self, report: link_pb2.StepReport) -> bool:
+        """Takes a step.
+
+        Returns:
+            Whether it is news. Reports that waited in the trainer while a newer full state
+            overtook them are not; their metrics are.
+        """
+        progress = self._state.progress
+        if report.step < progress.step and not report.HasField("progress"):
+            return False
+        if report.HasField("progress"):
+            if report.progress.step < progress.step and report.step < progress.step:
+                return False
+            progress.MergeFrom(report.progress)
+        progress.step = report.step
+        if report.HasField("epoch"):
+            progress.epoch = report.epoch
+        if report.HasField("max_steps"):
+            progress.max_steps = report.max_steps
+        if report.time_nanos:
+            progress.step_time.FromNanoseconds(report.time_nanos)
+        self._read(report.readings)
+        return True
+
+    def outcome(self, outcome: session_pb2.UpdateOutcome) -> None:
+        """Takes how an update ended."""
+        self._held.discard(outcome.revision)
+        if outcome.HasField("applied"):
+            self._in_force.add(outcome.revision)
+            self._read(
+                update_pb2.ParameterReading(
+                    parameter=transition.parameter,
+                    group=transition.group,
+                    value=transition.new_value,
+                )
+                for transition in outcome.applied.transitions
+                if transition.HasField("new_value")
+            )
+
+    def full(self, outcomes: Iterable[session_pb2.UpdateOutcome]) -> session_pb2.FullState:
+        """Returns full state with these outcomes."""
+        state = session_pb2.FullState()
+        state.CopyFrom(self._state)
+        del state.in_force[:]
+        state.in_force.extend(self._in_force.ranges())
+        state.held[:] = sorted(self._held)
+        state.outcomes.extend(outcomes)
+        return state
+
+    def _read(self, readings: Iterable[update_pb2.ParameterReading]) -> None:
+        for reading in readings:
+            # A declaration has one value; that of a group is not it.
+            spec = None if reading.group else self._spec(reading.parameter)
+            if spec is not None and reading.HasField("value"):
+                spec.current_value.CopyFrom(reading.value)
+
+    def _spec(self, name: str) -> parameter_pb2.ParameterSpec | None:
+        return next((spec for spec in self._state.parameters if spec.name == name), None)
