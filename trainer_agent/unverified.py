@@ -1,0 +1,95 @@
+"""An update that is applied and whose first step has not confirmed it yet.
+
+A checkpoint may be saved in between: then this rides in it, and the resumed run confirms it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf.message import DecodeError
+
+from midcourse.control.v1 import update_pb2
+from trainer_agent.convert import change_from_proto
+from trainer_agent.lineage import decoded, encoded
+from trainer_agent.parameters import Applied, Boundary, Reading, Refused
+
+if TYPE_CHECKING:
+    from midcourse.agent.v1 import session_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class Unverified:
+    """One update between being applied and being confirmed."""
+
+    outcome: session_pb2.UpdateOutcome
+    """What will be reported once it is confirmed."""
+    boundary: Boundary
+    """Where it was applied."""
+    applied: Mapping[str, Applied]
+    """The last change that it made of each parameter."""
+    changes: Mapping[str, update_pb2.Change]
+    """The same, as they came."""
+    undo: tuple[Applied, ...] = ()
+    """All that it did, in order; empty where it came with a checkpoint."""
+
+    @property
+    def revision(self) -> int:
+        """The update's revision."""
+        return self.outcome.revision
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain numbers, strings, lists and mappings."""
+        return {
+            "outcome": encoded(self.outcome),
+            "boundary": {
+                "global_step": self.boundary.global_step,
+                "max_steps": self.boundary.max_steps,
+                "epoch": self.boundary.epoch,
+            },
+            "applied": {
+                name: {
+                    "change": base64.b64encode(
+                        self.changes[name].SerializeToString(deterministic=True)
+                    ).decode("ascii"),
+                    "old": dict(applied.old.by_group),
+                    "new": dict(applied.new.by_group),
+                }
+                for name, applied in self.applied.items()
+            },
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Unverified:
+        """Read what ``to_json`` returned.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        try:
+            boundary = Boundary(**data["boundary"])
+            changes = {
+                name: update_pb2.Change.FromString(base64.b64decode(each["change"], validate=True))
+                for name, each in data["applied"].items()
+            }
+            return cls(
+                outcome=decoded(data["outcome"]),
+                boundary=boundary,
+                applied={
+                    name: Applied(
+                        change=change_from_proto(changes[name]),
+                        boundary=boundary,
+                        old=Reading(dict(each["old"])),
+                        new=Reading(dict(each["new"])),
+                        before=None,
+                    )
+                    for name, each in data["applied"].items()
+                },
+                changes=changes,
+            )
+        except (KeyError, TypeError, ValueError, binascii.Error, DecodeError, Refused) as error:
+            raise ValueError(f"the saved update is damaged: {error!r}") from error
