@@ -1,0 +1,245 @@
+"""The tables. Migrations make them; this is what the queries are written against.
+
+Times are whole microseconds since 1970. Values that are never searched for are JSON
+text. Numbers are 64 bits wide.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Dialect,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    literal_column,
+)
+from sqlalchemy.types import TypeDecorator
+
+from control_plane.domain.job import (
+    Desired,
+    Effective,
+    JobState,
+    MetricPoint,
+    Progress,
+    SessionInfo,
+    TrainerExit,
+)
+from control_plane.domain.parameter import ParameterSpec
+from control_plane.domain.update import (
+    ActionKind,
+    Applied,
+    Cancelled,
+    Outcome,
+    UpdateSpec,
+    UpdateState,
+)
+from control_plane.services.ports import EventKind
+from control_plane.store.codec import remembering
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def microseconds(time: datetime) -> int:
+    """Microseconds since 1970."""
+    return (time - _EPOCH) // _MICROSECOND
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """A time with UTC as its zone, as microseconds since 1970."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:
+        """To the database."""
+        return None if value is None else microseconds(value)
+
+    def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:
+        """From the database."""
+        return None if value is None else _EPOCH + value * _MICROSECOND
+
+
+class Name(TypeDecorator[StrEnum]):
+    """A member of an enumeration, by its value."""
+
+    impl = String
+    cache_ok = True
+
+    def __init__(self, members: type[StrEnum]) -> None:
+        super().__init__()
+        self.members = members
+
+    def process_bind_param(self, value: StrEnum | None, dialect: Dialect) -> str | None:
+        """To the database."""
+        return None if value is None else value.value
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> StrEnum | None:
+        """From the database."""
+        return None if value is None else self.members(value)
+
+
+class Json(TypeDecorator[Any]):
+    """A domain value as JSON text; None is NULL."""
+
+    impl = Text
+    cache_ok = True
+
+    def __init__(self, of: Any) -> None:
+        super().__init__()
+        self.of = of
+        self._codec = remembering(of)
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
+        """To the database."""
+        return None if value is None else self._codec.encode(value)
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
+        """From the database."""
+        return None if value is None else self._codec.decode(value)
+
+
+# SQLite counts up by itself only in columns of just this type; they are 64 bits wide all the same.
+_Counter = BigInteger().with_variant(Integer, "sqlite")
+
+metadata = MetaData()
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("key", _Counter, primary_key=True, autoincrement=True),
+    Column("id", String, nullable=False, unique=True),
+    Column("uid", String, nullable=False),
+    Column("create_time", UtcTime, nullable=False),
+    Column("update_time", UtcTime, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("labels", Json(dict[str, str]), nullable=False),
+    Column("method", String, nullable=False),
+    Column("state", Name(JobState), nullable=False),
+    Column("state_message", Text, nullable=False),
+    Column("parameters", Json(tuple[ParameterSpec, ...]), nullable=False),
+    Column("actions", Json(tuple[ActionKind, ...]), nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("settled_revision", BigInteger, nullable=False),
+    Column("replay_floor", BigInteger, nullable=False),
+    Column("desired", Json(tuple[Desired, ...]), nullable=False),
+    Column("effective", Json(tuple[Effective, ...]), nullable=False),
+    Column("session", Json(SessionInfo)),
+    Column("exit", Json(TrainerExit)),
+    # Keys are never reused, so whatever refers to a deleted job can not hit another one.
+    sqlite_autoincrement=True,
+)
+
+updates = Table(
+    "updates",
+    metadata,
+    Column("job_key", ForeignKey(jobs.c.key, ondelete="CASCADE"), primary_key=True),
+    Column("revision", BigInteger, primary_key=True),
+    # NULL where the caller gave none: those are all different.
+    Column("request_id", String),
+    Column("state", Name(UpdateState), nullable=False),
+    # Without its deadline, which has a column of its own.
+    Column("spec", Json(UpdateSpec), nullable=False),
+    Column("deadline", UtcTime),
+    Column("author", String, nullable=False),
+    Column("batch", String, nullable=False),
+    Column("create_time", UtcTime, nullable=False),
+    Column("deliver_time", UtcTime),
+    Column("settle_time", UtcTime),
+    Column("cancel_request", Json(Cancelled)),
+    Column("outcome", Json(Outcome)),
+    Column("reapplied", Json(tuple[Applied, ...]), nullable=False),
+    UniqueConstraint("job_key", "request_id"),
+    sqlite_with_rowid=False,
+)
+# Open updates of a job, applied ones above a revision, a history of some states.
+Index("updates_by_state", updates.c.job_key, updates.c.state, updates.c.revision)
+
+# An index with a condition serves only queries with the same condition, word for word.
+IS_PENDING = updates.c.state == literal_column(f"'{UpdateState.PENDING}'")
+Index(
+    "updates_pending_by_deadline",
+    updates.c.deadline,
+    sqlite_where=updates.c.deadline.is_not(None) & IS_PENDING,
+    postgresql_where=updates.c.deadline.is_not(None) & IS_PENDING,
+)
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("job_key", ForeignKey(jobs.c.key, ondelete="CASCADE"), primary_key=True),
+    Column("number", BigInteger, primary_key=True),
+    Column("instance_id", String, nullable=False),
+    Column("start_step", BigInteger, nullable=False),
+    Column("superseded", Boolean, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("position", _Counter, primary_key=True, autoincrement=True),
+    Column("kind", Name(EventKind), nullable=False),
+    Column("job_id", String, nullable=False),
+    Column("job_uid", String, nullable=False),
+    Column("revision", BigInteger),
+    Column("time", UtcTime, nullable=False),
+    # A position is never given twice, even when the events with the highest ones are gone.
+    sqlite_autoincrement=True,
+)
+
+telemetry = Table(
+    "telemetry",
+    metadata,
+    Column(
+        "job_key",
+        ForeignKey(jobs.c.key, ondelete="CASCADE"),
+        primary_key=True,
+        autoincrement=False,
+    ),
+    Column("progress", Json(Progress)),
+    Column("metrics", Json(tuple[MetricPoint, ...]), nullable=False),
+    Column("dropped_samples", BigInteger, nullable=False),
+)
+
+# What one metric did in one run. Samples carry only its number, which keeps them small.
+series = Table(
+    "series",
+    metadata,
+    Column("key", _Counter, primary_key=True, autoincrement=True),
+    # NULL once the job is deleted: its samples may be many, so they go bit by bit.
+    Column("job_key", ForeignKey(jobs.c.key, ondelete="SET NULL")),
+    Column("run", BigInteger, nullable=False),
+    Column("name", String, nullable=False),
+    # When its first sample was taken: tells which series have samples that are too old.
+    Column("oldest_time", BigInteger, nullable=False),
+    UniqueConstraint("job_key", "run", "name"),
+    sqlite_autoincrement=True,
+)
+Index("series_by_oldest_time", series.c.oldest_time)
+
+samples = Table(
+    "samples",
+    metadata,
+    # No foreign key: checking it would cost as much as the row. Only keys that the same
+    # transaction has seen are written, and a series goes after its samples.
+    Column("series_key", BigInteger, primary_key=True),
+    Column("step", BigInteger, primary_key=True),
+    Column("time", BigInteger, nullable=False),
+    # NULL is NaN, which SQLite does not have.
+    Column("value", Double),
+    sqlite_with_rowid=False,
+)

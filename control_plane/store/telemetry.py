@@ -1,0 +1,178 @@
+"""Newest telemetry, and the samples of metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from math import isnan, nan
+
+from sqlalchemy import bindparam, select
+
+from control_plane.domain.job import Job, MetricPoint, Progress
+from control_plane.domain.series import Sample
+from control_plane.services.ports import Telemetry, TelemetryBatch
+from control_plane.store.bulk import write_rows
+from control_plane.store.codec import codec
+from control_plane.store.prepared import Prepared
+from control_plane.store.queries import Queries
+from control_plane.store.schema import jobs, samples, series, telemetry
+
+SeriesId = tuple[int, int, str]
+"""(job key, run number, metric)."""
+
+_progress = codec(Progress)
+_metrics = codec(tuple[MetricPoint, ...])
+
+_EXISTING = select(jobs.c.key).where(jobs.c.key.in_(bindparam("job_keys", expanding=True)))
+_SERIES = select(series.c.job_key, series.c.run, series.c.name, series.c.key).where(
+    series.c.job_key.in_(bindparam("job_keys", expanding=True)),
+    series.c.run.in_(bindparam("runs", expanding=True)),
+)
+_NAMES = Prepared(
+    select(series.c.name)
+    .where(series.c.job_key == bindparam("job_key"))
+    .distinct()
+    .order_by(series.c.name)
+)
+_LATEST = Prepared(
+    select(telemetry.c.progress, telemetry.c.metrics, telemetry.c.dropped_samples).where(
+        telemetry.c.job_key == bindparam("job_key")
+    )
+)
+# The last first, so that no more is read than is asked for.
+_SAMPLES = Prepared(
+    select(samples.c.step, samples.c.value, samples.c.time)
+    .where(
+        samples.c.series_key == bindparam("series_key"),
+        samples.c.step.between(bindparam("first"), bindparam("last")),
+        samples.c.time >= bindparam("start"),
+        samples.c.time < bindparam("end"),
+    )
+    .order_by(samples.c.step.desc())
+    .limit(bindparam("limit"))
+)
+_NO_BEGINNING, _NO_END = -(2**63), 2**63 - 1
+_KEYS_AT_ONCE = 500
+
+
+class TelemetryQueries(Queries):
+    """The part of a transaction that is about telemetry."""
+
+    def add_telemetry(self, batches: Iterable[TelemetryBatch]) -> None:
+        """Stores samples and the newest telemetry. A sample again takes the older one's place.
+
+        Batches of jobs that are gone are left out without a word.
+        """
+        given = list(batches)
+        existing = self._existing({batch.job_key for batch in given})
+        kept = [batch for batch in given if batch.job_key in existing]
+        keys = self._series_keys(kept)
+        rows = [
+            (keys[batch.job_key, batch.run_number, column.name], step, time, value)
+            for batch in kept
+            for column in batch.columns
+            for step, time, value in zip(
+                column.steps,
+                column.times,
+                [None if isnan(value) else value for value in column.values],
+                strict=True,
+            )
+        ]
+        columns = ("series_key", "step", "time", "value")
+        write_rows(self._connection, samples, columns, rows, replace=True)
+        self._save_latest({batch.job_key: batch.latest for batch in kept})
+
+    def telemetry(self, job: Job) -> Telemetry | None:
+        """The newest telemetry of a job as stored, or None."""
+        rows = _LATEST.rows(self._connection, job_key=job.key)
+        return Telemetry(*rows[0]) if rows else None
+
+    def metric_names(self, job: Job) -> list[str]:
+        """Names of the metrics that the job has samples of, in order."""
+        return [name for (name,) in _NAMES.rows(self._connection, job_key=job.key)]
+
+    def samples(
+        self,
+        job: Job,
+        name: str,
+        *,
+        spans: Sequence[tuple[int, int, int | None]],
+        start_time: int | None = None,
+        end_time: int | None = None,
+        last: int | None = None,
+    ) -> list[Sample]:
+        """Samples of a metric in the order of their steps; see `Transaction.samples`."""
+        keys = self._lookup([job.key], {run for run, _, _ in spans})
+        found: list[Sample] = []
+        for run, first, end in reversed(spans):
+            key = keys.get((job.key, run, name))
+            if key is None:
+                continue
+            rows = _SAMPLES.rows(
+                self._connection,
+                series_key=key,
+                first=first,
+                last=_NO_END if end is None else end,
+                start=_NO_BEGINNING if start_time is None else start_time,
+                end=_NO_END if end_time is None else end_time,
+                limit=_NO_END if last is None else max(0, last - len(found)),
+            )
+            found += [
+                Sample(step, nan if value is None else value, time) for step, value, time in rows
+            ]
+        found.reverse()
+        return found
+
+    def _existing(self, job_keys: Iterable[int]) -> set[int]:
+        """Those of the keys that a job has."""
+        found: set[int] = set()
+        for chunk in _chunks(job_keys):
+            found.update(self._connection.execute(_EXISTING, {"job_keys": chunk}).scalars())
+        return found
+
+    def _series_keys(self, batches: Sequence[TelemetryBatch]) -> dict[SeriesId, int]:
+        """The key of every series that the batches have samples of; makes those that are new."""
+        oldest: dict[SeriesId, int] = {}
+        for batch in batches:
+            for column in batch.columns:
+                if len(column.times):
+                    identity = (batch.job_key, batch.run_number, column.name)
+                    first = min(column.times)
+                    oldest[identity] = min(first, oldest.get(identity, first))
+        runs = {run for _, run, _ in oldest}
+        keys = self._lookup({job_key for job_key, _, _ in oldest}, runs)
+        new = [(*identity, time) for identity, time in oldest.items() if identity not in keys]
+        if new:
+            columns = ("job_key", "run", "name", "oldest_time")
+            write_rows(self._connection, series, columns, new, replace=False)
+            keys |= self._lookup({job_key for job_key, _, _, _ in new}, runs)
+        return keys
+
+    def _lookup(self, job_keys: Iterable[int], runs: Iterable[int]) -> dict[SeriesId, int]:
+        """The keys of all series of these jobs and runs."""
+        numbers = list(runs)
+        found: dict[SeriesId, int] = {}
+        for chunk in _chunks(job_keys):
+            rows = self._connection.execute(_SERIES, {"job_keys": chunk, "runs": numbers})
+            found.update(((job_key, run, name), key) for job_key, run, name, key in rows)
+        return found
+
+    def _save_latest(self, latest: dict[int, Telemetry]) -> None:
+        rows = [
+            (
+                job_key,
+                None if newest.progress is None else _progress.encode(newest.progress),
+                _metrics.encode(newest.metrics),
+                newest.dropped_samples,
+            )
+            for job_key, newest in latest.items()
+        ]
+        columns = ("job_key", "progress", "metrics", "dropped_samples")
+        write_rows(self._connection, telemetry, columns, rows, replace=True)
+
+
+def _chunks(keys: Iterable[int]) -> Iterator[list[int]]:
+    """The keys in lists that fit into one statement."""
+    rest = iter(keys)
+    while chunk := list(islice(rest, _KEYS_AT_ONCE)):
+        yield chunk
