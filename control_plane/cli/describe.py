@@ -1,0 +1,204 @@
+"""The API's messages in words, for tables and lines. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from control_plane.changes import from_value
+from control_plane.cli import format as fmt
+from midcourse.control.v1 import job_pb2, parameter_pb2, update_pb2
+
+LEARNING_RATE = "learning_rate"
+
+
+def value(wrapped: parameter_pb2.Value) -> str:
+    """Returns a parameter's value: 5e-05, true, a text."""
+    plain = from_value(wrapped)
+    if isinstance(plain, bool):
+        return "true" if plain else "false"
+    if plain is None or isinstance(plain, int | float):
+        return fmt.number(plain)
+    return plain
+
+
+def job_state(state: job_pb2.JobState.ValueType) -> str:
+    """Returns RUNNING for JOB_STATE_RUNNING."""
+    return job_pb2.JobState.Name(state).removeprefix("JOB_STATE_")
+
+
+def update_state(state: update_pb2.UpdateState.ValueType) -> str:
+    """Returns APPLIED for UPDATE_STATE_APPLIED."""
+    return update_pb2.UpdateState.Name(state).removeprefix("UPDATE_STATE_")
+
+
+def seconds(time: Timestamp) -> float:
+    """Returns the seconds since 1970 of a time."""
+    return time.seconds + time.nanos / 1e9
+
+
+def age(message: job_pb2.Job | job_pb2.Session | update_pb2.Update, field: str, now: float) -> str:
+    """Returns how long ago a time of a message was; a dash if it is absent."""
+    known = message.HasField(field)  # type: ignore[arg-type]  # any field name of any of them
+    return fmt.age(now - seconds(getattr(message, field)) if known else None)
+
+
+def step(job: job_pb2.Job) -> str:
+    """Returns the progress of a job: 120/1000."""
+    if not job.HasField("progress"):
+        return fmt.UNKNOWN
+    progress = job.progress
+    return fmt.of_total(
+        progress.step, progress.max_steps if progress.HasField("max_steps") else None
+    )
+
+
+def speed(job: job_pb2.Job) -> str:
+    """Returns a job's optimizer steps a second."""
+    known = job.HasField("progress") and job.progress.HasField("steps_per_second")
+    return fmt.rate(job.progress.steps_per_second if known else None)
+
+
+def metric(job: job_pb2.Job, name: str) -> str:
+    """Returns the newest value of a metric."""
+    return fmt.number(next((m.value for m in job.metrics if m.name == name), None), 4)
+
+
+def learning_rate(job: job_pb2.Job) -> str:
+    """Returns the newest learning rate known: as logged, or as confirmed after an update."""
+    logged = next((m for m in job.metrics if m.name == LEARNING_RATE), None)
+    confirmed = effective(job, LEARNING_RATE)
+    if confirmed is not None and (logged is None or confirmed.step > logged.step):
+        return value(confirmed.value)
+    return fmt.number(None if logged is None else logged.value, 4)
+
+
+def effective(job: job_pb2.Job, parameter: str) -> job_pb2.EffectiveParameter | None:
+    """Returns the confirmed value of a parameter: the first group's, if there are several."""
+    return next((e for e in job.effective.parameters if e.parameter == parameter), None)
+
+
+def change(asked: update_pb2.Change) -> str:
+    """Returns what was asked for: learning_rate → 5e-05, learning_rate × 0.5."""
+    name = f"{asked.parameter}[{asked.group}]" if asked.group else asked.parameter
+    match asked.WhichOneof("operation"):
+        case "set":
+            text = f"{name} → {value(asked.set.value)}"
+            if asked.set.mode == update_pb2.SET_MODE_PEAK:
+                return f"{name} peak → {value(asked.set.value)}"
+            if asked.set.mode == update_pb2.SET_MODE_HOLD:
+                return f"{text}, held{_for_steps(asked.set)}"
+            return text
+        case "multiply":
+            return f"{name} × {fmt.number(asked.multiply.factor)}"
+        case "ramp":
+            return f"{name} → {value(asked.ramp.value)} over {asked.ramp.steps} steps"
+        case "schedule":
+            plan = asked.schedule
+            shape = update_pb2.ScheduleShape.Name(plan.shape)
+            words = [name, shape.removeprefix("SCHEDULE_SHAPE_").lower()]
+            if plan.HasField("peak"):
+                words.append(f"from {fmt.number(plan.peak)}")
+            words.append(f"to {fmt.number(plan.floor)}")
+            if plan.HasField("steps"):
+                words.append(f"over {plan.steps} steps")
+            return " ".join(words)
+        case "release":
+            return f"{name} released"
+        case None:
+            return f"{name}: nothing"
+
+
+def _for_steps(asked: update_pb2.SetChange) -> str:
+    return f" for {asked.hold_steps} steps" if asked.HasField("hold_steps") else ""
+
+
+def transitions(made: Iterable[update_pb2.ParameterTransition]) -> list[str]:
+    """Returns old → new of each parameter; of several groups the first, and how many more."""
+    by_name: dict[str, list[update_pb2.ParameterTransition]] = {}
+    for transition in made:
+        by_name.setdefault(transition.parameter, []).append(transition)
+    lines = []
+    for name, (first, *others) in by_name.items():
+        group = f"[{first.group}]" if first.group and not others else ""
+        line = f"{name}{group} {value(first.old_value)} → {value(first.new_value)}"
+        if others:
+            line += f" (+{len(others)} group{'s' if len(others) > 1 else ''})"
+        lines.append(line)
+    return lines
+
+
+def changes(update: update_pb2.Update) -> list[str]:
+    """Returns what an update changed, if it is in force, else what it asks for."""
+    lines = transitions(update.applied.transitions) if update.HasField("applied") else []
+    if not lines:
+        lines = [change(asked) for asked in update.spec.changes]
+    kind = update.spec.action.WhichOneof("kind")
+    return [*lines, kind.replace("_", " ")] if kind else lines
+
+
+def when_due(spec: update_pb2.UpdateSpec) -> str:
+    """Returns when an update takes effect."""
+    if spec.apply_at.HasField("step"):
+        return f"at step {spec.apply_at.step}"
+    return "at the next boundary"
+
+
+def latency(update: update_pb2.Update) -> str:
+    """Returns the time from call to application.
+
+    The trainer's host and the control plane have different clocks. An application lies between
+    acceptance and settlement, both by the control plane's clock; where the trainer's clock says
+    otherwise, it is wrong and the time to settlement is given, as the bound that it is.
+    """
+    if not update.HasField("applied") or not update.HasField("create_time"):
+        return fmt.UNKNOWN
+    called = seconds(update.create_time)
+    settled = seconds(update.settle_time) - called if update.HasField("settle_time") else math.inf
+    if update.applied.HasField("apply_time"):
+        applied = seconds(update.applied.apply_time) - called
+        if 0 <= applied <= settled:
+            return fmt.span(applied)
+    return fmt.UNKNOWN if math.isinf(settled) else f"≤ {fmt.span(max(0.0, settled))}"
+
+
+def outcome(update: update_pb2.Update) -> str:
+    """Returns why an update was not applied; empty if it was, or is still open."""
+    match update.WhichOneof("outcome"):
+        case "rejected":
+            return update.rejected.message or update.rejected.reason
+        case "expired":
+            return update.expired.message
+        case "cancelled":
+            by = f"by {update.cancelled.principal}" if update.cancelled.principal else ""
+            return ": ".join(part for part in (by, update.cancelled.reason) if part)
+        case _:
+            return "cancellation asked for" if update.cancel_requested else ""
+
+
+def applied(update: update_pb2.Update) -> str:
+    """Returns the line about an update in force."""
+    return (
+        f"APPLIED at step {update.applied.step}, {', '.join(changes(update))},"
+        f" {latency(update)} after the call"
+    )
+
+
+def operation(name: parameter_pb2.Operation.ValueType) -> str:
+    """Returns set for OPERATION_SET."""
+    return parameter_pb2.Operation.Name(name).removeprefix("OPERATION_").lower()
+
+
+def bounds(spec: parameter_pb2.ParameterSpec) -> str:
+    """Returns the hard limits of a parameter: [0, 1), a | b; a dash if there are none."""
+    limits = spec.bounds
+    if limits.allowed_texts:
+        return " | ".join(limits.allowed_texts)
+    low, high = limits.HasField("minimum"), limits.HasField("maximum")
+    if not low and not high:
+        return fmt.UNKNOWN
+    begin = f"{'(' if limits.minimum_exclusive else '['}{fmt.number(limits.minimum)}"
+    end = f"{fmt.number(limits.maximum)}{')' if limits.maximum_exclusive else ']'}"
+    return f"{begin if low else '(-∞'}, {end if high else '∞)'}"

@@ -1,0 +1,57 @@
+"""What went wrong, in one line, and the exit code for it."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import typer
+
+from control_plane.cli.exits import CommandError, ExitCode
+
+if TYPE_CHECKING:
+    from control_plane.client import MidcourseError
+
+
+def report(message: str) -> None:
+    """Prints a message on stderr as one line."""
+    colour = False if os.environ.get("NO_COLOR") else None  # None: if stderr is a terminal
+    typer.secho("midcourse: ", fg="red", bold=True, nl=False, err=True, color=colour)
+    typer.echo(" ".join(message.split()), err=True)
+
+
+def from_client(error: MidcourseError) -> CommandError:
+    """Returns the message and exit code for an error of the client."""
+    from control_plane import client
+
+    message = str(error)
+    match error:
+        case client.NotFoundError():
+            return CommandError(message, ExitCode.NOT_FOUND)
+        case client.UnavailableError() | client.DeadlineExceededError():
+            if not error.reason:
+                message += (
+                    "; is `midcourse serve` running there?"
+                    " --server or MIDCOURSE_CONTROL_PLANE name another place"
+                )
+            return CommandError(message, ExitCode.UNREACHABLE)
+        case client.ResourceExhaustedError() if error.retry_delay is not None:
+            return CommandError(f"{message}; try again later", ExitCode.UNREACHABLE)
+        case client.UpdateNotAppliedError():
+            return CommandError(message, ExitCode.NOT_APPLIED)
+        case client.UpdateTimeoutError():
+            return CommandError(message, ExitCode.TIMEOUT)
+        case (
+            client.InvalidArgumentError()
+            | client.AlreadyExistsError()
+            | client.FailedPreconditionError()
+            | client.ConflictError()
+            | client.OutOfRangeError()
+            | client.PermissionDeniedError()
+            | client.UnauthenticatedError()
+            | client.ResourceExhaustedError()
+        ):
+            return CommandError(message, ExitCode.REFUSED)
+        case _:
+            code = f" ({error.code.name})" if error.code is not None else ""
+            return CommandError(f"{message}{code}", ExitCode.FAILURE)

@@ -1,0 +1,161 @@
+"""The `midcourse` command: its verbs, its options, and how it ends.
+
+What costs time to import is imported by the verb that needs it: ``--help`` is to be instant.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from control_plane.cli import jobs, metrics, updates, watch
+from control_plane.cli.errors import from_client, report
+from control_plane.cli.exits import CommandError, ExitCode, help_text
+from control_plane.cli.lazy import LazyCommand
+from control_plane.cli.session import GlobalOptions, OutputOption, ServerOption, Session, verb
+
+
+class Commands(TyperGroup):
+    """The verbs; every failure ends in one line on stderr and a documented exit code."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
+        """Finds a command, and loads it where it is loaded only when it is run."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command.load() if isinstance(command, LazyCommand) else command, rest
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs a verb."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # a reader that is gone shows itself here at the latest
+            return result
+        except BrokenPipeError:
+            # What is still buffered must not fail once more when the interpreter ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(ExitCode.BROKEN_PIPE) from None
+        except Exception as error:
+            client = sys.modules.get("control_plane.client")
+            if client is not None and isinstance(error, client.MidcourseError):
+                raise from_client(error) from error
+            raise
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> NoReturn:
+        """Runs the command line and exits."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                # A terminal without an arrow gets a question mark, not a UnicodeEncodeError.
+                stream.reconfigure(errors="replace")
+        try:
+            code = super().main(
+                args,
+                prog_name="midcourse",
+                complete_var=complete_var,
+                standalone_mode=False,
+                windows_expand_args=windows_expand_args,
+                **extra,
+            )
+        except CommandError as error:
+            report(error.message)
+            code = error.code
+        except typer.Abort:
+            code = ExitCode.FAILURE
+        except typer.TyperException as error:  # of the command line itself
+            report(_usage_message(error))
+            code = getattr(error, "exit_code", ExitCode.USAGE)
+        sys.exit(int(code) if isinstance(code, int) else ExitCode.OK)
+
+
+def _usage_message(error: typer.TyperException) -> str:
+    message = error.format_message().strip().rstrip(".")
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "midcourse"
+    mark = "" if message.endswith("?") else ";"
+    return f"{message[:1].lower()}{message[1:]}{mark} see '{path} --help'"
+
+
+app = typer.Typer(
+    cls=Commands,
+    epilog=help_text(),
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help shows long options in full on 80 columns, and at once
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("midcourse")
+    except PackageNotFoundError:
+        return "unknown (not installed as a package)"
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"midcourse {_version()}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    server: ServerOption = None,
+    output: OutputOption = None,
+    version: Annotated[  # noqa: ARG001 - its callback acts
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Watch and correct training jobs while they run."""
+    context.obj = GlobalOptions(server, output)
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), nl=False)
+
+
+@verb
+def show_version(session: Session) -> None:
+    """Print the version."""
+    if session.output.is_json:
+        import json
+
+        session.output.line(json.dumps({"version": _version()}))
+    else:
+        session.output.line(f"midcourse {_version()}")
+
+
+def _serve() -> None:
+    """Run a control plane."""
+
+
+app.command("jobs")(jobs.list_jobs)
+app.command("job")(jobs.show_job)
+app.command("watch")(watch.watch)
+app.command("metrics")(metrics.metrics)
+app.command("history")(updates.history)
+app.command("set")(updates.set_parameters)
+app.command("cancel")(updates.cancel)
+app.command("delete")(jobs.delete)
+app.command("serve", cls=LazyCommand)(_serve)
+app.command("version")(show_version)
+
+
+def main() -> None:
+    """Runs the command; the entry point of the package."""
+    app()

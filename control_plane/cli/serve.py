@@ -1,0 +1,48 @@
+"""`midcourse serve`. Imported only when it is run: it needs the server's packages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from control_plane.cli.exits import CommandError, ExitCode
+from control_plane.cli.session import GlobalOptions
+from control_plane.config import ServerSettings
+from grpc_runtime.commands import with_settings
+from grpc_runtime.listen import AddressError, ListenError
+
+
+@with_settings(ServerSettings)
+def serve(context: typer.Context, settings: ServerSettings) -> None:
+    """Run a control plane until it is told to stop (SIGTERM, Ctrl-C).
+
+    An option comes before an environment variable, and that before the TOML file.
+    """
+    from control_plane.server import serve as run
+    from control_plane.store.errors import StoreError
+
+    before = context.find_object(GlobalOptions)
+    if before is not None and before.server is not None:
+        raise typer.BadParameter("--server is for those who connect; say where to listen below")
+    try:
+        run(settings)
+    except AddressError as error:
+        raise CommandError(str(error), ExitCode.USAGE) from error
+    except (ListenError, StoreError) as error:
+        raise CommandError(str(error), ExitCode.FAILURE) from error
+
+
+def command() -> Any:
+    """Returns the command, ready to be run by the group."""
+    app = typer.Typer(
+        add_completion=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["--help", "-h"]},
+    )
+    app.command("serve")(serve)
+    made: Any = typer.main.get_command(app)
+    for option in made.params:
+        # The texts are escaped for rich's markup.
+        option.help = (option.help or "").replace(r"\[", "[")
+    return made

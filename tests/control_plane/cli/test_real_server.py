@@ -1,0 +1,255 @@
+"""The command, the client and `midcourse serve`, all real; the agent is a script."""
+
+from __future__ import annotations
+
+import json
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from control_plane.cli.exits import ExitCode
+from control_plane.client import (
+    Client,
+    ConflictError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+)
+from midcourse.agent.v1 import session_pb2, session_pb2_grpc
+from midcourse.control.v1 import control_pb2, job_pb2, update_pb2
+from tests.support.fake_control_plane import LEARNING_RATE
+from tests.support.processes import Process, free_port, serve, until
+
+
+class ScriptedAgent:
+    """An agent that applies every update at once, at step 121."""
+
+    def __init__(self, address: str, job: str) -> None:
+        self._channel = grpc.insecure_channel(address)
+        self._out: queue.SimpleQueue[session_pb2.SessionRequest | None] = queue.SimpleQueue()
+        self._sequence = 0
+        self.welcomed = threading.Event()
+        hello = session_pb2.Hello(
+            protocol_version=1,
+            job_id=job,
+            method="sft",
+            instance_id="instance-1",
+            agent_id="agent-1",
+            host="gpu-01",
+            trainer_pid=4242,
+        )
+        hello.state.parameters.append(LEARNING_RATE)
+        hello.state.progress.step = 120
+        hello.state.progress.max_steps = 1000
+        hello.state.phase = session_pb2.TRAINER_PHASE_TRAINING
+        self.send(hello=hello)
+        self._stream = session_pb2_grpc.AgentServiceStub(self._channel).Session(
+            iter(self._out.get, None)
+        )
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+        assert self.welcomed.wait(30)
+
+    def send(self, **message) -> None:
+        self._sequence += 1
+        self._out.put(session_pb2.SessionRequest(sequence=self._sequence, **message))
+
+    def beat(self, step: int, **metrics: float) -> None:
+        beat = session_pb2.Heartbeat(phase=session_pb2.TRAINER_PHASE_TRAINING)
+        beat.progress.step = step
+        beat.progress.max_steps = 1000
+        for name, value in metrics.items():
+            column = beat.metrics.add(name=name)
+            column.steps.append(step)
+            column.values.append(value)
+            column.time_micros.append(time.time_ns() // 1000)
+        self.send(heartbeat=beat)
+
+    def _read(self) -> None:
+        try:
+            for response in self._stream:
+                match response.WhichOneof("message"):
+                    case "welcome":
+                        self.welcomed.set()
+                    case "delivery":
+                        self._apply(response.delivery)
+        except grpc.RpcError:
+            pass  # the stream is closed at the end of the test
+
+    def _apply(self, delivery: session_pb2.Delivery) -> None:
+        outcome = session_pb2.UpdateOutcome(revision=delivery.update.revision)
+        outcome.applied.step = 121
+        outcome.applied.instance_id = "instance-1"
+        outcome.applied.apply_time.GetCurrentTime()
+        for change in delivery.update.spec.changes:
+            made = outcome.applied.transitions.add(parameter=change.parameter)
+            made.old_value.number = 2e-5
+            made.new_value.CopyFrom(change.set.value)
+        reply = session_pb2.DeliveryReply(
+            nonce=delivery.nonce, revision=delivery.update.revision, settled=outcome
+        )
+        self.send(reply=reply)
+
+    def close(self) -> None:
+        self._out.put(None)
+        self._stream.cancel()
+        self._reader.join(30)
+        self._channel.close()
+
+
+@pytest.fixture(scope="module")
+def plane_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Process]]:
+    directory = tmp_path_factory.mktemp("plane")
+    port = free_port()
+    process = serve(port, directory)
+    try:
+        until(lambda: "serving" in process.tail(), "the control plane serves")
+        yield f"127.0.0.1:{port}", process
+    finally:
+        process.end()
+
+
+@pytest.fixture
+def address(plane_process: tuple[str, Process]) -> str:
+    return plane_process[0]
+
+
+@pytest.fixture
+def plane(address: str) -> Iterator[Client]:
+    with Client(address) as client:
+        yield client
+
+
+@pytest.fixture
+def agent(address: str, request: pytest.FixtureRequest) -> Iterator[ScriptedAgent]:
+    scripted = ScriptedAgent(address, request.node.name.replace("_", "-")[:40])
+    yield scripted
+    scripted.close()
+
+
+@pytest.fixture
+def job(agent: ScriptedAgent, request: pytest.FixtureRequest) -> str:
+    name: str = request.node.name.replace("_", "-")[:40]
+    return name
+
+
+def run(address: str, *args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "control_plane.cli", "-s", address, *args],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_a_change_from_the_shell(address: str, agent: ScriptedAgent, job: str, plane: Client):
+    agent.beat(120, loss=1.25, learning_rate=2e-5)
+    until(lambda: plane.get_job(job).metrics, "the heartbeat is in")
+    done = run(address, "set", job, "learning_rate=5e-5", "--wait", "--reason", "plateau")
+    assert done.stdout.startswith("APPLIED at step 121, learning_rate 2e-05 → 5e-05, "), done.stderr
+    assert "after the call" in done.stdout
+    history = run(address, "history", job).stdout
+    assert "APPLIED" in history
+    assert "plateau" in history
+    shown = run(address, "job", job).stdout
+    assert "5e-05" in shown
+    assert "process 4242 on gpu-01, connected" in shown
+    assert "RUNNING  120/1000  1.25" in run(address, "jobs").stdout
+    metrics = json.loads(run(address, "metrics", job, "loss", "-o", "json").stdout)
+    assert metrics["series"][0]["values"] == [1.25]
+
+
+def test_a_change_from_python(plane: Client, agent: ScriptedAgent, job: str):
+    update = plane.set(job, learning_rate=5e-5, wait=True, wait_timeout=30)
+    assert update.applied.step == 121
+    again = plane.set(job, learning_rate=5e-5, request_id=update.request_id)
+    assert again.revision == update.revision
+    with pytest.raises(ConflictError) as conflict:
+        plane.set(job, learning_rate=5e-5, expected_revision=0)
+    assert conflict.value.reason == "REVISION_MISMATCH"
+    with pytest.raises(InvalidArgumentError) as invalid:
+        plane.set(job, learning_rate=float("nan"))
+    assert invalid.value.violations
+    with pytest.raises(InvalidArgumentError) as unknown:
+        plane.set(job, learnin_rate=5e-5)
+    assert unknown.value.reason == "PARAMETER_UNKNOWN"
+    with pytest.raises(FailedPreconditionError) as rail:
+        plane.set(job, learning_rate=0.9)
+    assert rail.value.reason == "GUARD_RAIL"
+    with pytest.raises(NotFoundError):
+        plane.set("nobody", learning_rate=5e-5)
+    assert [u.revision for u in plane.list_updates(job)] == [1]
+
+
+def test_a_watch(plane: Client, agent: ScriptedAgent, job: str):
+    with plane.watch_jobs(job=job, progress_interval=0.05) as watch:
+        assert next(watch).type == control_pb2.JOB_EVENT_TYPE_SNAPSHOT
+        assert next(watch).type == control_pb2.JOB_EVENT_TYPE_BOOKMARK
+        plane.set(job, learning_rate=5e-5)
+        states = []
+        for event in watch:
+            if event.HasField("update"):
+                states.append(event.update.state)
+                if event.update.state == update_pb2.UPDATE_STATE_APPLIED:
+                    break
+        assert states[0] == update_pb2.UPDATE_STATE_PENDING
+        assert states == sorted(states)
+        agent.beat(130, loss=1.0)
+        progress = next(e for e in watch if e.job.progress.step == 130)
+        assert progress.job.state == job_pb2.JOB_STATE_RUNNING
+
+
+def test_watching_and_waiting_outlive_a_restart(tmp_path: Path):
+    port = free_port()
+    address = f"127.0.0.1:{port}"
+    process = serve(port, tmp_path)
+    try:
+        until(lambda: "serving" in process.tail(), "the control plane serves")
+        with Client(address) as plane, plane.watch_jobs() as watch:
+            plane.create_job("one")
+            assert next(watch).type == control_pb2.JOB_EVENT_TYPE_BOOKMARK or True
+            until(lambda: watch.position, "the watch has a position")
+            assert process.kill(signal.SIGTERM) == 0
+            process = serve(port, tmp_path)
+            until(lambda: process.tail().count('"serving"') >= 4, "it serves again")
+            plane.create_job("two")
+            names = []
+            for event in watch:
+                if event.HasField("job"):
+                    names.append(event.job.name)
+                if "jobs/two" in names:
+                    break
+        assert names == ["jobs/one", "jobs/two"]
+    finally:
+        process.end()
+
+
+def test_serve_says_why_it_cannot(address: str, tmp_path: Path):
+    database = f"--database={tmp_path / 'control.db'}"
+    serving = [sys.executable, "-m", "control_plane.cli", "serve", "--log-level=error", database]
+
+    def refused(*args: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [*serving, *args], capture_output=True, text=True, timeout=60, check=False
+        )
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("midcourse: ")
+        return done.returncode, line
+
+    assert refused(f"--listen={address}")[0] == ExitCode.FAILURE
+    assert "in use" in refused(f"--listen={address}")[1]
+    assert refused("--listen=nowhere")[0] == ExitCode.USAGE
+    assert refused("--grace=-1")[0] == ExitCode.USAGE
+    (tmp_path / "text").write_text("no database " * 100)
+    code, line = refused("--listen=127.0.0.1:0", f"--database={tmp_path / 'text'}")
+    assert code == ExitCode.FAILURE
+    assert "no SQLite database" in line

@@ -1,0 +1,204 @@
+"""What is shown: numbers, times and messages in words."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from control_plane import changes
+from control_plane.cli import board, courses, describe
+from control_plane.cli import format as fmt
+from control_plane.cli.jobs import StateName
+from midcourse.control.v1 import control_pb2, job_pb2, parameter_pb2, update_pb2
+from tests.support.fake_control_plane import make_job, make_series
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"),
+        (5e-5, "5e-05"),
+        (2e-4, "0.0002"),
+        (0.0, "0"),
+        (120, "120"),
+        (12345678, "12345678"),
+        (1.23456789, "1.23457"),
+        (math.nan, "nan"),
+        (-math.inf, "-inf"),
+    ],
+)
+def test_numbers(value: float | None, text: str):
+    assert fmt.number(value) == text
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_numbers_are_short_and_close(value: float):
+    text = fmt.number(value)
+    assert len(text) <= 13
+    assert float(text) == pytest.approx(value, rel=1e-5)
+
+
+@given(st.floats(0, 1e9))
+def test_ages_never_run_ahead(seconds: float):
+    text = fmt.age(seconds)
+    assert text == "now" or text.endswith(" ago")
+    assert fmt.age(-seconds) == "now" or fmt.age(-seconds).startswith("in ")
+    if seconds >= 60:
+        number, unit, _ = text.split()
+        size = {"min": 60, "h": 3600, "d": 86400}[unit]
+        assert int(number) * size <= seconds < (int(number) + 1) * size
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "–"),
+        (0.0042, "4.2 ms"),
+        (0.812, "812 ms"),
+        (0.99999, "1.0 s"),
+        (3.14, "3.1 s"),
+        (59.7, "1 min"),
+        (7200, "2 h"),
+    ],
+)
+def test_spans(seconds: float | None, text: str):
+    assert fmt.span(seconds) == text
+
+
+def test_what_is_unknown_is_a_dash():
+    job = job_pb2.Job(name="jobs/new", state=job_pb2.JOB_STATE_PENDING)
+    assert describe.step(job) == "–"
+    assert describe.speed(job) == "–"
+    assert describe.metric(job, "loss") == "–"
+    assert describe.learning_rate(job) == "–"
+    job.progress.step = 0
+    assert describe.step(job) == "0/–"
+    assert describe.value(parameter_pb2.Value()) == "–"
+    assert describe.latency(update_pb2.Update()) == "–"
+
+
+def test_the_newest_learning_rate_is_shown():
+    job = make_job("a")
+    assert describe.learning_rate(job) == "2e-05"
+    job.effective.parameters[0].value.number = 5e-5
+    job.effective.parameters[0].step = 121  # after the last log, at step 120
+    assert describe.learning_rate(job) == "5e-05"
+    job.metrics[1].step = 130
+    assert describe.learning_rate(job) == "2e-05"
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (changes.set_value("lr", 5e-5), "lr → 5e-05"),
+        (changes.set_value("lr", 5e-5, mode="peak"), "lr peak → 5e-05"),
+        (changes.hold("lr", 5e-5, group="1"), "lr[1] → 5e-05, held"),
+        (changes.hold("lr", 5e-5, steps=9), "lr → 5e-05, held for 9 steps"),
+        (changes.multiply("lr", 0.5), "lr × 0.5"),
+        (changes.ramp("lr", 1e-6, steps=4), "lr → 1e-06 over 4 steps"),
+        (changes.schedule("lr", "cosine"), "lr cosine to 0"),
+        (
+            changes.schedule("lr", "linear", peak=1e-4, steps=8),
+            "lr linear from 0.0001 to 0 over 8 steps",
+        ),
+        (changes.release("lr"), "lr released"),
+        (changes.set_value("frozen", True), "frozen → true"),
+    ],
+)
+def test_changes(change: update_pb2.Change, text: str):
+    assert describe.change(change) == text
+
+
+def test_groups_are_folded():
+    made = [
+        update_pb2.ParameterTransition(
+            parameter="lr",
+            group=str(n),
+            old_value=changes.to_value(1.5),
+            new_value=changes.to_value(3.5),
+        )
+        for n in range(3)
+    ]
+    assert describe.transitions(made) == ["lr 1.5 → 3.5 (+2 groups)"]
+    assert describe.transitions(made[1:2]) == ["lr[1] 1.5 → 3.5"]
+
+
+def applied_update(*, applied: float | None, settled: float | None) -> update_pb2.Update:
+    update = update_pb2.Update()
+    update.create_time.FromMilliseconds(1_000_000)
+    update.applied.step = 3
+    if applied is not None:
+        update.applied.apply_time.FromMilliseconds(1_000_000 + round(applied))
+    if settled is not None:
+        update.settle_time.FromMilliseconds(1_000_000 + round(settled))
+    return update
+
+
+@pytest.mark.parametrize(
+    ("applied", "settled", "text"),
+    [
+        (4, 20, "4.0 ms"),
+        (None, 20, "≤ 20 ms"),
+        (-300, 20, "≤ 20 ms"),  # the trainer's clock is behind
+        (900, 20, "≤ 20 ms"),  # or ahead
+        (4, None, "4.0 ms"),
+        (-4, None, "–"),
+    ],
+)
+def test_a_wrong_clock_shows_no_wrong_latency(
+    applied: float | None, settled: float | None, text: str
+):
+    assert describe.latency(applied_update(applied=applied, settled=settled)) == text
+
+
+def test_bounds():
+    def shown(**limits) -> str:
+        return describe.bounds(parameter_pb2.ParameterSpec(bounds=parameter_pb2.Bounds(**limits)))
+
+    assert shown() == "–"
+    assert shown(minimum=0.0, minimum_exclusive=True) == "(0, ∞)"
+    assert shown(maximum=1.0) == "(-∞, 1]"
+    assert shown(minimum=0.0, maximum=1.0, maximum_exclusive=True) == "[0, 1)"
+    assert shown(allowed_texts=["a", "b"]) == "a | b"
+
+
+def test_every_state_has_a_name_on_the_command_line():
+    names = {name.removeprefix("JOB_STATE_") for name in job_pb2.JobState.keys()}
+    assert {state.name for state in StateName} == names - {"UNSPECIFIED"}
+
+
+def test_updates_are_noted_at_the_first_sample_they_could_touch():
+    updates = []
+    for revision, step in ((1, 2), (2, 3), (3, 1), (4, 99)):
+        update = update_pb2.Update(revision=revision)
+        update.applied.step = step
+        update.applied.transitions.add(parameter="lr", new_value=changes.to_value(0.5))
+        updates.append(update)
+    marks = courses._marks([2, 4, 6], updates)
+    assert marks == {2: "#1 lr – → 0.5", 4: "#2 lr – → 0.5 from step 3"}
+
+
+def test_columns_of_different_steps_are_joined():
+    table = courses.samples(
+        [make_series("loss", [3.0, 2.0]), make_series("lr", [0.5], first_step=2)], []
+    )
+    cells = [list(column.cells) for column in table.columns]
+    assert cells == [["1", "2"], ["3", "2"], ["–", "0.5"], ["", ""]]
+
+
+def test_lines_of_a_watch():
+    job = make_job("a")
+    event = control_pb2.WatchJobsResponse(type=control_pb2.JOB_EVENT_TYPE_MODIFIED, job=job)
+    line = board.line(event, 0.0)
+    assert line.endswith("a  RUNNING  step 120/1000  loss 1.235  lr 2e-05  3.25 steps/s")
+    event.update.revision = 3
+    event.update.state = update_pb2.UPDATE_STATE_REJECTED
+    event.update.rejected.message = "no"
+    event.update.spec.changes.append(changes.multiply("lr", 2))
+    assert board.line(event, 0.0).endswith("a update 3 REJECTED: lr × 2 (no)")
+    deleted = control_pb2.WatchJobsResponse(type=control_pb2.JOB_EVENT_TYPE_DELETED, job=job)
+    assert board.line(deleted, 0.0).endswith("a DELETED")
+    assert not board.line(control_pb2.WatchJobsResponse(), 0.0)

@@ -1,0 +1,362 @@
+"""The client against a real gRPC server."""
+
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+from pathlib import Path
+
+import grpc
+import pytest
+
+from control_plane import changes
+from control_plane.client import (
+    AlreadyExistsError,
+    Client,
+    ConflictError,
+    DeadlineExceededError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    MidcourseError,
+    NotFoundError,
+    OutOfRangeError,
+    ResourceExhaustedError,
+    RetryPolicy,
+    UnavailableError,
+    UpdateNotAppliedError,
+    UpdateTimeoutError,
+)
+from grpc_runtime.errors import StatusError
+from midcourse.control.v1 import control_pb2, job_pb2, update_pb2
+from tests.support.fake_control_plane import FakeControlPlane, make_job, make_series
+
+Code = grpc.StatusCode
+QUICK = RetryPolicy(attempts=3, initial=0.005, maximum=0.01)
+
+
+@pytest.fixture
+def server():
+    with FakeControlPlane() as fake:
+        fake.add(make_job("my-run"))
+        yield fake
+
+
+@pytest.fixture
+def plane(server: FakeControlPlane):
+    with Client(server.address, retry=QUICK) as client:
+        yield client
+
+
+def unavailable(**details: float) -> StatusError:
+    return StatusError(Code.UNAVAILABLE, "draining", reason="DRAINING", **details)
+
+
+def names(fake: FakeControlPlane) -> list[str]:
+    return [name for name, _ in fake.calls]
+
+
+def test_the_example_of_the_readme(plane: Client):
+    update = plane.set("my-run", learning_rate=5e-5, wait=True)
+    assert update.applied.step == 121
+    assert update.applied.transitions[0].new_value.number == 5e-5
+
+
+def test_set_sends_every_option(plane: Client, server: FakeControlPlane):
+    plane.set(
+        "jobs/my-run",
+        {"learning_rate": changes.multiply("learning_rate", 0.5)},
+        at_step=200,
+        max_step=210,
+        deadline=timedelta(minutes=10),
+        reason="plateau",
+        force=True,
+        expected_revision=0,
+        request_id="r-1",
+    )
+    method, request = server.calls[0]
+    assert method == "UpdateParameters"
+    assert request.job == "jobs/my-run"
+    assert request.spec.changes[0].multiply.factor == 0.5
+    assert (request.spec.apply_at.step, request.spec.apply_at.max_step) == (200, 210)
+    assert request.spec.HasField("deadline")
+    assert request.spec.reason == "plateau"
+    assert request.spec.force
+    assert request.HasField("expected_revision")
+    assert request.request_id == "r-1"
+
+
+def test_every_way_of_changing(plane: Client, server: FakeControlPlane):
+    server.settle_as = update_pb2.UPDATE_STATE_PENDING
+    plane.set("my-run", learning_rate=1e-5, mode="hold", hold_steps=5, group="1")
+    plane.set("my-run", learning_rate=1e-5, mode="peak")
+    plane.multiply("my-run", {"learning_rate": 0.1})
+    plane.ramp("my-run", {"learning_rate": 1e-6}, steps=10)
+    plane.schedule("my-run", "learning_rate", "cosine", peak=1e-4, warmup_steps=3, floor=1e-6)
+    plane.release("my-run", "learning_rate")
+    hold, peak, multiply, ramp, schedule, release = (
+        update.spec.changes[0] for update in plane.list_updates("my-run", oldest_first=True)
+    )
+    assert hold.set.mode == update_pb2.SET_MODE_HOLD
+    assert hold.set.hold_steps == 5
+    assert hold.group == "1"
+    assert peak.set.mode == update_pb2.SET_MODE_PEAK
+    assert not peak.set.HasField("hold_steps")
+    assert multiply.multiply.factor == 0.1
+    assert (ramp.ramp.value.number, ramp.ramp.steps) == (1e-6, 10)
+    assert schedule.schedule.shape == update_pb2.SCHEDULE_SHAPE_COSINE
+    assert not schedule.schedule.HasField("steps")
+    assert release.WhichOneof("operation") == "release"
+
+
+def test_jobs(plane: Client, server: FakeControlPlane):
+    assert plane.create_job("new-run", labels={"team": "vision"}).name == "jobs/new-run"
+    with pytest.raises(AlreadyExistsError):
+        plane.create_job("new-run")
+    server.add(make_job("third"))
+    assert [job.name for job in plane.list_jobs()] == ["jobs/my-run", "jobs/new-run", "jobs/third"]
+    assert names(server)[-2:] == ["ListJobs", "ListJobs"]  # two pages
+    assert [job.name for job in plane.list_jobs("team=vision")] == ["jobs/new-run"]
+    assert not list(plane.list_jobs(states=[job_pb2.JOB_STATE_LOST]))
+    assert plane.get_job("my-run").uid == "uid-my-run"
+    with pytest.raises(FailedPreconditionError):
+        plane.delete_job("my-run")
+    server.jobs["jobs/my-run"].session.connected = False
+    plane.delete_job("my-run")
+    with pytest.raises(NotFoundError) as caught:
+        plane.get_job("my-run")
+    assert caught.value.code is Code.NOT_FOUND
+    assert caught.value.reason == "JOB_NOT_FOUND"
+
+
+def test_metrics(plane: Client, server: FakeControlPlane):
+    server.series["jobs/my-run"] = [make_series("loss", [3.0, 2.0, 1.0]), make_series("lr", [1.0])]
+    (loss,) = plane.query_metrics("my-run", ["loss"], first_step=1, last=2)
+    assert list(loss.values) == [2.0, 1.0]
+    assert server.calls[-1][1].steps.first == 1
+
+
+def test_refusals_say_which_field(plane: Client):
+    with pytest.raises(InvalidArgumentError) as caught:
+        plane.set("my-run", learning_rate=float("nan"))
+    assert caught.value.reason == "OUT_OF_BOUNDS"
+    assert caught.value.violations[0].field == "spec.changes[0].set.value"
+    assert "got nan" in str(caught.value)
+    with pytest.raises(ConflictError):
+        plane.set("my-run", learning_rate=1e-5, expected_revision=7)
+
+
+def test_wait_raises_if_the_update_is_not_applied(plane: Client, server: FakeControlPlane):
+    for state in (
+        update_pb2.UPDATE_STATE_REJECTED,
+        update_pb2.UPDATE_STATE_EXPIRED,
+        update_pb2.UPDATE_STATE_CANCELLED,
+    ):
+        server.settle_as = state
+        with pytest.raises(UpdateNotAppliedError) as caught:
+            plane.set("my-run", learning_rate=1e-5, wait=True)
+        assert caught.value.update.state == state
+        assert update_pb2.UpdateState.Name(state).removeprefix("UPDATE_STATE_") in str(caught.value)
+
+
+def test_wait_ends_in_time(plane: Client, server: FakeControlPlane):
+    server.settle_as = update_pb2.UPDATE_STATE_PENDING
+    with pytest.raises(UpdateTimeoutError) as caught:
+        plane.set("my-run", learning_rate=1e-5, wait=True, wait_timeout=0.05)
+    assert caught.value.update.revision == 1
+    assert plane.wait_update("my-run", 1, timeout=0).state == update_pb2.UPDATE_STATE_PENDING
+
+
+def test_wait_outlives_a_restart_of_the_server(plane: Client, server: FakeControlPlane):
+    server.settle_as = update_pb2.UPDATE_STATE_PENDING
+    plane.set("my-run", learning_rate=1e-5)
+    server.fail("WaitUpdate", *[unavailable()] * 5)  # more than the tries of a single call
+    settle = threading.Timer(
+        0.1,
+        server.settle,
+        (server.updates["jobs/my-run"][0], update_pb2.UPDATE_STATE_APPLIED),
+    )
+    settle.start()
+    assert plane.wait_applied("my-run", 1, timeout=20).applied.step == 121
+    settle.join()
+
+
+def test_cancel(plane: Client, server: FakeControlPlane):
+    server.settle_as = update_pb2.UPDATE_STATE_PENDING
+    plane.set("my-run", learning_rate=1e-5)
+    assert plane.cancel_update("my-run", 1).state == update_pb2.UPDATE_STATE_CANCELLED
+    with pytest.raises(FailedPreconditionError):
+        plane.cancel_update("my-run", 1)
+    assert plane.get_update("my-run", 1).cancelled.principal == "ops"
+
+
+def test_a_repeated_update_keeps_its_request_id(plane: Client, server: FakeControlPlane):
+    server.fail("UpdateParameters", unavailable(), unavailable())
+    plane.set("my-run", learning_rate=1e-5)
+    ids = {request.request_id for name, request in server.calls if name == "UpdateParameters"}
+    assert names(server).count("UpdateParameters") == 3
+    assert len(ids) == 1
+    assert ids != {""}
+    assert len(server.updates["jobs/my-run"]) == 1
+
+
+def test_tries_are_bounded(plane: Client, server: FakeControlPlane):
+    server.fail("GetJob", *[unavailable()] * 3)
+    with pytest.raises(UnavailableError):
+        plane.get_job("my-run")
+    assert names(server) == ["GetJob"] * 3
+    assert plane.get_job("my-run").name == "jobs/my-run"
+
+
+def test_what_cannot_be_repeated_is_tried_once(plane: Client, server: FakeControlPlane):
+    server.fail("CreateJob", unavailable())
+    with pytest.raises(UnavailableError):
+        plane.create_job("other")
+    server.fail("DeleteJob", unavailable())
+    with pytest.raises(UnavailableError):
+        plane.delete_job("my-run")
+    assert names(server) == ["CreateJob", "DeleteJob"]
+
+
+def test_a_delay_longer_than_the_call_may_take_is_not_waited_for(server: FakeControlPlane):
+    server.fail("GetJob", unavailable(retry_delay=30.0))
+    with Client(server.address, timeout=5, retry=QUICK) as plane:
+        with pytest.raises(UnavailableError) as caught:
+            plane.get_job("my-run")
+    assert caught.value.retry_delay == 30.0
+
+
+def test_overload_is_retried_only_if_the_server_says_when(plane: Client, server: FakeControlPlane):
+    busy = StatusError(Code.RESOURCE_EXHAUSTED, "busy", reason="BUSY", retry_delay=0.001)
+    server.fail("GetJob", busy)
+    assert plane.get_job("my-run").name == "jobs/my-run"
+    server.fail("GetJob", StatusError(Code.RESOURCE_EXHAUSTED, "too large", reason="TOO_LARGE"))
+    with pytest.raises(ResourceExhaustedError):
+        plane.get_job("my-run")
+
+
+def test_nobody_there():
+    with FakeControlPlane() as fake:
+        address = fake.address
+    with Client(address, retry=QUICK) as plane, pytest.raises(UnavailableError) as caught:
+        plane.get_job("my-run")
+    assert address in str(caught.value)
+    assert "refused" in str(caught.value)
+
+
+def test_a_silent_server(server: FakeControlPlane):
+    server.settle_as = update_pb2.UPDATE_STATE_PENDING
+    with Client(server.address, timeout=0.2) as plane:
+        plane.set("my-run", learning_rate=1e-5)
+        # The fake holds a cancellation back for nobody: a wait is what it can be slow at.
+        request = control_pb2.WaitUpdateRequest(name="jobs/my-run/updates/1")
+        request.timeout.FromSeconds(5)
+        with pytest.raises(DeadlineExceededError, match="did not answer in time"):
+            plane._transport.call(plane._stub.WaitUpdate, request)
+
+
+def test_a_unix_socket(tmp_path: Path):
+    address = f"unix:{tmp_path}/plane.sock"
+    fake = FakeControlPlane().start(address)
+    try:
+        fake.add(make_job("my-run"))
+        with Client(address) as plane:
+            assert plane.address == address
+            assert plane.get_job("my-run").method == "sft"
+    finally:
+        fake.stop()
+
+
+def test_the_address_comes_from_argument_environment_or_default(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setenv("MIDCOURSE_CONTROL_PLANE", "plane.example:7000")
+    assert Client("127.0.0.1:1").address == "127.0.0.1:1"
+    assert Client().address == "plane.example:7000"
+    monkeypatch.delenv("MIDCOURSE_CONTROL_PLANE")
+    assert Client().address == "127.0.0.1:50051"
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [("localhost", "no port"), ("http://localhost:50051", "write 'localhost:50051'")],
+)
+def test_an_address_that_is_none(address: str, words: str):
+    with pytest.raises(ValueError, match=words):
+        Client(address)
+
+
+def test_every_exception_has_the_one_root(server: FakeControlPlane, plane: Client):
+    server.fail("GetJob", StatusError(Code.INTERNAL, "boom", reason="INTERNAL"))
+    with pytest.raises(MidcourseError) as caught:
+        plane.get_job("my-run")
+    assert type(caught.value) is MidcourseError
+    assert caught.value.code is Code.INTERNAL
+
+
+# Watching
+
+
+def kinds(events: list[control_pb2.WatchJobsResponse]) -> list[str]:
+    return [
+        control_pb2.JobEventType.Name(event.type).removeprefix("JOB_EVENT_TYPE_")
+        for event in events
+    ]
+
+
+def test_watch_goes_on_by_itself(plane: Client, server: FakeControlPlane):
+    job = server.jobs["jobs/my-run"]
+    with plane.watch_jobs(progress_interval=0.1) as watch:
+        events = [next(watch), next(watch)]
+        server.publish(control_pb2.JOB_EVENT_TYPE_MODIFIED, job)
+        events.append(next(watch))
+        server.break_watches(unavailable())
+        server.publish(control_pb2.JOB_EVENT_TYPE_PROGRESS, job)
+        events.append(next(watch))
+        server.break_watches(None)  # a plain end is no end of the watch either
+        server.publish(control_pb2.JOB_EVENT_TYPE_MODIFIED, job)
+        events.append(next(watch))
+        assert watch.interruption is None
+        assert watch.position == "3"
+    assert kinds(events) == ["SNAPSHOT", "BOOKMARK", "MODIFIED", "PROGRESS", "MODIFIED"]
+    positions = [request.position for name, request in server.calls if name == "WatchJobs"]
+    assert positions == ["", "1", "2"]
+
+
+def test_watch_ends_with_the_job(plane: Client, server: FakeControlPlane):
+    job = server.jobs["jobs/my-run"]
+    watch = plane.watch_jobs(job="my-run")
+    assert kinds([next(watch), next(watch)]) == ["SNAPSHOT", "BOOKMARK"]
+    server.publish(control_pb2.JOB_EVENT_TYPE_DELETED, job)
+    assert kinds(list(watch)) == ["DELETED"]
+
+
+def test_watch_can_be_closed_from_another_thread(plane: Client):
+    watch = plane.watch_jobs()
+    next(watch)
+    next(watch)
+    closing = threading.Timer(0.05, watch.close)
+    closing.start()
+    assert list(watch) == []
+    closing.join()
+
+
+def test_watch_refuses_what_it_cannot_mend(plane: Client, server: FakeControlPlane):
+    with pytest.raises(NotFoundError):
+        next(plane.watch_jobs(job="nobody"))
+    gone = StatusError(Code.OUT_OF_RANGE, "position 1 is gone", reason="POSITION_GONE")
+    server.fail("WatchJobs", gone)
+    with pytest.raises(OutOfRangeError):
+        next(plane.watch_jobs(position="1"))
+
+
+def test_watch_gives_up_as_told(plane: Client, server: FakeControlPlane):
+    server.fail("WatchJobs", *[unavailable()] * 3)
+    with pytest.raises(UnavailableError):
+        next(plane.watch_jobs())
+    watch = plane.watch_jobs(patience=0.05)
+    next(watch)
+    next(watch)
+    server.fail("WatchJobs", *[unavailable()] * 1000)
+    server.break_watches(unavailable())
+    with pytest.raises(UnavailableError):
+        next(watch)

@@ -1,0 +1,132 @@
+"""The client's pure parts: retry policy, watch cursor, changes, the exception tree."""
+
+from __future__ import annotations
+
+import doctest
+import fractions
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from control_plane import changes, client
+from control_plane._client import errors, watch
+from control_plane.client import MidcourseError, RetryPolicy, UnavailableError
+from midcourse.control.v1 import control_pb2, parameter_pb2
+
+
+@given(
+    failures=st.integers(1, 10_000),
+    advised=st.none() | st.floats(0, 1000),
+    initial=st.floats(0.001, 5),
+    factor=st.floats(1, 100),
+)
+def test_backoff_is_bounded_and_honours_advice(
+    failures: int, advised: float | None, initial: float, factor: float
+):
+    policy = RetryPolicy(initial=initial, maximum=initial * factor)
+    delay = policy.backoff(failures, advised)
+    least = advised or 0.0
+    assert least <= delay <= least + policy.maximum * (1 + 1e-9)
+    assert delay <= least + initial * 2.0 ** min(failures - 1, 60) * (1 + 1e-9)
+
+
+def test_a_policy_that_makes_no_sense_is_refused():
+    with pytest.raises(ValueError, match="attempts"):
+        RetryPolicy(attempts=0)
+    with pytest.raises(ValueError, match="initial"):
+        RetryPolicy(initial=2.0, maximum=1.0)
+
+
+def test_only_the_transient_is_retried():
+    policy = RetryPolicy(attempts=3)
+    assert policy.delay(1, UnavailableError("x")) is not None
+    assert policy.delay(3, UnavailableError("x")) is None
+    assert policy.delay(1, MidcourseError("x")) is None
+
+
+@given(
+    lengths=st.lists(st.integers(0, 4), min_size=1, max_size=8),
+    snapshot=st.integers(0, 4),
+)
+def test_a_watch_over_broken_streams_has_no_gap_and_no_duplicate(lengths: list[int], snapshot: int):
+    """A server with a log; every stream breaks after some events, the last goes through."""
+    log = [f"change {n}" for n in range(1, 7)]
+
+    def stream(position: str) -> list[control_pb2.WatchJobsResponse]:
+        def event(text: str, where: str) -> control_pb2.WatchJobsResponse:
+            made = control_pb2.WatchJobsResponse(position=where)
+            made.job.name = text
+            return made
+
+        if position:
+            return [event(text, str(n)) for n, text in enumerate(log, 1) if n > int(position)]
+        jobs = [event(f"job {n}", "") for n in range(snapshot)]
+        bookmark = event("bookmark", "0")
+        return [*jobs, bookmark, *(event(text, str(n)) for n, text in enumerate(log, 1))]
+
+    cursor = watch.WatchCursor(control_pb2.WatchJobsRequest())
+    seen: list[str] = []
+    for length in [*lengths, 100]:
+        for event in stream(cursor.next_request().position)[:length]:
+            seen += [ready.job.name for ready in cursor.feed(event)]
+    assert seen == [*(f"job {n}" for n in range(snapshot)), "bookmark", *log]
+
+
+@given(
+    st.one_of(
+        st.booleans(), st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False), st.text()
+    )
+)
+def test_values_survive_the_way(value: bool | float | str):
+    back = changes.from_value(changes.to_value(value))
+    assert back == value
+    assert type(back) is type(value)
+
+
+def test_values_of_other_types():
+    assert changes.to_value(fractions.Fraction(1, 2)).number == 0.5  # type: ignore[arg-type]
+    assert changes.from_value(parameter_pb2.Value()) is None
+    with pytest.raises(ValueError, match="64 bits"):
+        changes.to_value(2**63)
+    with pytest.raises(TypeError, match="got list"):
+        changes.to_value([1])  # type: ignore[arg-type]
+
+
+def test_hold_steps_go_with_hold_only():
+    with pytest.raises(ValueError, match="hold_steps goes with mode 'hold'"):
+        changes.set_value("learning_rate", 1.0, hold_steps=3)
+
+
+def test_the_exception_tree_is_drawn_in_full():
+    drawn = errors.MidcourseError.__doc__ or ""
+    for name in client.__all__:
+        exported = getattr(client, name)
+        if isinstance(exported, type) and issubclass(exported, Exception):
+            assert issubclass(exported, MidcourseError), name
+            assert name in drawn
+
+
+def test_everything_exported_exists():
+    assert [name for name in client.__all__ if not hasattr(client, name)] == []
+    assert doctest.testmod(changes).failed == 0
+
+
+def test_the_client_needs_only_the_base_install():
+    loaded = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys, control_plane.client, control_plane.changes; print(*sys.modules)",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    ).stdout.split()
+    heavy = {"torch", "transformers", "sqlalchemy", "alembic", "pydantic_settings", "uvloop"}
+    ours = {"control_plane.server", "control_plane.services", "control_plane.store"}
+    assert "control_plane.client" in loaded
+    assert not (heavy | ours) & set(loaded)
