@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
 import platformdirs
 from pydantic import Field
 
+from grpc_runtime.logging import LogFormat, LogLevel
 from grpc_runtime.settings import Settings
-
-if TYPE_CHECKING:
-    from grpc_runtime.logging import LogFormat, LogLevel
 
 
 def default_database() -> str:
@@ -19,53 +17,70 @@ def default_database() -> str:
     return str(Path(platformdirs.user_state_dir("midcourse", appauthor=False)) / "control.db")
 
 
-class ServerSettings(Settings, env_prefix="MIDCOURSE_", table="control_plane"):
+class ServerSettings(Settings, env_prefix="MIDCOURSE_"):
     """Settings of `midcourse serve`."""
 
+    table: ClassVar[str] = "control_plane"
+
     listen: str = Field(
-        "127.0.0.1:50051", description="Address to listen on: host:port, or unix:PATH."
+        default="127.0.0.1:50051", description="Address to listen on: host:port, or unix:PATH."
     )
     database: str = Field(
         default_factory=default_database,
         description="SQLite file (a path or sqlite:///PATH) that holds everything durable.",
     )
     insecure: bool = Field(
-        False, description="Listen beyond loopback without TLS and authentication all the same."
+        default=False,
+        description="Listen beyond loopback without TLS and authentication all the same.",
     )
     heartbeat_interval: float = Field(
-        5.0, ge=0.05, le=3_600, description="Seconds between two heartbeats of an agent."
+        default=5.0, ge=0.05, le=3_600, description="Seconds between two heartbeats of an agent."
     )
     lost_after: float = Field(
-        3.0, ge=1.5, le=100, description="Heartbeat intervals of silence after which a job is lost."
+        default=3.0,
+        ge=1.5,
+        le=100,
+        description="Heartbeat intervals of silence after which a job is lost.",
     )
     stall_after: float = Field(
-        30.0,
+        default=30.0,
         ge=0.1,
         le=86_400,
         description="Least seconds without a step after which a trainer counts as stalled.",
     )
     flush_interval: float = Field(
-        0.2, ge=0.0, le=60, description="Seconds that samples are gathered before one commit."
+        default=0.2,
+        ge=0.0,
+        le=60,
+        description="Seconds that samples are gathered before one commit.",
     )
     max_pending_samples: int = Field(
-        500_000, ge=1_000, description="Samples in memory above which agents are slowed down."
+        default=500_000,
+        ge=1_000,
+        description="Samples in memory above which agents are slowed down.",
     )
     max_open_updates: int = Field(
-        1_000, ge=1, le=100_000, description="Most updates of a job that are not in force yet."
+        default=1_000,
+        ge=1,
+        le=100_000,
+        description="Most updates of a job that are not in force yet.",
     )
     max_message_bytes: int = Field(
-        4 * 1024 * 1024, ge=65_536, description="Largest gRPC message, in bytes."
+        default=4 * 1024 * 1024, ge=65_536, description="Largest gRPC message, in bytes."
     )
     retain_samples_days: float = Field(
-        90.0, ge=0, description="Days that samples of metrics are kept; 0: for ever."
+        default=90.0, ge=0, description="Days that samples of metrics are kept; 0: for ever."
     )
     retain_events_days: float = Field(
-        7.0, ge=0, description="Days that watches can be resumed from; 0: for ever."
+        default=7.0, ge=0, description="Days that watches can be resumed from; 0: for ever."
     )
     grace: float = Field(
-        10.0, ge=0, le=600, description="Seconds that calls get to end when the server stops."
+        default=10.0,
+        ge=0,
+        le=600,
+        description="Seconds that calls get to end when the server stops.",
     )
-    log_level: LogLevel = Field("info", description="Least severe events to log.")
+    log_level: LogLevel = Field(default="info", description="Least severe events to log.")
     log_format: LogFormat = Field(
-        "auto", description="json, console, or auto: console on a terminal, else JSON."
+        default="auto", description="json, console, or auto: console on a terminal, else JSON."
     )

@@ -9,6 +9,7 @@
                     event per call.
 ``auth``            who is calling: ``Principal``, ``Authenticator``, ``current_principal()``.
 ``listen``          addresses, and which of them a server may listen on.
+``tls``             a server's certificate and key, from files.
 ``health``          ``grpc.health.v1`` that lets a draining server finish.
 ``reflection``      server reflection, ``v1`` and ``v1alpha``.
 ``server``          ``Service``: start, drain, stop; ``run()``.

@@ -218,7 +218,7 @@ class _Call:
             "principal": None if self.principal is None else self.principal.name,
         }
         if error is not None:
-            event.update(reason=error.reason, error=str(error))
+            event.update(reason=error.reason, error=error.message)
         if code in _SERVER_FAULTS:
             _log.error("rpc", exc_info=fault, **event)
         elif method.startswith(_QUIET_PREFIXES):

@@ -251,11 +251,18 @@ def with_desired(desired: Iterable[Desired], update: Update) -> tuple[Desired, .
     return tuple(kept)
 
 
-def with_effective(
-    effective: Iterable[Effective], update: Update, applied: Applied
-) -> tuple[Effective, ...]:
-    """What is in force once an update is applied."""
-    values = {(e.parameter, e.group): e for e in effective}
+def with_effective(job: Job, update: Update, applied: Applied) -> tuple[Effective, ...]:
+    """What is in force once an update is applied.
+
+    A value for the whole and values for its groups do not stand beside each other:
+    where all of the one are told anew, the other goes.
+    """
+    values = {(e.parameter, e.group): e for e in job.effective}
+    groups = {spec.name: set(spec.groups) for spec in job.parameters}
+    for parameter in {t.parameter for t in applied.transitions}:
+        told = {t.group for t in applied.transitions if t.parameter == parameter}
+        if "" in told or groups.get(parameter, set()) <= told:
+            values = {key: e for key, e in values.items() if key[0] != parameter}
     for t in applied.transitions:
         values[t.parameter, t.group] = Effective(
             t.parameter, t.group, t.new, update.revision, applied.step

@@ -22,7 +22,8 @@ class Sample:
 class Statistics:
     """Numbers about a series; NaN and infinite samples are counted apart and left out.
 
-    `slope` is the least-squares slope per optimizer step.
+    `slope` is the least-squares slope per optimizer step; None where there are not two
+    steps, or where it is too large to be told.
     """
 
     count: int
@@ -45,16 +46,23 @@ def describe(samples: Sequence[Sample]) -> Statistics:
     step_mean = math.fsum(s.step for s in finite) / len(finite)
     spread = math.fsum((s.step - step_mean) ** 2 for s in finite)
     slope = None
+    # Scaled, so that no difference of two values is too large.
+    scale = max(map(abs, values)) or 1.0
     if spread > 0:
-        slope = math.fsum((s.step - step_mean) / spread * (s.value - mean) for s in finite)
+        slope = scale * math.fsum(
+            (s.step - step_mean) / spread * (s.value / scale - mean / scale) for s in finite
+        )
+        slope = slope if math.isfinite(slope) else None
     return Statistics(len(samples), odd, finite[-1].value, min(values), max(values), mean, slope)
 
 
 def reduce(samples: Sequence[Sample], max_points: int) -> list[Sample]:
     """At most `max_points` of the samples: first, last, and each bucket's extremes.
 
-    Buckets hold equal numbers of samples. NaN and infinite values count as extremes,
-    so that a spike can never be reduced away.
+    Buckets hold equal numbers of samples. The largest and the smallest value of each
+    are kept, and, where there is one, a NaN or infinite value, so that no spike is
+    reduced away. (With less than 5 points there is room for two of the three: a value
+    that is no number comes first, then the largest.)
 
     Args:
         samples: In the order of their steps.
@@ -62,27 +70,32 @@ def reduce(samples: Sequence[Sample], max_points: int) -> list[Sample]:
     """
     if len(samples) <= max_points:
         return list(samples)
+    odd_ones = any(not math.isfinite(s.value) for s in samples)
     inner = len(samples) - 2
-    buckets = (max_points - 2) // 2
+    buckets = max(1, (max_points - 2) // (3 if odd_ones else 2))
     kept = {0, len(samples) - 1}
     for bucket in range(buckets):
         start = 1 + bucket * inner // buckets
         end = 1 + (bucket + 1) * inner // buckets
-        indexes = range(start, end)
-        odd = [i for i in indexes if not math.isfinite(samples[i].value)]
-        kept.update(odd[:2])
-        if len(odd) < 2:
-            finite = [i for i in indexes if math.isfinite(samples[i].value)]
-            low = min(finite, key=lambda i: samples[i].value)
-            high = max(finite, key=lambda i: samples[i].value)
-            kept.update([low, high] if not odd else [high])
+        kept.update(_extremes(samples, range(start, end))[: max_points - 2])
     return [samples[i] for i in sorted(kept)]
+
+
+def _extremes(samples: Sequence[Sample], indexes: range) -> list[int]:
+    """Where a stretch of samples shows most, the most telling first."""
+    finite = [i for i in indexes if math.isfinite(samples[i].value)]
+    extremes = [i for i in indexes if not math.isfinite(samples[i].value)][:1]
+    if finite:
+        extremes.append(max(finite, key=lambda i: samples[i].value))
+        extremes.append(min(finite, key=lambda i: samples[i].value))
+    return extremes
 
 
 def lineage(runs: Sequence[Run]) -> list[tuple[int, int, int | None]]:
     """Which run's samples tell the course of the job, and for which steps.
 
-    A run that went on from step S replaces whatever earlier runs did after S.
+    A run that went on from step S replaces whatever earlier runs did after S. What
+    the first run measured before its first step, such as an evaluation, counts too.
 
     Args:
         runs: In the order of their numbers.
@@ -98,4 +111,7 @@ def lineage(runs: Sequence[Run]) -> list[tuple[int, int, int | None]]:
             course.append((run.number, first, end))
             end = run.start_step
     course.reverse()
+    if course:
+        number, first, last = course[0]
+        course[0] = (number, first - 1, last)
     return course

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from control_plane.domain import selector
 from control_plane.domain.errors import invalid
@@ -245,5 +245,6 @@ def _known(values: Any, table: Mapping[Any, _D], field: str) -> list[_D]:
 
 def _within_call(seconds: float, context: grpc.aio.ServicerContext[Any, Any]) -> float:
     """The seconds asked for, cut so that the answer comes before the call's deadline."""
-    left = context.time_remaining()
+    # None without a deadline, whatever the stub says.
+    left = cast("float | None", context.time_remaining())
     return seconds if left is None else min(seconds, max(0.0, left - _ANSWER_SECONDS))

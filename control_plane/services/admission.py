@@ -152,11 +152,11 @@ def take_state(
 
 def _resolve(update: Update, state: FullState, now: datetime) -> Outcome | None:
     """What a trainer's state says of an update that was open until now; None: nothing final."""
+    if update.revision in state.held:
+        return None
     if contains(state.in_force, update.revision):
         # In force, but the trainer has no record of the step left.
         return Applied(step=0)
-    if update.revision in state.held:
-        return None
     if update.cancel_request is not None:
         return update.cancel_request
     if update.spec.deadline is not None and update.spec.deadline <= now:

@@ -18,6 +18,7 @@ from control_plane.services.views import JobView
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
+    from control_plane.domain.parameter import Value
     from control_plane.domain.session import Heartbeat, MetricColumn
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -32,6 +33,7 @@ class Live:
     Attributes:
         version: Grows with every change, over all jobs, so that watchers see what is new.
         last_seen: When anything was last heard of the job; None: not since the server began.
+        readings: Newest values of parameters, by (parameter, group).
     """
 
     progress: Progress | None = None
@@ -39,6 +41,7 @@ class Live:
     dropped_samples: int = 0
     version: int = 0
     last_seen: datetime | None = None
+    readings: dict[tuple[str, str], Value] = field(default_factory=dict)
 
     def stored(self) -> Telemetry:
         """The same, as the store keeps it."""
@@ -117,6 +120,9 @@ class TelemetryHub:
         if heartbeat.progress is not None:
             live.progress = heartbeat.progress
         live.dropped_samples = max(live.dropped_samples, heartbeat.dropped_samples)
+        for reading in heartbeat.readings:
+            if reading.value is not None:
+                live.readings[reading.parameter, reading.group] = reading.value
         for column in heartbeat.metrics:
             if not column.steps:
                 continue
@@ -136,12 +142,9 @@ class TelemetryHub:
             self._room.clear()
 
     def view(self, tx: Transaction, job: Job, *, connected: bool) -> JobView:
-        """A job with its telemetry: from memory, or where there is none, from the store."""
+        """A job with its telemetry."""
         live = self._live.get(job.key)
-        if live is not None and (live.progress is not None or live.metrics):
-            telemetry = live.stored()
-        else:
-            telemetry = tx.telemetry(job) or Telemetry(None, (), 0)
+        telemetry = self._telemetry(tx, job)
         if job.session is not None:
             seen = live.last_seen if live is not None else None
             session = replace(
@@ -157,11 +160,27 @@ class TelemetryHub:
 
     def steps_done(self, tx: Transaction, job: Job) -> int | None:
         """Optimizer steps that a job has done; None: unknown."""
+        progress = self._telemetry(tx, job).progress
+        return progress.step if progress is not None else None
+
+    def in_force(self, tx: Transaction, job: Job) -> dict[tuple[str, str], Value]:
+        """The newest known values of a job's parameters, by (parameter, group).
+
+        A schedule moves a value on after it was confirmed; a metric of the parameter's
+        name tells where it has come to.
+        """
         live = self._live.get(job.key)
-        if live is not None and live.progress is not None:
-            return live.progress.step
-        telemetry = tx.telemetry(job)
-        return telemetry.progress.step if telemetry and telemetry.progress else None
+        values = job.in_force() | (live.readings if live is not None else {})
+        metrics = self._telemetry(tx, job).metrics
+        names = {spec.name for spec in job.parameters}
+        return values | {(m.name, ""): m.value for m in metrics if m.name in names}
+
+    def _telemetry(self, tx: Transaction, job: Job) -> Telemetry:
+        """From memory, or where there is none, from the store."""
+        live = self._live.get(job.key)
+        if live is not None and (live.progress is not None or live.metrics):
+            return live.stored()
+        return tx.telemetry(job) or Telemetry(None, (), 0)
 
     async def run(self) -> None:
         """Flushes at intervals until cancelled."""

@@ -81,7 +81,7 @@ def settle_in(tx: Transaction, job: Job, update: Update, outcome: Outcome, now: 
         return job
     tx.save_update(job, settled)
     if isinstance(outcome, Applied):
-        job = replace(job, effective=with_effective(job.effective, settled, outcome))
+        job = replace(job, effective=with_effective(job, settled, outcome))
     elif settled.state is not UpdateState.APPLIED:
         job = replace(job, desired=_desired_without(tx, job, settled))
     still_open = tx.open_updates(job)
@@ -179,7 +179,7 @@ class UpdateService:
             check_changes(
                 spec.changes,
                 job.parameters,
-                in_force=job.in_force(),
+                in_force=self._telemetry.in_force(tx, job),
                 principal=submission.author,
                 force=spec.force,
             )
