@@ -15,8 +15,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Self, Unpack
 
-import grpc
-
 from control_plane import changes as changes_
 from control_plane._client.address import (
     ADDRESS_VARIABLE,
@@ -55,6 +53,8 @@ from grpc_runtime.errors import FieldViolation
 from midcourse.control.v1 import control_pb2, job_pb2, update_pb2
 
 if TYPE_CHECKING:
+    import grpc
+
     from control_plane.changes import Mode, ParameterValue, Shape
 
 __all__ = [

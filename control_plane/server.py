@@ -23,6 +23,7 @@ from control_plane.services.updates import UpdateService
 from control_plane.services.upkeep import Retention, Upkeep
 from control_plane.services.watch import WatchService
 from control_plane.store import open_store
+from grpc_runtime.listen import Address, check_free
 from grpc_runtime.logging import configure_logging
 from grpc_runtime.server import Service, run
 from midcourse.agent.v1 import session_pb2_grpc
@@ -85,7 +86,7 @@ class ControlPlane:
         self.service.add(
             session_pb2_grpc.add_AgentServiceServicer_to_server, AgentServicer(self.sessions)
         )
-        self.service.on_drain(self.sessions.drain)
+        self.service.on_drain(self._drain)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[ControlPlane]:
@@ -111,6 +112,11 @@ class ControlPlane:
             finally:
                 await self._store.close()
 
+    async def _drain(self) -> None:
+        """Sends agents away, and ends what would wait for longer than the server lives."""
+        self.bus.drain()
+        await self.sessions.drain()
+
     def _chore_ended(self, chore: asyncio.Task[None]) -> None:
         """A chore that ends by itself is a bug: without it the server would lie by silence."""
         if chore.cancelled():
@@ -123,7 +129,13 @@ class ControlPlane:
     @classmethod
     @contextlib.asynccontextmanager
     async def open(cls, settings: ServerSettings) -> AsyncIterator[ControlPlane]:
-        """Opens the store and serves while the block runs."""
+        """Opens the store and serves while the block runs.
+
+        Raises:
+            ListenError: If the address can not be listened on.
+            StoreOpenError: If the database can not be opened.
+        """
+        await check_free(Address.parse(settings.listen))
         store = await open_store(settings.database)
         async with cls(settings, store).running() as plane:
             yield plane
@@ -157,7 +169,7 @@ def serve(settings: ServerSettings) -> None:
 
     Raises:
         ListenError: If the address can not be listened on.
-        StoreError: If the database can not be opened.
+        StoreOpenError: If the database can not be opened.
     """
     configure_logging(level=settings.log_level, log_format=settings.log_format)
     run(_serve(settings))

@@ -101,6 +101,7 @@ class JobWatch(Iterator[control_pb2.WatchJobsResponse]):
         self._failures = 0
         self._down_since = 0.0
         self._interruption: MidcourseError | None = None
+        self._position = request.position
 
     @property
     def interruption(self) -> MidcourseError | None:
@@ -110,7 +111,7 @@ class JobWatch(Iterator[control_pb2.WatchJobsResponse]):
     @property
     def position(self) -> str:
         """Where a later watch can go on after what was handed out; empty: at a snapshot."""
-        return "" if self._ready else self._cursor.position
+        return self._position
 
     def __next__(self) -> control_pb2.WatchJobsResponse:
         """Returns the next event.
@@ -125,6 +126,7 @@ class JobWatch(Iterator[control_pb2.WatchJobsResponse]):
                 raise StopIteration
             self._receive()
         event = self._ready.popleft()
+        self._position = event.position or self._position
         if self._cursor.is_last(event):
             self.close()
         return event

@@ -5,18 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from rich.table import Table
-
 from control_plane.cli import describe
 from control_plane.cli import format as fmt
-from control_plane.cli.tables import plain_table
+from control_plane.cli.fitting import FittingTable
 from midcourse.control.v1 import control_pb2, update_pb2
 
 
-def samples(series: Sequence[control_pb2.Series], applied: Sequence[update_pb2.Update]) -> Table:
+def samples(
+    series: Sequence[control_pb2.Series], applied: Sequence[update_pb2.Update]
+) -> FittingTable:
     """Returns one row for each step with a sample, and the updates in force since the last row."""
     names = [one.name for one in series]
-    table = plain_table("STEP", *names, "UPDATE", right=("STEP", *names), wrap=("UPDATE",))
+    table = FittingTable(
+        *("STEP", *names, "UPDATE"),
+        right=("STEP", *names),
+        wrap={"UPDATE": 16},
+        leave_out=names[:0:-1],
+        say_so=True,
+    )
     columns = [dict(zip(one.steps, one.values, strict=True)) for one in series]
     steps = sorted(set().union(*columns))
     marks = _marks(steps, applied)
@@ -38,17 +44,17 @@ def _marks(steps: Sequence[int], applied: Sequence[update_pb2.Update]) -> dict[i
     return {step: "\n".join(notes) for step, notes in marks.items()}
 
 
-def statistics(series: Sequence[control_pb2.Series]) -> Table:
+def statistics(series: Sequence[control_pb2.Series]) -> FittingTable:
     """Returns what the control plane worked out about each series."""
-    headers = ("SAMPLES", "NEWEST", "LEAST", "MOST", "MEAN", "SLOPE/STEP", "NAN/INF")
-    table = plain_table("METRIC", *headers, right=headers)
+    headers = ("COUNT", "NEWEST", "LEAST", "MOST", "MEAN", "SLOPE/STEP", "NAN")
+    table = FittingTable("METRIC", *headers, right=headers, leave_out=("MEAN", "SLOPE/STEP"))
     for one in series:
         known = one.statistics
         table.add_row(
             one.name,
             str(known.count),
             *(
-                fmt.number(getattr(known, field) if known.HasField(field) else None, 4)
+                fmt.number(getattr(known, field) if known.HasField(field) else None, 3)
                 for field in ("last", "minimum", "maximum", "mean", "slope")
             ),
             str(known.non_finite_count),

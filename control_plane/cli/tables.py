@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from rich.table import Table
 from rich.text import Text
 
 from control_plane.cli import describe
 from control_plane.cli import format as fmt
+from control_plane.cli.fitting import FittingTable
 from control_plane.client import job_id
 from midcourse.control.v1 import job_pb2, parameter_pb2, update_pb2
 
@@ -29,25 +30,6 @@ _UPDATE_STYLES = {
     update_pb2.UPDATE_STATE_EXPIRED: "magenta",
     update_pb2.UPDATE_STATE_CANCELLED: "dim",
 }
-
-
-def plain_table(*headers: str, right: Sequence[str] = (), wrap: Sequence[str] = ()) -> Table:
-    """Returns an empty table without lines, that programs can split at two spaces.
-
-    Args:
-        headers: Column headers.
-        right: Headers of columns with numbers.
-        wrap: Headers of columns that give way where the terminal is narrow.
-    """
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for header in headers:
-        table.add_column(
-            header,
-            justify="right" if header in right else "left",
-            no_wrap=header not in wrap,
-            overflow="fold" if header in wrap else "ellipsis",
-        )
-    return table
 
 
 def job_state(job: job_pb2.Job) -> Text:
@@ -72,12 +54,13 @@ def last_update(job: job_pb2.Job, now: float) -> str:
     )
 
 
-def jobs(listing: Iterable[job_pb2.Job], now: float) -> Table:
+def jobs(listing: Iterable[job_pb2.Job], now: float) -> FittingTable:
     """Returns the table of jobs."""
-    table = plain_table(
+    table = FittingTable(
         *("JOB", "METHOD", "STATE", "STEP", "LOSS", "LR", "LAST UPDATE", "SEEN"),
         right=("STEP", "LOSS", "LR"),
-        wrap=("JOB", "LAST UPDATE"),
+        wrap={"JOB": 20, "LAST UPDATE": 12},
+        leave_out=("SEEN", "METHOD", "LAST UPDATE", "LOSS", "LR"),
     )
     for job in listing:
         table.add_row(
@@ -93,12 +76,13 @@ def jobs(listing: Iterable[job_pb2.Job], now: float) -> Table:
     return table
 
 
-def live(listing: Iterable[job_pb2.Job], now: float) -> Table:
+def live(listing: Iterable[job_pb2.Job], now: float) -> FittingTable:
     """Returns the table of `midcourse watch`."""
-    table = plain_table(
+    table = FittingTable(
         *("JOB", "STATE", "STEP", "LOSS", "LR", "STEPS/S", "LAST UPDATE"),
         right=("STEP", "LOSS", "LR", "STEPS/S"),
-        wrap=("JOB", "LAST UPDATE"),
+        wrap={"JOB": 20, "LAST UPDATE": 12},
+        leave_out=("LAST UPDATE", "STEPS/S", "LOSS", "LR"),
     )
     for job in listing:
         table.add_row(
@@ -139,12 +123,13 @@ def facts(job: job_pb2.Job, now: float) -> Table:
     return table
 
 
-def parameters(job: job_pb2.Job) -> Table:
+def parameters(job: job_pb2.Job) -> FittingTable:
     """Returns the table of what can be changed live in a job."""
-    table = plain_table(
+    table = FittingTable(
         *("PARAMETER", "VALUE", "ASKED FOR", "ALLOWED", "AT", "WAYS"),
         right=("VALUE",),
-        wrap=("ASKED FOR", "ALLOWED", "WAYS"),
+        wrap={"ASKED FOR": 14, "ALLOWED": 8, "WAYS": 16},
+        leave_out=("AT", "ASKED FOR"),
     )
     for spec in job.parameters:
         confirmed = describe.effective(job, spec.name)
@@ -168,20 +153,21 @@ def parameters(job: job_pb2.Job) -> Table:
     return table
 
 
-def metrics(job: job_pb2.Job) -> Table:
+def metrics(job: job_pb2.Job) -> FittingTable:
     """Returns the table of the newest values of a job's metrics."""
-    table = plain_table("METRIC", "VALUE", "STEP", right=("VALUE", "STEP"))
+    table = FittingTable("METRIC", "VALUE", "STEP", right=("VALUE", "STEP"))
     for metric in job.metrics:
         table.add_row(metric.name, fmt.number(metric.value), str(metric.step))
     return table
 
 
-def history(updates: Iterable[update_pb2.Update], now: float) -> Table:
+def history(updates: Iterable[update_pb2.Update], now: float) -> FittingTable:
     """Returns the table of a job's updates."""
-    table = plain_table(
+    table = FittingTable(
         *("REV", "STATE", "CHANGE", "STEP", "LATENCY", "AUTHOR", "WHEN", "REASON"),
         right=("REV", "STEP", "LATENCY"),
-        wrap=("CHANGE", "AUTHOR", "REASON"),
+        wrap={"CHANGE": 15, "REASON": 12},
+        leave_out=("AUTHOR", "LATENCY", "WHEN"),
     )
     for update in updates:
         reason = Text(update.spec.reason or ("" if describe.outcome(update) else fmt.UNKNOWN))

@@ -85,6 +85,13 @@ class Refusal(Exception):
         self.retry_delay = retry_delay
 
 
+def shutting_down() -> Refusal:
+    """The refusal for whoever would wait on a server that is about to go."""
+    return Refusal(
+        Reason.SHUTTING_DOWN, "the server is shutting down; connect again", retry_delay=1.0
+    )
+
+
 def invalid(field: str, description: str, *, reason: Reason = Reason.INVALID_ARGUMENT) -> Refusal:
     """A refusal because of one field."""
     return Refusal(reason, f"{field}: {description}", violations=[Violation(field, description)])

@@ -166,21 +166,17 @@ def _resolve(update: Update, state: FullState, now: datetime) -> Outcome | None:
 
 def _effective(job: Job, state: FullState) -> tuple[Effective, ...]:
     """Values in force as declared, with the updates that they are known to come from."""
-    known = {(e.parameter, e.group): e for e in job.effective}
-    values = []
+    values: list[Effective] = []
     for spec in state.parameters:
         if spec.unavailable_reason:
             continue
-        before = known.get((spec.name, ""))
-        if before is not None and before.revision and contains(state.in_force, before.revision):
-            values.append(replace(before, value=spec.current_value))
+        known = [e for e in job.effective if e.parameter == spec.name]
+        standing = [e for e in known if e.revision and contains(state.in_force, e.revision)]
+        if standing == known and any(e.group for e in known):
+            values += known
         else:
-            values.append(Effective(spec.name, "", spec.current_value))
-        values += [
-            effective
-            for (name, group), effective in known.items()
-            if name == spec.name and group and contains(state.in_force, effective.revision)
-        ]
+            revision, step = max(((e.revision, e.step) for e in standing), default=(0, 0))
+            values.append(Effective(spec.name, "", spec.current_value, revision, step))
     return tuple(values)
 
 
@@ -205,9 +201,12 @@ def _outcome(update: Update, outcome: TrainerOutcome) -> Applied | Rejected | Ex
     return result
 
 
-def lost(job: Job, message: str, now: datetime, last_seen: datetime) -> Job:
-    """A job of which nothing has been heard for long."""
+def lost(job: Job, message: str, now: datetime, last_seen: datetime, *, connected: bool) -> Job:
+    """A job of which nothing has been heard for long.
+
+    `connected`: its stream is open all the same, so that updates are on their way to it.
+    """
     session = job.session
     if session is not None:
-        session = replace(session, connected=False, last_seen_time=last_seen)
+        session = replace(session, connected=connected, last_seen_time=last_seen)
     return replace(job, state=JobState.LOST, state_message=message, session=session).changed(now)

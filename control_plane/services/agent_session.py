@@ -149,7 +149,7 @@ class AgentSession:
 
     async def reply(self, number: int, nonce: int, revision: int, result: ReplyResult) -> None:
         """The agent's answer to a delivery."""
-        if self._nonces.pop(nonce, None) != revision:
+        if self._nonces.get(nonce) != revision:
             self.bad_message(
                 number,
                 Reason.PROTOCOL_VIOLATION,
@@ -157,6 +157,7 @@ class AgentSession:
                 "without a reply in this stream",
             )
             return
+        del self._nonces[nonce]
         now = self._parts.clock()
 
         def work(tx: Transaction) -> None:
@@ -229,20 +230,28 @@ class AgentSession:
     async def full_state(self, number: int, state: FullState) -> None:
         """The trainer's state anew: what differs from the store is mended."""
         now = self._parts.clock()
+        # The agent may not have read yet what this stream has carried.
+        on_its_way = frozenset(self._sent)
 
         def work(tx: Transaction) -> tuple[tuple[Update, ...], tuple[int, ...]]:
-            _, missing, withdraw = take_state(tx, self._fenced_job(tx), state, now)
+            _, missing, withdraw = take_state(tx, self._fenced_job(tx), state, now, on_its_way)
             return missing, withdraw
 
         missing, withdraw = await self._write(work)
+        self.holds(state.held)
         if state.progress is not None:
             self._parts.telemetry.progress(self.job_key, state.progress)
         self._sent -= {update.revision for update in missing}
         self.send(missing)
+        self._withdrawn -= set(withdraw)
         self.withdraw(withdraw)
         self.done(number)
 
     # What the server says.
+
+    def holds(self, revisions: Iterable[int]) -> None:
+        """Notes what the trainer has already: it need not be sent, and only it can give it back."""
+        self._sent.update(revisions)
 
     def send(self, updates: Iterable[Update]) -> None:
         """Sends updates that this stream has not carried yet."""
@@ -277,6 +286,9 @@ class AgentSession:
         try:
             while True:
                 updates = await self._parts.store.read(self._open_updates)
+                if updates is None:
+                    self.end(_deleted(self.job_id))
+                    return
                 unsent = [u for u in updates if u.cancel_request and u.revision not in self._sent]
                 if unsent:
                     await self._settle_unsent(unsent)
@@ -285,12 +297,11 @@ class AgentSession:
         finally:
             subscription.close()
 
-    def _open_updates(self, tx: Transaction) -> list[Update]:
+    def _open_updates(self, tx: Transaction) -> list[Update] | None:
+        """What is accepted and not settled; None: the job is gone."""
         job = tx.job(self.job_id)
-        if job is None or job.key != self.job_key:
-            self.end(Refusal(Reason.JOB_DELETED, f"job {self.job_id!r} was deleted by an operator"))
-            return []
-        return tx.open_updates(job)
+        gone = job is None or job.key != self.job_key
+        return None if job is None or gone else tx.open_updates(job)
 
     async def _settle_unsent(self, updates: list[Update]) -> None:
         now = self._parts.clock()
@@ -353,7 +364,7 @@ class AgentSession:
             job = self._fenced_job(tx)
             seen = now - timedelta(seconds=silence)
             message = f"nothing heard from its agent for {silence:.0f} s"
-            tx.save_job(lost(job, message, now, seen))
+            tx.save_job(lost(job, message, now, seen, connected=True))
             tx.append_event(job_event(EventKind.MODIFIED, job, now))
 
         await self._write(work)
@@ -369,7 +380,8 @@ class AgentSession:
                 return
             if job.key == self.job_key:
                 session = replace(job.session, connected=False, last_seen_time=now)
-                tx.save_job(replace(job, session=session))
+                tx.save_job(replace(job, session=session).changed(now))
+                tx.append_event(job_event(EventKind.MODIFIED, job, now))
 
         await self._parts.store.write(work)
 
@@ -381,7 +393,7 @@ class AgentSession:
         """
         job = tx.job(self.job_id)
         if job is None or job.key != self.job_key:
-            raise Refusal(Reason.JOB_DELETED, f"job {self.job_id!r} was deleted")
+            raise _deleted(self.job_id)
         current = job.session.epoch if job.session else 0
         if current != self.epoch:
             raise fenced(self.job_id, self.epoch, current)
@@ -392,3 +404,7 @@ class AgentSession:
         self._parts.bus.notify(updates_topic(self.job_id))
         self._parts.bus.notify(JOBS)
         return result
+
+
+def _deleted(job_id: str) -> Refusal:
+    return Refusal(Reason.JOB_DELETED, f"job {job_id!r} was deleted by an operator")

@@ -53,6 +53,7 @@ class LocalBus:
 
     def __init__(self) -> None:
         """Begins with nobody subscribed."""
+        self.draining = False
         self._subscribers: defaultdict[str, set[LocalSubscription]] = defaultdict(set)
 
     def notify(self, topic: str) -> None:
@@ -65,6 +66,12 @@ class LocalBus:
         subscriber = LocalSubscription(self, topic)
         self._subscribers[topic].add(subscriber)
         return subscriber
+
+    def drain(self) -> None:
+        """Has everybody look up and see that the server is shutting down."""
+        self.draining = True
+        for topic in list(self._subscribers):
+            self.notify(topic)
 
     def remove(self, topic: str, subscriber: LocalSubscription) -> None:
         """Forgets a subscriber."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from control_plane.domain.errors import Reason, Refusal
 from control_plane.domain.job import Job, JobState, check_job_id, check_labels
-from control_plane.services.bus import JOBS, session_topic
+from control_plane.services.bus import JOBS, session_topic, updates_topic
 from control_plane.services.ports import Clock, Event, EventKind, Store, Transaction, WakeupBus
 from control_plane.services.views import JobView, need_job
 
@@ -166,3 +166,4 @@ class JobService:
             self._telemetry.forget(job.key)
             self._bus.notify(JOBS)
             self._bus.notify(session_topic(job_id))
+            self._bus.notify(updates_topic(job_id))

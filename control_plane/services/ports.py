@@ -215,7 +215,12 @@ class WakeupBus(Protocol):
     """Tells those who wait that something may have changed.
 
     Wake-ups carry no data: the store is the truth.
+
+    Attributes:
+        draining: The server is shutting down: nobody should begin or go on to wait.
     """
+
+    draining: bool
 
     def notify(self, topic: str) -> None:
         """Wakes everybody who is subscribed to the topic."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
-from control_plane.domain.errors import Reason, Refusal
+from control_plane.domain.errors import Reason, Refusal, shutting_down
 from control_plane.domain.job import LIVE_STATES, Job
 from control_plane.domain.session import (
     Hello,
@@ -50,7 +50,6 @@ class SessionService:
         """Takes its parts; see `SessionLimits`."""
         self._parts = SessionParts(store, clock, bus, telemetry, limits)
         self._open: dict[str, AgentSession] = {}
-        self._draining = False
 
     @property
     def limits(self) -> SessionLimits:
@@ -67,12 +66,8 @@ class SessionService:
         Raises:
             Refusal: If the agent must not be served.
         """
-        if self._draining:
-            raise Refusal(
-                Reason.SHUTTING_DOWN,
-                "the server is shutting down; connect again",
-                retry_delay=1.0,
-            )
+        if self._parts.bus.draining:
+            raise shutting_down()
         check_protocol(hello.protocol_version)
         now = self._parts.clock()
         admission = await self._parts.store.write(lambda tx: admit(tx, hello, now))
@@ -92,6 +87,7 @@ class SessionService:
         if hello.state.progress is not None:
             self._parts.telemetry.progress(session.job_key, hello.state.progress)
         session.outbox.put(self._welcome(session, admission, now))
+        session.holds(hello.state.held)
         session.send(admission.missing)
         session.withdraw(admission.withdraw)
         self._parts.bus.notify(JOBS)
@@ -127,8 +123,7 @@ class SessionService:
         _log.info("session closed", job=session.job_id, epoch=session.epoch)
 
     async def drain(self) -> None:
-        """Asks every agent to go and come back; takes no new ones."""
-        self._draining = True
+        """Asks every agent to go and come back."""
         for session in self._open.values():
             delay = random.uniform(0.2, 1.0)  # noqa: S311 - spreads reconnects, no secret
             session.outbox.put(GoAway(delay, "the server is shutting down"))
@@ -174,7 +169,7 @@ class SessionService:
             if current is None or current.session != job.session or current.state != job.state:
                 return
             message = f"nothing heard from its agent for {silence:.0f} s"
-            tx.save_job(lost(current, message, now, max(heard)))
+            tx.save_job(lost(current, message, now, max(heard), connected=False))
             tx.append_event(job_event(EventKind.MODIFIED, current, now))
 
         await self._parts.store.write(work)

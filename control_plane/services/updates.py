@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from control_plane.domain.errors import Reason, Refusal, invalid
+from control_plane.domain.errors import Reason, Refusal, invalid, shutting_down
 from control_plane.domain.job import (
     Desired,
     Job,
@@ -122,6 +122,27 @@ def _desired_without(tx: Transaction, job: Job, dropped: Update) -> tuple[Desire
         desired = with_desired(desired, update)
     refound = tuple(d for d in desired if d.change.parameter in lost)
     return tuple(d for d in kept if d.change.parameter not in lost) + refound
+
+
+def _due(tx: Transaction, now: datetime) -> list[tuple[str, int]]:
+    """(job id, revision) of updates to expire; at most some hundred at once."""
+    limit = _SCAN
+    while True:
+        overdue = tx.expired_pending(now, limit)
+        due = [each for each in overdue if _expirable(tx, *each) is not None]
+        if len(due) >= _SCAN or len(overdue) < limit:
+            return due[:_SCAN]
+        # Those that a trainer may have must not hold up the others.
+        limit *= 2
+
+
+def _expirable(tx: Transaction, job_id: str, revision: int) -> tuple[Job, Update] | None:
+    """An overdue update with its job, if it is open still and no trainer can have it."""
+    job = tx.job(job_id)
+    update = tx.update(job, revision) if job is not None else None
+    if job is None or update is None or not update.is_open or trainer_may_have(job, update):
+        return None
+    return job, update
 
 
 def _replaces_all(change: Change, parameter: str) -> bool:
@@ -255,6 +276,8 @@ class UpdateService:
                 update = await self.get(job_id, revision)
                 if not update.is_open:
                     return update
+                if self._bus.draining:
+                    raise shutting_down()
                 left = deadline - loop.time()
                 if left <= 0 or not await subscription.wait(left):
                     return await self.get(job_id, revision)
@@ -297,23 +320,18 @@ class UpdateService:
     async def expire_due(self) -> None:
         """Expires pending updates whose deadline has passed and that no trainer can have."""
         now = self._clock()
-        due = await self._store.read(lambda tx: tx.expired_pending(now, _SCAN))
+        due = await self._store.read(lambda tx: _due(tx, now))
         if not due:
             return
 
-        def work(tx: Transaction) -> set[str]:
-            touched = set()
+        def work(tx: Transaction) -> None:
             for job_id, revision in due:
-                job = tx.job(job_id)
-                update = tx.update(job, revision) if job is not None else None
-                if job is None or update is None or not update.is_open:
-                    continue
-                if not trainer_may_have(job, update):
-                    settle_in(tx, job, update, deadline_passed(update), now)
-                    touched.add(job_id)
-            return touched
+                found = _expirable(tx, job_id, revision)
+                if found is not None:
+                    settle_in(tx, *found, deadline_passed(found[1]), now)
 
-        for job_id in await self._store.write(work):
+        await self._store.write(work)
+        for job_id in {job_id for job_id, _ in due}:
             self._notify(job_id)
 
     def _notify(self, job_id: str) -> None:

@@ -9,7 +9,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from control_plane.domain.errors import Reason, Refusal
+from control_plane.domain.errors import Reason, Refusal, shutting_down
 from control_plane.domain.update import Update
 from control_plane.services.bus import JOBS
 from control_plane.services.ports import Event, EventKind, Store, Transaction, WakeupBus
@@ -119,6 +119,8 @@ class WatchService:
             bookmark_due = loop.time() + _BOOKMARK_SECONDS
             progress_due = loop.time() + (progress_interval or 0.0)
             while True:
+                if self._bus.draining:
+                    raise shutting_down()
                 hydrated = await self._events(position)
                 for event, now_is, update in hydrated:
                     position = event.position

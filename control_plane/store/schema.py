@@ -165,16 +165,18 @@ updates = Table(
     UniqueConstraint("job_key", "request_id"),
     sqlite_with_rowid=False,
 )
+
 # Open updates of a job, applied ones above a revision, a history of some states.
 Index("updates_by_state", updates.c.job_key, updates.c.state, updates.c.revision)
 
 # An index with a condition serves only queries with the same condition, word for word.
 IS_PENDING = updates.c.state == literal_column(f"'{UpdateState.PENDING}'")
+_IS_DUE = updates.c.deadline.is_not(None) & IS_PENDING
 Index(
     "updates_pending_by_deadline",
     updates.c.deadline,
-    sqlite_where=updates.c.deadline.is_not(None) & IS_PENDING,
-    postgresql_where=updates.c.deadline.is_not(None) & IS_PENDING,
+    sqlite_where=_IS_DUE,
+    postgresql_where=_IS_DUE,
 )
 
 runs = Table(

@@ -15,6 +15,8 @@ from control_plane.store.queries import Queries
 from control_plane.store.schema import IS_PENDING, jobs, updates
 
 if TYPE_CHECKING:
+    from sqlalchemy import ColumnElement, FromClause
+
     from control_plane.domain.job import Job
 
 # An update knows its job by the id, which the job has. The deadline is read last.
@@ -22,13 +24,26 @@ _FIELDS = tuple(field.name for field in fields(Update) if field.name != "job_id"
 _FIXED = frozenset({"revision", "request_id", "spec", "author", "batch", "create_time"})
 _CHANGING = tuple(name for name in _FIELDS if name not in _FIXED)
 
+
+def _is_open(table: FromClause) -> ColumnElement[bool]:
+    return table.c.state.in_([literal_column(f"'{state}'") for state in sorted(OPEN_STATES)])
+
+
+_OTHERS = updates.alias()
 _OF_THE_JOB = updates.c.job_key == bindparam("job_key")
-_IS_OPEN = updates.c.state.in_([literal_column(f"'{state}'") for state in sorted(OPEN_STATES)])
 _OF_JOB = select(*(updates.c[name] for name in _FIELDS), updates.c.deadline).where(_OF_THE_JOB)
 _ONE = Prepared(_OF_JOB.where(updates.c.revision == bindparam("revision")))
 _BY_REQUEST = Prepared(_OF_JOB.where(updates.c.request_id == bindparam("request_id")))
-_OPEN = Prepared(_OF_JOB.where(_IS_OPEN).order_by(updates.c.revision))
-_COUNT_OPEN = Prepared(select(func.count()).select_from(updates).where(_OF_THE_JOB, _IS_OPEN))
+# Which ones first: asked at once, SQLite would go through the whole history in its order.
+_OPEN_REVISIONS = select(_OTHERS.c.revision).where(
+    _OTHERS.c.job_key == bindparam("job_key"), _is_open(_OTHERS)
+)
+_OPEN = Prepared(
+    _OF_JOB.where(updates.c.revision.in_(_OPEN_REVISIONS)).order_by(updates.c.revision)
+)
+_COUNT_OPEN = Prepared(
+    select(func.count()).select_from(updates).where(_OF_THE_JOB, _is_open(updates))
+)
 _NEWEST_FIRST = _OF_JOB.order_by(updates.c.revision.desc()).limit(bindparam("limit"))
 _OLDEST_FIRST = _OF_JOB.order_by(updates.c.revision).limit(bindparam("limit"))
 _OLDER = updates.c.revision < bindparam("beyond")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -35,33 +36,33 @@ QUICK = RetryPolicy(attempts=3, initial=0.005, maximum=0.01)
 
 
 @pytest.fixture
-def server():
+def server() -> Iterator[FakeControlPlane]:
     with FakeControlPlane() as fake:
         fake.add(make_job("my-run"))
         yield fake
 
 
 @pytest.fixture
-def plane(server: FakeControlPlane):
+def plane(server: FakeControlPlane) -> Iterator[Client]:
     with Client(server.address, retry=QUICK) as client:
         yield client
 
 
-def unavailable(**details: float) -> StatusError:
-    return StatusError(Code.UNAVAILABLE, "draining", reason="DRAINING", **details)
+def unavailable(retry_delay: float | None = None) -> StatusError:
+    return StatusError(Code.UNAVAILABLE, "draining", reason="DRAINING", retry_delay=retry_delay)
 
 
 def names(fake: FakeControlPlane) -> list[str]:
     return [name for name, _ in fake.calls]
 
 
-def test_the_example_of_the_readme(plane: Client):
+def test_the_example_of_the_readme(plane: Client) -> None:
     update = plane.set("my-run", learning_rate=5e-5, wait=True)
     assert update.applied.step == 121
     assert update.applied.transitions[0].new_value.number == 5e-5
 
 
-def test_set_sends_every_option(plane: Client, server: FakeControlPlane):
+def test_set_sends_every_option(plane: Client, server: FakeControlPlane) -> None:
     plane.set(
         "jobs/my-run",
         {"learning_rate": changes.multiply("learning_rate", 0.5)},
@@ -85,7 +86,7 @@ def test_set_sends_every_option(plane: Client, server: FakeControlPlane):
     assert request.request_id == "r-1"
 
 
-def test_every_way_of_changing(plane: Client, server: FakeControlPlane):
+def test_every_way_of_changing(plane: Client, server: FakeControlPlane) -> None:
     server.settle_as = update_pb2.UPDATE_STATE_PENDING
     plane.set("my-run", learning_rate=1e-5, mode="hold", hold_steps=5, group="1")
     plane.set("my-run", learning_rate=1e-5, mode="peak")
@@ -108,7 +109,7 @@ def test_every_way_of_changing(plane: Client, server: FakeControlPlane):
     assert release.WhichOneof("operation") == "release"
 
 
-def test_jobs(plane: Client, server: FakeControlPlane):
+def test_jobs(plane: Client, server: FakeControlPlane) -> None:
     assert plane.create_job("new-run", labels={"team": "vision"}).name == "jobs/new-run"
     with pytest.raises(AlreadyExistsError):
         plane.create_job("new-run")
@@ -128,14 +129,14 @@ def test_jobs(plane: Client, server: FakeControlPlane):
     assert caught.value.reason == "JOB_NOT_FOUND"
 
 
-def test_metrics(plane: Client, server: FakeControlPlane):
+def test_metrics(plane: Client, server: FakeControlPlane) -> None:
     server.series["jobs/my-run"] = [make_series("loss", [3.0, 2.0, 1.0]), make_series("lr", [1.0])]
     (loss,) = plane.query_metrics("my-run", ["loss"], first_step=1, last=2)
     assert list(loss.values) == [2.0, 1.0]
     assert server.calls[-1][1].steps.first == 1
 
 
-def test_refusals_say_which_field(plane: Client):
+def test_refusals_say_which_field(plane: Client) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         plane.set("my-run", learning_rate=float("nan"))
     assert caught.value.reason == "OUT_OF_BOUNDS"
@@ -145,7 +146,7 @@ def test_refusals_say_which_field(plane: Client):
         plane.set("my-run", learning_rate=1e-5, expected_revision=7)
 
 
-def test_wait_raises_if_the_update_is_not_applied(plane: Client, server: FakeControlPlane):
+def test_wait_raises_if_the_update_is_not_applied(plane: Client, server: FakeControlPlane) -> None:
     for state in (
         update_pb2.UPDATE_STATE_REJECTED,
         update_pb2.UPDATE_STATE_EXPIRED,
@@ -158,7 +159,7 @@ def test_wait_raises_if_the_update_is_not_applied(plane: Client, server: FakeCon
         assert update_pb2.UpdateState.Name(state).removeprefix("UPDATE_STATE_") in str(caught.value)
 
 
-def test_wait_ends_in_time(plane: Client, server: FakeControlPlane):
+def test_wait_ends_in_time(plane: Client, server: FakeControlPlane) -> None:
     server.settle_as = update_pb2.UPDATE_STATE_PENDING
     with pytest.raises(UpdateTimeoutError) as caught:
         plane.set("my-run", learning_rate=1e-5, wait=True, wait_timeout=0.05)
@@ -166,7 +167,7 @@ def test_wait_ends_in_time(plane: Client, server: FakeControlPlane):
     assert plane.wait_update("my-run", 1, timeout=0).state == update_pb2.UPDATE_STATE_PENDING
 
 
-def test_wait_outlives_a_restart_of_the_server(plane: Client, server: FakeControlPlane):
+def test_wait_outlives_a_restart_of_the_server(plane: Client, server: FakeControlPlane) -> None:
     server.settle_as = update_pb2.UPDATE_STATE_PENDING
     plane.set("my-run", learning_rate=1e-5)
     server.fail("WaitUpdate", *[unavailable()] * 5)  # more than the tries of a single call
@@ -180,7 +181,7 @@ def test_wait_outlives_a_restart_of_the_server(plane: Client, server: FakeContro
     settle.join()
 
 
-def test_cancel(plane: Client, server: FakeControlPlane):
+def test_cancel(plane: Client, server: FakeControlPlane) -> None:
     server.settle_as = update_pb2.UPDATE_STATE_PENDING
     plane.set("my-run", learning_rate=1e-5)
     assert plane.cancel_update("my-run", 1).state == update_pb2.UPDATE_STATE_CANCELLED
@@ -189,7 +190,7 @@ def test_cancel(plane: Client, server: FakeControlPlane):
     assert plane.get_update("my-run", 1).cancelled.principal == "ops"
 
 
-def test_a_repeated_update_keeps_its_request_id(plane: Client, server: FakeControlPlane):
+def test_a_repeated_update_keeps_its_request_id(plane: Client, server: FakeControlPlane) -> None:
     server.fail("UpdateParameters", unavailable(), unavailable())
     plane.set("my-run", learning_rate=1e-5)
     ids = {request.request_id for name, request in server.calls if name == "UpdateParameters"}
@@ -199,7 +200,7 @@ def test_a_repeated_update_keeps_its_request_id(plane: Client, server: FakeContr
     assert len(server.updates["jobs/my-run"]) == 1
 
 
-def test_tries_are_bounded(plane: Client, server: FakeControlPlane):
+def test_tries_are_bounded(plane: Client, server: FakeControlPlane) -> None:
     server.fail("GetJob", *[unavailable()] * 3)
     with pytest.raises(UnavailableError):
         plane.get_job("my-run")
@@ -207,7 +208,7 @@ def test_tries_are_bounded(plane: Client, server: FakeControlPlane):
     assert plane.get_job("my-run").name == "jobs/my-run"
 
 
-def test_what_cannot_be_repeated_is_tried_once(plane: Client, server: FakeControlPlane):
+def test_what_cannot_be_repeated_is_tried_once(plane: Client, server: FakeControlPlane) -> None:
     server.fail("CreateJob", unavailable())
     with pytest.raises(UnavailableError):
         plane.create_job("other")
@@ -217,15 +218,19 @@ def test_what_cannot_be_repeated_is_tried_once(plane: Client, server: FakeContro
     assert names(server) == ["CreateJob", "DeleteJob"]
 
 
-def test_a_delay_longer_than_the_call_may_take_is_not_waited_for(server: FakeControlPlane):
+def test_a_delay_longer_than_the_call_may_take_is_not_waited_for(server: FakeControlPlane) -> None:
     server.fail("GetJob", unavailable(retry_delay=30.0))
-    with Client(server.address, timeout=5, retry=QUICK) as plane:
-        with pytest.raises(UnavailableError) as caught:
-            plane.get_job("my-run")
+    with (
+        Client(server.address, timeout=5, retry=QUICK) as plane,
+        pytest.raises(UnavailableError) as caught,
+    ):
+        plane.get_job("my-run")
     assert caught.value.retry_delay == 30.0
 
 
-def test_overload_is_retried_only_if_the_server_says_when(plane: Client, server: FakeControlPlane):
+def test_overload_is_retried_only_if_the_server_says_when(
+    plane: Client, server: FakeControlPlane
+) -> None:
     busy = StatusError(Code.RESOURCE_EXHAUSTED, "busy", reason="BUSY", retry_delay=0.001)
     server.fail("GetJob", busy)
     assert plane.get_job("my-run").name == "jobs/my-run"
@@ -234,7 +239,7 @@ def test_overload_is_retried_only_if_the_server_says_when(plane: Client, server:
         plane.get_job("my-run")
 
 
-def test_nobody_there():
+def test_nobody_there() -> None:
     with FakeControlPlane() as fake:
         address = fake.address
     with Client(address, retry=QUICK) as plane, pytest.raises(UnavailableError) as caught:
@@ -243,7 +248,7 @@ def test_nobody_there():
     assert "refused" in str(caught.value)
 
 
-def test_a_silent_server(server: FakeControlPlane):
+def test_a_silent_server(server: FakeControlPlane) -> None:
     server.settle_as = update_pb2.UPDATE_STATE_PENDING
     with Client(server.address, timeout=0.2) as plane:
         plane.set("my-run", learning_rate=1e-5)
@@ -254,7 +259,7 @@ def test_a_silent_server(server: FakeControlPlane):
             plane._transport.call(plane._stub.WaitUpdate, request)
 
 
-def test_a_unix_socket(tmp_path: Path):
+def test_a_unix_socket(tmp_path: Path) -> None:
     address = f"unix:{tmp_path}/plane.sock"
     fake = FakeControlPlane().start(address)
     try:
@@ -268,7 +273,7 @@ def test_a_unix_socket(tmp_path: Path):
 
 def test_the_address_comes_from_argument_environment_or_default(
     monkeypatch: pytest.MonkeyPatch,
-):
+) -> None:
     monkeypatch.setenv("MIDCOURSE_CONTROL_PLANE", "plane.example:7000")
     assert Client("127.0.0.1:1").address == "127.0.0.1:1"
     assert Client().address == "plane.example:7000"
@@ -280,12 +285,12 @@ def test_the_address_comes_from_argument_environment_or_default(
     ("address", "words"),
     [("localhost", "no port"), ("http://localhost:50051", "write 'localhost:50051'")],
 )
-def test_an_address_that_is_none(address: str, words: str):
+def test_an_address_that_is_none(address: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Client(address)
 
 
-def test_every_exception_has_the_one_root(server: FakeControlPlane, plane: Client):
+def test_every_exception_has_the_one_root(server: FakeControlPlane, plane: Client) -> None:
     server.fail("GetJob", StatusError(Code.INTERNAL, "boom", reason="INTERNAL"))
     with pytest.raises(MidcourseError) as caught:
         plane.get_job("my-run")
@@ -303,7 +308,7 @@ def kinds(events: list[control_pb2.WatchJobsResponse]) -> list[str]:
     ]
 
 
-def test_watch_goes_on_by_itself(plane: Client, server: FakeControlPlane):
+def test_watch_goes_on_by_itself(plane: Client, server: FakeControlPlane) -> None:
     job = server.jobs["jobs/my-run"]
     with plane.watch_jobs(progress_interval=0.1) as watch:
         events = [next(watch), next(watch)]
@@ -322,7 +327,7 @@ def test_watch_goes_on_by_itself(plane: Client, server: FakeControlPlane):
     assert positions == ["", "1", "2"]
 
 
-def test_watch_ends_with_the_job(plane: Client, server: FakeControlPlane):
+def test_watch_ends_with_the_job(plane: Client, server: FakeControlPlane) -> None:
     job = server.jobs["jobs/my-run"]
     watch = plane.watch_jobs(job="my-run")
     assert kinds([next(watch), next(watch)]) == ["SNAPSHOT", "BOOKMARK"]
@@ -330,7 +335,7 @@ def test_watch_ends_with_the_job(plane: Client, server: FakeControlPlane):
     assert kinds(list(watch)) == ["DELETED"]
 
 
-def test_watch_can_be_closed_from_another_thread(plane: Client):
+def test_watch_can_be_closed_from_another_thread(plane: Client) -> None:
     watch = plane.watch_jobs()
     next(watch)
     next(watch)
@@ -340,7 +345,7 @@ def test_watch_can_be_closed_from_another_thread(plane: Client):
     closing.join()
 
 
-def test_watch_refuses_what_it_cannot_mend(plane: Client, server: FakeControlPlane):
+def test_watch_refuses_what_it_cannot_mend(plane: Client, server: FakeControlPlane) -> None:
     with pytest.raises(NotFoundError):
         next(plane.watch_jobs(job="nobody"))
     gone = StatusError(Code.OUT_OF_RANGE, "position 1 is gone", reason="POSITION_GONE")
@@ -349,7 +354,7 @@ def test_watch_refuses_what_it_cannot_mend(plane: Client, server: FakeControlPla
         next(plane.watch_jobs(position="1"))
 
 
-def test_watch_gives_up_as_told(plane: Client, server: FakeControlPlane):
+def test_watch_gives_up_as_told(plane: Client, server: FakeControlPlane) -> None:
     server.fail("WatchJobs", *[unavailable()] * 3)
     with pytest.raises(UnavailableError):
         next(plane.watch_jobs())

@@ -25,7 +25,7 @@ from midcourse.control.v1 import control_pb2, parameter_pb2
 )
 def test_backoff_is_bounded_and_honours_advice(
     failures: int, advised: float | None, initial: float, factor: float
-):
+) -> None:
     policy = RetryPolicy(initial=initial, maximum=initial * factor)
     delay = policy.backoff(failures, advised)
     least = advised or 0.0
@@ -33,14 +33,14 @@ def test_backoff_is_bounded_and_honours_advice(
     assert delay <= least + initial * 2.0 ** min(failures - 1, 60) * (1 + 1e-9)
 
 
-def test_a_policy_that_makes_no_sense_is_refused():
+def test_a_policy_that_makes_no_sense_is_refused() -> None:
     with pytest.raises(ValueError, match="attempts"):
         RetryPolicy(attempts=0)
     with pytest.raises(ValueError, match="initial"):
         RetryPolicy(initial=2.0, maximum=1.0)
 
 
-def test_only_the_transient_is_retried():
+def test_only_the_transient_is_retried() -> None:
     policy = RetryPolicy(attempts=3)
     assert policy.delay(1, UnavailableError("x")) is not None
     assert policy.delay(3, UnavailableError("x")) is None
@@ -51,7 +51,9 @@ def test_only_the_transient_is_retried():
     lengths=st.lists(st.integers(0, 4), min_size=1, max_size=8),
     snapshot=st.integers(0, 4),
 )
-def test_a_watch_over_broken_streams_has_no_gap_and_no_duplicate(lengths: list[int], snapshot: int):
+def test_a_watch_over_broken_streams_has_no_gap_and_no_duplicate(
+    lengths: list[int], snapshot: int
+) -> None:
     """A server with a log; every stream breaks after some events, the last goes through."""
     log = [f"change {n}" for n in range(1, 7)]
 
@@ -80,13 +82,13 @@ def test_a_watch_over_broken_streams_has_no_gap_and_no_duplicate(lengths: list[i
         st.booleans(), st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False), st.text()
     )
 )
-def test_values_survive_the_way(value: bool | float | str):
+def test_values_survive_the_way(value: bool | float | str) -> None:
     back = changes.from_value(changes.to_value(value))
     assert back == value
     assert type(back) is type(value)
 
 
-def test_values_of_other_types():
+def test_values_of_other_types() -> None:
     assert changes.to_value(fractions.Fraction(1, 2)).number == 0.5  # type: ignore[arg-type]
     assert changes.from_value(parameter_pb2.Value()) is None
     with pytest.raises(ValueError, match="64 bits"):
@@ -95,12 +97,12 @@ def test_values_of_other_types():
         changes.to_value([1])  # type: ignore[arg-type]
 
 
-def test_hold_steps_go_with_hold_only():
+def test_hold_steps_go_with_hold_only() -> None:
     with pytest.raises(ValueError, match="hold_steps goes with mode 'hold'"):
         changes.set_value("learning_rate", 1.0, hold_steps=3)
 
 
-def test_the_exception_tree_is_drawn_in_full():
+def test_the_exception_tree_is_drawn_in_full() -> None:
     drawn = errors.MidcourseError.__doc__ or ""
     for name in client.__all__:
         exported = getattr(client, name)
@@ -109,12 +111,12 @@ def test_the_exception_tree_is_drawn_in_full():
             assert name in drawn
 
 
-def test_everything_exported_exists():
+def test_everything_exported_exists() -> None:
     assert [name for name in client.__all__ if not hasattr(client, name)] == []
     assert doctest.testmod(changes).failed == 0
 
 
-def test_the_client_needs_only_the_base_install():
+def test_the_client_needs_only_the_base_install() -> None:
     loaded = subprocess.run(
         [
             sys.executable,

@@ -230,8 +230,8 @@ class FakeControlPlane(control_pb2_grpc.ControlPlaneServiceServicer):
                 bookmark.position = str(len(self._events))
                 watch.put(bookmark)
             self._watches.append(watch)
-        for event in self.script:
-            self.publish(*event)
+        for happening in self.script:
+            self.publish(*happening)
         context.add_callback(lambda: watch.put(None))
         while True:
             item = watch.get()

@@ -124,12 +124,19 @@ class TrainerProcess:
         """Lets the process exit at once."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(["exit", code]).encode() + b"\n")
-        return await self._process.wait()
+        await self._process.stdin.drain()
+        return await self._ended()
 
     async def kill(self, number: int = signal.SIGKILL) -> int:
         if self._process.returncode is None:
             self._process.send_signal(number)
-        return await self._process.wait()
+        return await self._ended()
+
+    async def _ended(self) -> int:
+        code = await self._process.wait()
+        # A child that it forked may keep the other end of its output open.
+        self._process._transport.close()  # type: ignore[attr-defined]  # there is no public way
+        return code
 
 
 def _in_short(message: link_pb2.AgentMessage) -> str:
@@ -191,6 +198,7 @@ def _run(options: dict[str, Any]) -> None:
             case "fork":
                 child = os.fork()
                 if child == 0:
+                    os.closerange(0, 3)  # the test waits for the end of the trainer's output
                     state = link.status.state.value
                     link.send(step_message(999, {"loss": 9.0}))
                     link.poll()

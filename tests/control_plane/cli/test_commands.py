@@ -12,6 +12,7 @@ from control_plane.cli.exits import ExitCode
 from grpc_runtime.errors import StatusError
 from midcourse.control.v1 import control_pb2, job_pb2, update_pb2
 from tests.support.fake_control_plane import FakeControlPlane, make_job, make_series
+from tests.support.midcourse_command import Midcourse
 
 NAN = float("nan")
 
@@ -27,7 +28,7 @@ def last_update(server: FakeControlPlane) -> update_pb2.Update:
 # jobs, job, delete
 
 
-def test_jobs(midcourse, server: FakeControlPlane):
+def test_jobs(midcourse: Midcourse, server: FakeControlPlane) -> None:
     server.add(job_pb2.Job(name="jobs/new", state=job_pb2.JOB_STATE_PENDING))
     server.add(make_job("third"))
     header, first, second, third = rows(midcourse("jobs").stdout)
@@ -37,7 +38,7 @@ def test_jobs(midcourse, server: FakeControlPlane):
     assert third[0] == "third"
 
 
-def test_jobs_are_filtered_by_the_server(midcourse, server: FakeControlPlane):
+def test_jobs_are_filtered_by_the_server(midcourse: Midcourse, server: FakeControlPlane) -> None:
     midcourse("jobs", "-l", "team=nlp", "--state", "running", "--state", "LOST")
     request = server.calls[-1][1]
     assert request.selector == "team=nlp"
@@ -47,7 +48,9 @@ def test_jobs_are_filtered_by_the_server(midcourse, server: FakeControlPlane):
     assert midcourse("jobs").stdout == "no jobs yet\n"
 
 
-def test_jobs_as_json_are_one_list_of_all_pages(midcourse, server: FakeControlPlane):
+def test_jobs_as_json_are_one_list_of_all_pages(
+    midcourse: Midcourse, server: FakeControlPlane
+) -> None:
     for name in ("a", "b", "c"):
         server.add(make_job(name))
     answer = midcourse.json("jobs")
@@ -60,7 +63,7 @@ def test_jobs_as_json_are_one_list_of_all_pages(midcourse, server: FakeControlPl
     assert "nextPageToken" not in answer
 
 
-def test_job(midcourse, server: FakeControlPlane):
+def test_job(midcourse: Midcourse, server: FakeControlPlane) -> None:
     output = midcourse("job", "my-run").stdout
     for words in (
         "120/1000 at 3.25 steps/s",
@@ -83,7 +86,7 @@ def test_job(midcourse, server: FakeControlPlane):
     assert midcourse.json("job", "my-run")["job"]["uid"] == "uid-my-run"
 
 
-def test_delete(midcourse, server: FakeControlPlane):
+def test_delete(midcourse: Midcourse, server: FakeControlPlane) -> None:
     assert "live session" in midcourse("delete", "my-run", code=ExitCode.REFUSED).stderr
     server.jobs["jobs/my-run"].session.connected = False
     assert midcourse("delete", "my-run", "--dry-run").stdout == (
@@ -105,12 +108,16 @@ def test_delete(midcourse, server: FakeControlPlane):
         ["watch", "my-rnu"],
     ],
 )
-def test_an_unknown_job_leads_to_those_that_were_meant(midcourse, args: list[str]):
+def test_an_unknown_job_leads_to_those_that_were_meant(
+    midcourse: Midcourse, args: list[str]
+) -> None:
     stderr = midcourse(*args, code=ExitCode.NOT_FOUND).stderr
     assert stderr == "midcourse: there is no job 'my-rnu'; did you mean my-run?\n"
 
 
-def test_other_names_are_told_where_none_is_close(midcourse, server: FakeControlPlane):
+def test_other_names_are_told_where_none_is_close(
+    midcourse: Midcourse, server: FakeControlPlane
+) -> None:
     assert "there are my-run" in midcourse("job", "zzz", code=ExitCode.NOT_FOUND).stderr
     for n in range(9):
         server.add(make_job(f"job-{n}"))
@@ -122,7 +129,7 @@ def test_other_names_are_told_where_none_is_close(midcourse, server: FakeControl
 # set
 
 
-def test_set_sends_all_it_is_told(midcourse, server: FakeControlPlane):
+def test_set_sends_all_it_is_told(midcourse: Midcourse, server: FakeControlPlane) -> None:
     server.settle_as = update_pb2.UPDATE_STATE_PENDING
     before = datetime.now(UTC)
     result = midcourse(
@@ -145,20 +152,20 @@ def test_set_sends_all_it_is_told(midcourse, server: FakeControlPlane):
     assert 599 < left.total_seconds() < 630
 
 
-def test_set_waits_for_the_step(midcourse):
+def test_set_waits_for_the_step(midcourse: Midcourse) -> None:
     output = midcourse("set", "my-run", "learning_rate=5e-5", "--wait").stdout
     assert output.startswith("APPLIED at step 121, learning_rate 2e-05 → 5e-05, ")
     assert output.endswith(" ms after the call\n")
 
 
-def test_set_multiplies_and_releases(midcourse, server: FakeControlPlane):
+def test_set_multiplies_and_releases(midcourse: Midcourse, server: FakeControlPlane) -> None:
     midcourse("set", "my-run", "learning_rate=x0.5")
     assert last_update(server).spec.changes[0].multiply.factor == 0.5
     midcourse("set", "my-run", "learning_rate=release")
     assert last_update(server).spec.changes[0].HasField("release")
 
 
-def test_a_dry_run_changes_nothing(midcourse, server: FakeControlPlane):
+def test_a_dry_run_changes_nothing(midcourse: Midcourse, server: FakeControlPlane) -> None:
     output = midcourse("set", "my-run", "learning_rate=5e-5", "--dry-run").stdout
     assert output == "valid: learning_rate → 5e-05 at the next boundary; nothing was changed\n"
     assert not server.updates["jobs/my-run"]
@@ -172,7 +179,12 @@ def test_a_dry_run_changes_nothing(midcourse, server: FakeControlPlane):
         (update_pb2.UPDATE_STATE_CANCELLED, "CANCELLED, withdrawn by ops"),
     ],
 )
-def test_an_update_that_is_not_applied(midcourse, server: FakeControlPlane, state, words: str):
+def test_an_update_that_is_not_applied(
+    midcourse: Midcourse,
+    server: FakeControlPlane,
+    state: update_pb2.UpdateState.ValueType,
+    words: str,
+) -> None:
     server.settle_as = state
     args = ["set", "my-run", "learning_rate=5e-5", "--wait"]
     assert words in midcourse(*args, code=ExitCode.NOT_APPLIED).stderr
@@ -180,7 +192,7 @@ def test_an_update_that_is_not_applied(midcourse, server: FakeControlPlane, stat
     assert answer["update"]["state"] == update_pb2.UpdateState.Name(state)
 
 
-def test_an_update_that_takes_too_long(midcourse, server: FakeControlPlane):
+def test_an_update_that_takes_too_long(midcourse: Midcourse, server: FakeControlPlane) -> None:
     server.settle_as = update_pb2.UPDATE_STATE_PENDING
     args = ["set", "my-run", "learning_rate=5e-5", "--wait", "--timeout", "50ms"]
     stderr = midcourse(*args, code=ExitCode.TIMEOUT).stderr
@@ -197,7 +209,9 @@ def test_an_update_that_takes_too_long(midcourse, server: FakeControlPlane):
         (["learning_rate=1e-5", "--expect-revision", "7"], "expected revision 7"),
     ],
 )
-def test_refusals_are_the_control_planes_words(midcourse, args: list[str], words: str):
+def test_refusals_are_the_control_planes_words(
+    midcourse: Midcourse, args: list[str], words: str
+) -> None:
     assert words in midcourse("set", "my-run", *args, code=ExitCode.REFUSED).stderr
 
 
@@ -216,7 +230,9 @@ def test_refusals_are_the_control_planes_words(midcourse, args: list[str], words
         ([], "NAME=VALUE"),
     ],
 )
-def test_a_wrong_command_line(midcourse, server: FakeControlPlane, args: list[str], words: str):
+def test_a_wrong_command_line(
+    midcourse: Midcourse, server: FakeControlPlane, args: list[str], words: str
+) -> None:
     stderr = midcourse("set", "my-run", *args, code=ExitCode.USAGE).stderr
     assert words in stderr
     assert "see 'midcourse set --help'" in stderr
@@ -226,7 +242,7 @@ def test_a_wrong_command_line(midcourse, server: FakeControlPlane, args: list[st
 # history, cancel
 
 
-def test_history(midcourse, server: FakeControlPlane):
+def test_history(midcourse: Midcourse, server: FakeControlPlane) -> None:
     assert midcourse("history", "my-run").stdout == "no updates yet\n"
     midcourse("set", "my-run", "learning_rate=5e-5", "--reason", "plateau")
     server.settle_as = update_pb2.UPDATE_STATE_REJECTED
@@ -247,7 +263,7 @@ def test_history(midcourse, server: FakeControlPlane):
     assert revisions == ["3", "2", "1"]
 
 
-def test_cancel(midcourse, server: FakeControlPlane):
+def test_cancel(midcourse: Midcourse, server: FakeControlPlane) -> None:
     server.settle_as = update_pb2.UPDATE_STATE_PENDING
     midcourse("set", "my-run", "learning_rate=5e-5")
     assert midcourse("cancel", "my-run", "1", "--reason", "oops").stdout == "revision 1 cancelled\n"
@@ -273,7 +289,7 @@ def measured(server: FakeControlPlane) -> FakeControlPlane:
     return server
 
 
-def test_metrics(midcourse, measured: FakeControlPlane):
+def test_metrics(midcourse: Midcourse, measured: FakeControlPlane) -> None:
     midcourse("set", "my-run", "learning_rate=1e-5")
     output = midcourse("metrics", "my-run", "loss", "learning_rate").stdout
     lines = rows(output)
@@ -285,13 +301,13 @@ def test_metrics(midcourse, measured: FakeControlPlane):
     assert len(rows(midcourse("metrics", "my-run", "loss", "--last", "3").stdout)) == 7
 
 
-def test_metrics_as_json(midcourse, measured: FakeControlPlane):
+def test_metrics_as_json(midcourse: Midcourse, measured: FakeControlPlane) -> None:
     (loss,) = midcourse.json("metrics", "my-run", "loss")["series"]
     assert len(loss["steps"]) == 40
     assert loss["values"][-1] == "NaN"
 
 
-def test_metrics_as_a_plot(midcourse, measured: FakeControlPlane):
+def test_metrics_as_a_plot(midcourse: Midcourse, measured: FakeControlPlane) -> None:
     midcourse("set", "my-run", "learning_rate=1e-5")
     output = midcourse("metrics", "my-run", "loss", "learning_rate", "--plot").stdout
     assert "loss by step" in output
@@ -303,7 +319,7 @@ def test_metrics_as_a_plot(midcourse, measured: FakeControlPlane):
     assert all(len(line) <= 120 for line in output.splitlines())
 
 
-def test_metrics_that_are_not_there(midcourse, measured: FakeControlPlane):
+def test_metrics_that_are_not_there(midcourse: Midcourse, measured: FakeControlPlane) -> None:
     stderr = midcourse("metrics", "my-run", "los", code=ExitCode.NOT_FOUND).stderr
     assert stderr == "midcourse: the job has no metric los; did you mean loss?\n"
     stderr = midcourse("metrics", "my-run", "zzz", code=ExitCode.NOT_FOUND).stderr
@@ -314,7 +330,7 @@ def test_metrics_that_are_not_there(midcourse, measured: FakeControlPlane):
     midcourse("metrics", "my-run", "--plot", "-o", "json", code=ExitCode.USAGE)
 
 
-def test_a_plot_of_nothing_finite(midcourse, measured: FakeControlPlane):
+def test_a_plot_of_nothing_finite(midcourse: Midcourse, measured: FakeControlPlane) -> None:
     measured.series["jobs/my-run"] = [make_series("loss", [NAN, NAN]), make_series("one", [1.0])]
     output = midcourse("metrics", "my-run", "--plot").stdout
     assert "loss: no finite samples" in output
@@ -338,7 +354,7 @@ def publish_end(server: FakeControlPlane, state: job_pb2.JobState.ValueType) -> 
     ]
 
 
-def test_watch_ends_when_the_job_does(midcourse, server: FakeControlPlane):
+def test_watch_ends_when_the_job_does(midcourse: Midcourse, server: FakeControlPlane) -> None:
     publish_end(server, job_pb2.JOB_STATE_FINISHED)
     snapshot, update, ended = midcourse("watch", "my-run").stdout.splitlines()
     assert "RUNNING  step 120/1000  loss 1.235  lr 2e-05  3.25 steps/s" in snapshot
@@ -346,13 +362,13 @@ def test_watch_ends_when_the_job_does(midcourse, server: FakeControlPlane):
     assert "FINISHED" in ended
 
 
-def test_watch_says_that_the_job_failed(midcourse, server: FakeControlPlane):
+def test_watch_says_that_the_job_failed(midcourse: Midcourse, server: FakeControlPlane) -> None:
     publish_end(server, job_pb2.JOB_STATE_FAILED)
     stderr = midcourse("watch", "my-run", code=ExitCode.JOB_FAILED).stderr
     assert stderr == "midcourse: my-run failed: out of memory\n"
 
 
-def test_watch_as_json_is_one_event_a_line(midcourse, server: FakeControlPlane):
+def test_watch_as_json_is_one_event_a_line(midcourse: Midcourse, server: FakeControlPlane) -> None:
     publish_end(server, job_pb2.JOB_STATE_FINISHED)
     lines = midcourse("watch", "my-run", "-o", "json", "--interval", "100ms").stdout.splitlines()
     kinds = [json.loads(line)["type"].removeprefix("JOB_EVENT_TYPE_") for line in lines]
@@ -360,7 +376,9 @@ def test_watch_as_json_is_one_event_a_line(midcourse, server: FakeControlPlane):
     assert server.calls[0][1].progress_interval.nanos == 100_000_000
 
 
-def test_watch_begins_anew_when_its_position_is_gone(midcourse, server: FakeControlPlane):
+def test_watch_begins_anew_when_its_position_is_gone(
+    midcourse: Midcourse, server: FakeControlPlane
+) -> None:
     gone = StatusError(grpc.StatusCode.OUT_OF_RANGE, "gone", reason="POSITION_GONE")
     server.fail("WatchJobs", gone)
     publish_end(server, job_pb2.JOB_STATE_FINISHED)
@@ -370,15 +388,17 @@ def test_watch_begins_anew_when_its_position_is_gone(midcourse, server: FakeCont
 # everything
 
 
-def test_options_stand_before_or_after_the_verb(midcourse, server: FakeControlPlane):
-    elsewhere = midcourse.__class__("127.0.0.1:1")
+def test_options_stand_before_or_after_the_verb(
+    midcourse: Midcourse, server: FakeControlPlane
+) -> None:
+    elsewhere = Midcourse("127.0.0.1:1")
     before = elsewhere("-s", server.address, "-o", "json", "jobs").stdout
     after = elsewhere("jobs", "--server", server.address, "--output", "json").stdout
     assert json.loads(before) == json.loads(after)
     assert json.loads(before)["jobs"]
 
 
-def test_nobody_there(server: FakeControlPlane, midcourse):
+def test_nobody_there(server: FakeControlPlane, midcourse: Midcourse) -> None:
     server.stop()
     stderr = midcourse("jobs", code=ExitCode.UNREACHABLE).stderr
     assert server.address in stderr
@@ -387,7 +407,7 @@ def test_nobody_there(server: FakeControlPlane, midcourse):
     server.start("127.0.0.1:0")
 
 
-def test_errors_of_the_server(midcourse, server: FakeControlPlane):
+def test_errors_of_the_server(midcourse: Midcourse, server: FakeControlPlane) -> None:
     code = grpc.StatusCode
     server.fail("ListJobs", StatusError(code.INTERNAL, "boom\nbang", reason="INTERNAL"))
     assert midcourse("jobs", code=ExitCode.FAILURE).stderr == ("midcourse: boom bang (INTERNAL)\n")
@@ -410,11 +430,11 @@ def test_errors_of_the_server(midcourse, server: FakeControlPlane):
         (["cancel", "my-run", "x"], "REVISION"),
     ],
 )
-def test_usage(midcourse, args: list[str], words: str):
+def test_usage(midcourse: Midcourse, args: list[str], words: str) -> None:
     assert words in midcourse(*args, code=ExitCode.USAGE).stderr
 
 
-def test_help_says_all_verbs_and_exit_codes(midcourse):
+def test_help_says_all_verbs_and_exit_codes(midcourse: Midcourse) -> None:
     output = midcourse("--help").stdout
     for verb in ("serve", "jobs", "job", "set", "history", "cancel", "watch", "metrics", "delete"):
         assert f"\n  {verb} " in output
@@ -423,7 +443,7 @@ def test_help_says_all_verbs_and_exit_codes(midcourse):
     assert midcourse().stdout.strip() == output.strip()
 
 
-def test_version(midcourse):
+def test_version(midcourse: Midcourse) -> None:
     assert midcourse("--version").stdout == midcourse("version").stdout
     assert midcourse("version").stdout.startswith("midcourse ")
     assert midcourse.json("version")["version"]

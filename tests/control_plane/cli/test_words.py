@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from control_plane import changes
 from control_plane.cli import board, courses, describe
 from control_plane.cli import format as fmt
+from control_plane.cli.fitting import FittingTable
 from control_plane.cli.jobs import StateName
 from midcourse.control.v1 import control_pb2, job_pb2, parameter_pb2, update_pb2
 from tests.support.fake_control_plane import make_job, make_series
@@ -30,19 +33,19 @@ from tests.support.fake_control_plane import make_job, make_series
         (-math.inf, "-inf"),
     ],
 )
-def test_numbers(value: float | None, text: str):
+def test_numbers(value: float | None, text: str) -> None:
     assert fmt.number(value) == text
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
-def test_numbers_are_short_and_close(value: float):
+def test_numbers_are_short_and_close(value: float) -> None:
     text = fmt.number(value)
     assert len(text) <= 13
     assert float(text) == pytest.approx(value, rel=1e-5)
 
 
 @given(st.floats(0, 1e9))
-def test_ages_never_run_ahead(seconds: float):
+def test_ages_never_run_ahead(seconds: float) -> None:
     text = fmt.age(seconds)
     assert text == "now" or text.endswith(" ago")
     assert fmt.age(-seconds) == "now" or fmt.age(-seconds).startswith("in ")
@@ -64,11 +67,11 @@ def test_ages_never_run_ahead(seconds: float):
         (7200, "2 h"),
     ],
 )
-def test_spans(seconds: float | None, text: str):
+def test_spans(seconds: float | None, text: str) -> None:
     assert fmt.span(seconds) == text
 
 
-def test_what_is_unknown_is_a_dash():
+def test_what_is_unknown_is_a_dash() -> None:
     job = job_pb2.Job(name="jobs/new", state=job_pb2.JOB_STATE_PENDING)
     assert describe.step(job) == "–"
     assert describe.speed(job) == "–"
@@ -80,7 +83,7 @@ def test_what_is_unknown_is_a_dash():
     assert describe.latency(update_pb2.Update()) == "–"
 
 
-def test_the_newest_learning_rate_is_shown():
+def test_the_newest_learning_rate_is_shown() -> None:
     job = make_job("a")
     assert describe.learning_rate(job) == "2e-05"
     job.effective.parameters[0].value.number = 5e-5
@@ -108,11 +111,11 @@ def test_the_newest_learning_rate_is_shown():
         (changes.set_value("frozen", True), "frozen → true"),
     ],
 )
-def test_changes(change: update_pb2.Change, text: str):
+def test_changes(change: update_pb2.Change, text: str) -> None:
     assert describe.change(change) == text
 
 
-def test_groups_are_folded():
+def test_groups_are_folded() -> None:
     made = [
         update_pb2.ParameterTransition(
             parameter="lr",
@@ -150,12 +153,12 @@ def applied_update(*, applied: float | None, settled: float | None) -> update_pb
 )
 def test_a_wrong_clock_shows_no_wrong_latency(
     applied: float | None, settled: float | None, text: str
-):
+) -> None:
     assert describe.latency(applied_update(applied=applied, settled=settled)) == text
 
 
-def test_bounds():
-    def shown(**limits) -> str:
+def test_bounds() -> None:
+    def shown(**limits: Any) -> str:
         return describe.bounds(parameter_pb2.ParameterSpec(bounds=parameter_pb2.Bounds(**limits)))
 
     assert shown() == "–"
@@ -165,12 +168,12 @@ def test_bounds():
     assert shown(allowed_texts=["a", "b"]) == "a | b"
 
 
-def test_every_state_has_a_name_on_the_command_line():
-    names = {name.removeprefix("JOB_STATE_") for name in job_pb2.JobState.keys()}
+def test_every_state_has_a_name_on_the_command_line() -> None:
+    names = {name.removeprefix("JOB_STATE_") for name, _ in job_pb2.JobState.items()}
     assert {state.name for state in StateName} == names - {"UNSPECIFIED"}
 
 
-def test_updates_are_noted_at_the_first_sample_they_could_touch():
+def test_updates_are_noted_at_the_first_sample_they_could_touch() -> None:
     updates = []
     for revision, step in ((1, 2), (2, 3), (3, 1), (4, 99)):
         update = update_pb2.Update(revision=revision)
@@ -181,15 +184,42 @@ def test_updates_are_noted_at_the_first_sample_they_could_touch():
     assert marks == {2: "#1 lr – → 0.5", 4: "#2 lr – → 0.5 from step 3"}
 
 
-def test_columns_of_different_steps_are_joined():
+def test_columns_of_different_steps_are_joined() -> None:
     table = courses.samples(
         [make_series("loss", [3.0, 2.0]), make_series("lr", [0.5], first_step=2)], []
     )
-    cells = [list(column.cells) for column in table.columns]
-    assert cells == [["1", "2"], ["3", "2"], ["–", "0.5"], ["", ""]]
+    assert table.headers == ("STEP", "loss", "lr", "UPDATE")
+    assert table.rows == [("1", "3", "–", ""), ("2", "2", "0.5", "")]
 
 
-def test_lines_of_a_watch():
+@given(
+    widths=st.lists(st.integers(1, 30), min_size=1, max_size=6),
+    columns=st.integers(20, 120),
+)
+def test_a_table_leaves_out_no_more_than_it_must(widths: list[int], columns: int) -> None:
+    headers = [f"{n}" for n in range(len(widths))]
+    table = FittingTable(*headers, leave_out=headers[:0:-1], say_so=True)
+    table.add_row(*("x" * width for width in widths))
+    console = Console(width=columns, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    head, row, *_ = capture.get().splitlines()
+    shown = len(head.split())
+    assert row.split() == ["x" * width for width in widths[:shown]] or shown == 1
+    if shown < len(widths):
+        assert sum(widths[: shown + 1]) + 2 * shown > columns
+
+
+def test_a_narrow_table_says_what_is_missing() -> None:
+    table = courses.samples([make_series(f"metric_{n}", [1.0]) for n in range(9)], [])
+    console = Console(width=60, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    assert "metric_0" in capture.get().splitlines()[0]
+    assert "too narrow for" in capture.get()
+
+
+def test_lines_of_a_watch() -> None:
     job = make_job("a")
     event = control_pb2.WatchJobsResponse(type=control_pb2.JOB_EVENT_TYPE_MODIFIED, job=job)
     line = board.line(event, 0.0)

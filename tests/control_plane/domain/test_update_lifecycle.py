@@ -27,7 +27,7 @@ from control_plane.domain.update import (
 from tests.support.domain_values import NOW, SECOND, applied, update
 
 CANCELLED = Cancelled("ops", "no")
-others = st.sampled_from(
+others: st.SearchStrategy[Outcome] = st.sampled_from(
     [
         Rejected("NO_SCALE", "the value is 0 here"),
         Expired(ExpiryCause.DEADLINE, "too late"),

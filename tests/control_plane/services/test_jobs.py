@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -11,18 +12,20 @@ from control_plane.domain import selector
 from control_plane.domain.errors import Reason, Refusal
 from control_plane.domain.job import JobState
 from control_plane.domain.session import Phase
-from tests.support.domain_values import set_rate
-from tests.support.use_cases import UseCases, use_cases
+from control_plane.services.jobs import new_job
+from control_plane.services.ports import Transaction
+from tests.support.domain_values import NOW, set_rate
+from tests.support.use_cases import UseCases, eventually, use_cases
 
 
-async def names(plane: UseCases, text: str = "", **options: object) -> list[str]:
+async def names(
+    plane: UseCases, text: str = "", states: Iterable[JobState] = ()
+) -> list[str]:
     """Ids of all jobs selected, page by page."""
     found: list[str] = []
     after: str | None = ""
     while after is not None:
-        page = await plane.jobs.list(
-            selector.parse(text), options.get("states", ()), after=after, limit=2
-        )  # type: ignore[arg-type]
+        page = await plane.jobs.list(selector.parse(text), states, after=after, limit=2)
         assert len(page.jobs) <= 2
         found += [view.job.id for view in page.jobs]
         after = page.next_after
@@ -107,13 +110,9 @@ async def test_a_label_hides_the_jobs_own_field(plane: UseCases) -> None:
 
 
 async def test_paging_sees_every_job_beyond_one_scan(plane: UseCases) -> None:
-    def fill(tx: object) -> None:
-        from control_plane.services.jobs import new_job
-        from tests.support.domain_values import NOW
-
+    def fill(tx: Transaction) -> None:
         for i in range(450):
-            labels = {"last": ""} if i >= 430 else {}
-            tx.insert_job(new_job(f"j{i:04}", labels, "", NOW))  # type: ignore[attr-defined]
+            tx.insert_job(new_job(f"j{i:04}", {"last": ""} if i >= 430 else {}, "", NOW))
 
     await plane.store.write(fill)
     assert await names(plane, "last") == [f"j{i:04}" for i in range(430, 450)]
@@ -164,7 +163,7 @@ async def test_whoever_waits_for_an_update_learns_that_the_job_is_gone(plane: Us
     await plane.sessions.close(await plane.session())
     await plane.submit(set_rate())
     waiting = asyncio.ensure_future(plane.updates.wait("j", 1, 60))
-    await asyncio.sleep(0.02)  # until it waits; if it does not yet, the outcome is the same
+    await eventually(lambda: plane.bus._subscribers.get("updates/j"), "that it waits")
     await plane.jobs.delete("j", "")
     with pytest.raises(Refusal) as refused:
         await asyncio.wait_for(waiting, 5)

@@ -58,13 +58,13 @@ def upgrade() -> None:
         sqlite_with_rowid=False,
     )
     op.create_index("updates_by_state", "updates", ["job_key", "state", "revision"])
-    pending = sa.text("deadline IS NOT NULL AND state = 'pending'")
+    is_due = sa.text("deadline IS NOT NULL AND state = 'pending'")
     op.create_index(
         "updates_pending_by_deadline",
         "updates",
         ["deadline"],
-        sqlite_where=pending,
-        postgresql_where=pending,
+        sqlite_where=is_due,
+        postgresql_where=is_due,
     )
     op.create_table(
         "runs",

@@ -1,0 +1,98 @@
+"""The thread that writes and commits for many at once."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from control_plane.services.ports import Store, Transaction
+from control_plane.store import open_store
+from control_plane.store.group_commit import MAX_GROUP, MAX_WAITING
+from tests.contract.store_contract import WorkError, add_job
+from tests.control_plane.store.helpers import (
+    connection_of,
+)
+from tests.support.domain_values import job
+
+
+async def test_waiting_work_shares_a_commit(store: Store) -> None:
+    commits = 0
+
+    def trace(statement: str) -> None:
+        nonlocal commits
+        commits += statement == "COMMIT"
+
+    def follow(tx: Transaction) -> None:
+        driver = connection_of(tx).connection.driver_connection
+        assert driver is not None
+        driver.set_trace_callback(trace)
+
+    await store.write(follow)
+    await asyncio.gather(*(add_job(store, f"j{n}") for n in range(100)))
+    assert len(await store.read(lambda tx: tx.jobs(limit=200))) == 100
+    assert commits <= 20
+
+
+async def test_far_more_callers_than_fit_wait_for_room(store: Store) -> None:
+    count = MAX_WAITING + 2 * MAX_GROUP
+    numbers = await asyncio.gather(*(store.write(lambda tx, n=n: n) for n in range(count)))  # type: ignore[misc]
+    assert numbers == list(range(count))
+
+
+async def test_work_that_was_cancelled_before_its_turn_is_skipped(store: Store) -> None:
+    gate = threading.Event()
+    ran: list[int] = []
+    blocked = asyncio.ensure_future(store.write(lambda tx: gate.wait(10)))
+    await asyncio.sleep(0)
+    waiting = [
+        asyncio.ensure_future(store.write(lambda tx, n=n: ran.append(n)))  # type: ignore[misc]
+        for n in range(4)
+    ]
+    await asyncio.sleep(0)
+    waiting[1].cancel()
+    waiting[2].cancel()
+    await asyncio.sleep(0)
+    gate.set()
+    await asyncio.wait([blocked, *waiting])
+    assert ran == [0, 3]
+
+
+async def test_odd_exceptions_reach_their_caller_and_the_writer_lives(store: Store) -> None:
+    class Odd(BaseException):
+        pass
+
+    def fail(error: BaseException) -> Any:
+        def work(tx: Transaction) -> None:
+            tx.insert_job(job(id="odd"))
+            raise error
+
+        return store.write(work)
+
+    with pytest.raises(Odd):
+        await fail(Odd())
+    # Python turns it into this one where it leaves a coroutine.
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await fail(StopIteration())
+    with pytest.raises(WorkError):
+        await fail(WorkError())
+    await add_job(store)
+    assert len(await store.read(lambda tx: tx.jobs(limit=9))) == 1
+
+
+async def test_a_cancelled_close_closes_all_the_same(path: Path, store: Store) -> None:
+    gate = threading.Event()
+    blocked = asyncio.ensure_future(store.write(lambda tx: gate.wait(10)))
+    await asyncio.sleep(0)
+    closing = asyncio.ensure_future(store.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    gate.set()
+    assert await blocked
+    await store.close()
+    await (await open_store(path)).close()

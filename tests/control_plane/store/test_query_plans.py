@@ -1,0 +1,68 @@
+"""How the database finds things: never by looking at everything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from control_plane.services.ports import Store, Transaction
+from tests.contract.store_contract import add_job, add_samples
+from tests.control_plane.store.helpers import (
+    connection_of,
+)
+
+
+@pytest.mark.parametrize(
+    ("work", "plan"),
+    [
+        (lambda tx, of: tx.job("j"), "USING INDEX"),
+        (lambda tx, of: tx.jobs(after="a", limit=5), "USING INDEX"),
+        (lambda tx, of: tx.update_by_request(of, "r"), "USING INDEX"),
+        (lambda tx, of: tx.update(of, 1), "USING PRIMARY KEY"),
+        (lambda tx, of: tx.open_updates(of), "USING PRIMARY KEY (job_key=? AND revision=?)"),
+        (lambda tx, of: tx.count_open(of), "updates_by_state (job_key=? AND state=?)"),
+        (
+            lambda tx, of: tx.applied_above(of, 1),
+            "updates_by_state (job_key=? AND state=? AND revision>?)",
+        ),
+        (lambda tx, of: tx.expired_pending(of.create_time, 5), "updates_pending_by_deadline"),
+        (lambda tx, of: tx.updates(of, limit=5), "USING PRIMARY KEY (job_key=?)"),
+        (lambda tx, of: tx.events(after=3, limit=5), "USING INTEGER PRIMARY KEY"),
+        (lambda tx, of: tx.metric_names(of), "(job_key=?)"),
+        (
+            lambda tx, of: tx.samples(of, "loss", spans=[(1, 0, None)]),
+            "USING PRIMARY KEY (series_key=? AND step>? AND step<?)",
+        ),
+        (
+            lambda tx, of: tx.prune(samples_before=9, events_before=of.create_time, limit=9),
+            "series_by_oldest_time",
+        ),
+    ],
+)
+async def test_every_look_up_goes_through_an_index(store: Store, work: Any, plan: str) -> None:
+    of = await add_job(store)
+    await add_samples(store, of, range(3))
+
+    def explain(tx: Transaction) -> list[str]:
+        driver = connection_of(tx).connection.driver_connection
+        assert driver is not None
+        statements: list[str] = []
+        # Filled in with the values, so that they can be run again.
+        driver.set_trace_callback(statements.append)
+        work(tx, tx.job("j"))
+        driver.set_trace_callback(None)
+        return [
+            step[3]
+            for statement in statements
+            if statement.lstrip().startswith(("SELECT", "UPDATE", "DELETE"))
+            for step in driver.execute(f"EXPLAIN QUERY PLAN {statement}")
+        ]
+
+    steps = await store.write(explain)
+    assert any(plan in step for step in steps), steps
+    scans = [step for step in steps if step.startswith("SCAN") and "INDEX" not in step]
+    # Pruning looks at the first events, in the order of their positions, up to its limit.
+    bounded = ["SCAN events", "SCAN anon_1", "SCAN anon_2", "SCAN CONSTANT ROW"]
+    assert set(scans) <= set(bounded if "SEARCH series" in " ".join(steps) else ()), steps
+    assert "USE TEMP B-TREE FOR ORDER BY" not in steps
