@@ -52,7 +52,7 @@ def build_trainer(
     """Build a ready trainer.
 
     ``sft`` learns to write words backwards: 300 steps of 32 samples, some 60 ms each on one core,
-    take the loss from 5.5 to 0.01 at the default learning rate.
+    take the loss from 5.5 to below 0.1 at the default learning rate.
 
     Args:
         method: One of ``METHODS``.

@@ -15,7 +15,7 @@ from transformers.trainer_callback import ExportableState, TrainerCallback
 
 from trainer_agent import identity
 from trainer_agent.controller import ParameterController
-from trainer_agent.discovery import live_parameters
+from trainer_agent.discovery import find
 from trainer_agent.one_instance import make_only_instance
 from trainer_agent.parameters import Boundary
 from trainer_agent.session import Identity, LinkFactory, SteeringSession, default_link
@@ -23,6 +23,8 @@ from trainer_agent.session import Identity, LinkFactory, SteeringSession, defaul
 if TYPE_CHECKING:
     from transformers.trainer_callback import TrainerControl, TrainerState
     from transformers.training_args import TrainingArguments
+
+    from trainer_agent.discovery import Found
 
 logger = logging.getLogger(__name__)
 
@@ -125,12 +127,12 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
         self._last_state = None
         self._reported.clear()
         resumed = _saved_state(saved) if state.global_step > 0 else None
-        parameters = live_parameters(kwargs.get("optimizer"), kwargs.get("lr_scheduler"))
+        found = find(kwargs.get("optimizer"), kwargs.get("lr_scheduler"))
         instance_id = identity.new_instance_id()
-        self._controller = controller = ParameterController(parameters, instance_id)
+        self._controller = controller = ParameterController(found.parameters, instance_id)
         checkpoint_job = None if resumed is None else resumed["job"]
         if state.is_world_process_zero:
-            self._open_session(args, state, controller, instance_id, checkpoint_job)
+            self._open_session(args, state, controller, found, instance_id, checkpoint_job)
         try:
             if resumed is not None:
                 # On every rank, as each has its own optimizer.
@@ -140,26 +142,33 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
             if self._session is not None:
                 self._session.start()
 
-    @_harmless
+    # The two that run at every step keep failures away themselves, as wrapping them costs as much
+    # as they do.
+
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Note what the step used."""
-        if self._session is not None:
-            self._session.optimizer_stepped()
-        elif self._controller is not None:
-            self._controller.optimizer_stepped()
+        try:
+            if self._session is not None:
+                self._session.optimizer_stepped()
+            elif self._controller is not None:
+                self._controller.optimizer_stepped()
+        except Exception as error:  # noqa: BLE001 - nothing of ours may stop a training run
+            self._failed("on_optimizer_step", error)
 
-    @_harmless
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Work at the boundary between two steps."""
-        last = control.should_training_stop or 0 < state.max_steps <= state.global_step
-        if self._session is not None:
-            self._session.step_done(_boundary(state), last=last)
-        elif self._controller is not None:  # on the other ranks nothing is new, but time goes on
-            self._controller.at_boundary(_boundary(state), last=last)
+        try:
+            last = control.should_training_stop or 0 < state.max_steps <= state.global_step
+            if self._session is not None:
+                self._session.step_done(_boundary(state), last=last)
+            elif self._controller is not None:  # on other ranks nothing is new, but time goes on
+                self._controller.at_boundary(_boundary(state), last=last)
+        except Exception as error:  # noqa: BLE001 - nothing of ours may stop a training run
+            self._failed("on_step_end", error)
 
     @_harmless
     def on_log(
@@ -209,6 +218,7 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
         args: TrainingArguments,
         state: TrainerState,
         controller: ParameterController,
+        found: Found,
         instance_id: str,
         checkpoint_job: str | None,
     ) -> None:
@@ -231,6 +241,7 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
             controller,
             _boundary(state),
             link_factory=self._link_factory,
+            step_metrics=found.metrics,
             max_epochs=float(args.num_train_epochs) if args.max_steps <= 0 else None,
         )
         self._goodbye = _goodbye_at_the_latest(self, session)

@@ -68,6 +68,8 @@ class ParameterController:
         self._outcomes: list[session_pb2.UpdateOutcome] = []
         self._moved: dict[str, None] = {}
         self._off: Refused | None = None
+        # Only what was once changed can vary with time.
+        self._ticking: dict[str, LiveParameter] = {}
 
     # What arrives.
 
@@ -123,12 +125,13 @@ class ParameterController:
         """
         if self._unverified:
             self._verify(boundary)
-        if self._off is None:
-            for parameter in self._parameters.values():
+        if self._ticking and self._off is None:
+            for parameter in self._ticking.values():
                 parameter.tick(boundary)
-        now = self._monotonic_clock() if self._held.has_deadlines() else None
-        if self._held.wakes(boundary.next_step, now):
-            self._go_through_held(boundary, now, last=last)
+        if self._held:
+            now = self._monotonic_clock() if self._held.has_deadlines() else None
+            if self._held.wakes(boundary.next_step, now):
+                self._go_through_held(boundary, now, last=last)
 
     def finish(self, boundary: Boundary) -> None:
         """End: what no step has used is taken back, and whatever is open expires.
@@ -173,6 +176,8 @@ class ParameterController:
 
     def take_outcomes(self) -> list[session_pb2.UpdateOutcome]:
         """Return the outcomes since the last call, in order."""
+        if not self._outcomes:
+            return []
         outcomes, self._outcomes = self._outcomes, []
         return outcomes
 
@@ -202,11 +207,6 @@ class ParameterController:
         """Return what can be changed live, with the values in force."""
         why = None if self._off is None else self._off.message
         return [convert.spec_to_proto(each.spec(), why) for each in self._parameters.values()]
-
-    def read(self, name: str) -> Reading | None:
-        """Return a parameter's values as far as the host knows them; None: no such parameter."""
-        parameter = self._parameters.get(name)
-        return None if parameter is None else parameter.read()
 
     # What rides in the checkpoint.
 
@@ -243,6 +243,7 @@ class ParameterController:
         for name, saved in state["parameters"].items():
             if name in self._parameters:
                 self._parameters[name].load_state_dict(saved)
+                self._ticking[name] = self._parameters[name]
             elif saved:
                 raise ValueError(
                     f"the checkpoint holds a state of {name}, and this run has no such parameter; "
@@ -320,6 +321,9 @@ class ParameterController:
             self._reject(held.update, Refused("UNDO_FAILED", str(error)), boundary)
             raise
         self._lineage.in_force.add(revision)
+        for each in applied:
+            name = each.change.parameter
+            self._ticking[name] = self._parameters[name]
         self._unverified.append(
             Unverified(
                 outcome=session_pb2.UpdateOutcome(

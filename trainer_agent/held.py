@@ -68,6 +68,9 @@ class HeldUpdates:
     def __contains__(self, revision: int) -> bool:
         return revision in self._held
 
+    def __len__(self) -> int:
+        return len(self._held)
+
     def __iter__(self) -> Iterator[int]:
         return iter(sorted(self._held))
 
@@ -105,8 +108,6 @@ class HeldUpdates:
             next_step: The optimizer step that comes next.
             nanos: The monotonic clock; None where there are no deadlines.
         """
-        if not self._held:
-            return False
         return next_step >= self._wake_step or (
             nanos is not None and self._wake_nanos is not None and nanos >= self._wake_nanos
         )

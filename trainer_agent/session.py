@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LEARNING_RATE = "learning_rate"
-"""The parameter whose value every step reports as a metric of the same name."""
-
 CLOSE_TIMEOUT = 5.0
 """Longest wait, in seconds, for the agent to take the last messages at the end of training."""
 
@@ -94,6 +91,8 @@ class SteeringSession:
         controller: Applies its updates.
         start: Where training begins.
         link_factory: Makes the link.
+        step_metrics: What every step reports, by name: each is asked right after the optimizer
+            step, and says None where the host does not know the value.
         max_epochs: Epochs planned; None: unknown.
     """
 
@@ -103,6 +102,7 @@ class SteeringSession:
         controller: ParameterController,
         start: Boundary,
         link_factory: LinkFactory = default_link,
+        step_metrics: Mapping[str, Callable[[], float | None]] | None = None,
         max_epochs: float | None = None,
     ) -> None:
         self._identity = identity
@@ -113,8 +113,9 @@ class SteeringSession:
         self._phase: session_pb2.TrainerPhase.ValueType = session_pb2.TRAINER_PHASE_TRAINING
         self._step_nanos = 0
         self._reported_max_steps = start.max_steps
-        self._rate_used: float | None = None
-        self._rate_step = -1
+        self._step_metrics = tuple((step_metrics or {}).items())
+        self._used: dict[str, float] = {}
+        self._told: dict[str, float] = {}
         self._faults: set[str] = set()
         self._closed = False
         self._link = link_factory(
@@ -145,9 +146,12 @@ class SteeringSession:
     def optimizer_stepped(self) -> None:
         """Note what the optimizer step that has just run used, before any schedule goes on."""
         self._controller.optimizer_stepped()
-        reading = self._controller.read(LEARNING_RATE)
-        rate = None if reading is None else reading.value
-        self._rate_used = rate if isinstance(rate, float) else None
+        used = {}
+        for name, value_of in self._step_metrics:
+            value = value_of()
+            if value is not None:
+                used[name] = value
+        self._used = used
 
     def step_done(self, boundary: Boundary, *, last: bool = False) -> None:
         """Report a step and let the controller work at the boundary after it.
@@ -165,8 +169,8 @@ class SteeringSession:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Report metrics, numbers that lie on the host already, with the step they belong to."""
-        if self._rate_step == step:  # the step's own report had it
-            metrics = {name: each for name, each in metrics.items() if name != LEARNING_RATE}
+        told = self._told if step == self._boundary.global_step else {}
+        metrics = {name: each for name, each in metrics.items() if told.get(name) != each}
         if not metrics:
             return
         message = link_pb2.TrainerMessage()
@@ -258,10 +262,10 @@ class SteeringSession:
             report.epoch = boundary.epoch
         if boundary.max_steps is not None and boundary.max_steps != self._reported_max_steps:
             self._reported_max_steps = report.max_steps = boundary.max_steps
-        if self._rate_used is not None:
-            report.names.append(LEARNING_RATE)
-            report.values.append(self._rate_used)
-            self._rate_step, self._rate_used = boundary.global_step, None
+        self._told, self._used = self._used, {}
+        if self._told:
+            report.names.extend(self._told)
+            report.values.extend(self._told.values())
         readings = self._controller.take_moved_readings()
         if readings:
             report.readings.extend(readings)

@@ -29,8 +29,8 @@ from control_plane.domain.update import (
     deliver,
 )
 from control_plane.services.jobs import job_event, new_job
-from control_plane.services.ports import EventKind, Transaction
-from control_plane.services.updates import deadline_passed, settle_in
+from control_plane.services.ports import EventKind, Telemetry, Transaction
+from control_plane.services.updates import deadline_passed, job_ended, settle_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,8 @@ class Admission:
         withdraw: Revisions that the trainer holds and should give back.
         settled: Revisions of the outcomes that came with the Hello.
         created: Whether the job is new.
+        is_new_run: Whether the training process is.
+        telemetry: The newest telemetry as stored, or None.
     """
 
     job: Job
@@ -52,6 +54,8 @@ class Admission:
     withdraw: tuple[int, ...]
     settled: tuple[int, ...]
     created: bool
+    is_new_run: bool
+    telemetry: Telemetry | None
 
 
 def admit(tx: Transaction, hello: Hello, now: datetime) -> Admission:
@@ -94,8 +98,16 @@ def admit(tx: Transaction, hello: Hello, now: datetime) -> Admission:
     tx.save_job(job)
     tx.append_event(job_event(EventKind.MODIFIED, job, now))
     job, missing, withdraw = take_state(tx, job, hello.state, now)
-    settled = tuple(outcome.revision for outcome in hello.state.outcomes)
-    return Admission(job, run, missing, withdraw, settled, created)
+    return Admission(
+        job,
+        run,
+        missing,
+        withdraw,
+        settled=tuple(outcome.revision for outcome in hello.state.outcomes),
+        created=created,
+        is_new_run=run not in runs,
+        telemetry=tx.telemetry(job),
+    )
 
 
 def _run_of(tx: Transaction, job: Job, hello: Hello, runs: Iterable[Run]) -> Run:
@@ -115,9 +127,21 @@ def _run_of(tx: Transaction, job: Job, hello: Hello, runs: Iterable[Run]) -> Run
 
 
 def take_state(
-    tx: Transaction, job: Job, state: FullState, now: datetime
+    tx: Transaction,
+    job: Job,
+    state: FullState,
+    now: datetime,
+    on_its_way: frozenset[int] = frozenset(),
 ) -> tuple[Job, tuple[Update, ...], tuple[int, ...]]:
     """Brings the store up to what a trainer says of itself.
+
+    Args:
+        tx: The transaction.
+        job: The job, as the transaction has it.
+        state: What the trainer says.
+        now: The time.
+        on_its_way: Revisions that the trainer may get without having said so: of
+            these, only what is said counts, not what is left unsaid.
 
     Returns:
         The job (stored), updates to send (oldest first), revisions to withdraw.
@@ -134,14 +158,22 @@ def take_state(
     missing: list[Update] = []
     withdraw: list[int] = []
     for update in tx.open_updates(job):
-        outcome_now = _resolve(update, state, now)
+        there = update.revision in state.held
+        outcome_now = _resolve(update, job, state, now, maybe=update.revision in on_its_way)
         if outcome_now is not None:
             job = settle_in(tx, job, update, outcome_now, now)
-        elif update.revision not in state.held:
-            missing.append(update)
-        elif update.cancel_request is not None:
+            continue
+        delivered = deliver(update, now) if there else update
+        if delivered != update:
+            tx.save_update(job, delivered)
+            tx.append_event(job_event(EventKind.MODIFIED, job, now, update.revision))
+        if update.cancel_request is not None:
             withdraw.append(update.revision)
-    for revision in tx.applied_above(job, job.replay_floor):
+        elif not there:
+            missing.append(update)
+    # A trainer that has reached its end applies nothing any more.
+    done = job.state is JobState.FINISHED
+    for revision in () if done else tx.applied_above(job, job.replay_floor):
         if not contains(state.in_force, revision) and revision not in state.held:
             update_again = tx.update(job, revision)
             if update_again is not None:
@@ -150,13 +182,22 @@ def take_state(
     return job, tuple(missing), tuple(withdraw)
 
 
-def _resolve(update: Update, state: FullState, now: datetime) -> Outcome | None:
-    """What a trainer's state says of an update that was open until now; None: nothing final."""
+def _resolve(
+    update: Update, job: Job, state: FullState, now: datetime, *, maybe: bool
+) -> Outcome | None:
+    """What a trainer's state says of an update that was open until now; None: nothing final.
+
+    `maybe`: the trainer may get it without having said so.
+    """
     if update.revision in state.held:
         return None
     if contains(state.in_force, update.revision):
         # In force, but the trainer has no record of the step left.
         return Applied(step=0)
+    if job.state is JobState.FINISHED:
+        return update.cancel_request or job_ended()
+    if maybe:
+        return None
     if update.cancel_request is not None:
         return update.cancel_request
     if update.spec.deadline is not None and update.spec.deadline <= now:

@@ -25,13 +25,7 @@ from control_plane.domain.session import (
     fenced,
     state_after,
 )
-from control_plane.domain.update import (
-    Expired,
-    ExpiryCause,
-    Rejected,
-    Update,
-    deliver,
-)
+from control_plane.domain.update import Rejected, Update, deliver
 from control_plane.services.admission import Admission, lost, take_outcome, take_state
 from control_plane.services.bus import JOBS, session_topic, updates_topic
 from control_plane.services.jobs import job_event
@@ -44,7 +38,7 @@ from control_plane.services.outbox import (
     Withdrawal,
 )
 from control_plane.services.ports import Clock, EventKind, Store, Transaction, WakeupBus
-from control_plane.services.updates import settle_in
+from control_plane.services.updates import job_ended, settle_in
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -347,10 +341,7 @@ class AgentSession:
             tx.append_event(job_event(EventKind.MODIFIED, job, now))
             if after is JobState.FINISHED:
                 for update in tx.open_updates(job):
-                    outcome = Expired(
-                        ExpiryCause.JOB_ENDED, "training reached its end before the update was due"
-                    )
-                    job = settle_in(tx, job, update, outcome, now)
+                    job = settle_in(tx, job, update, job_ended(), now)
             return after
 
         self._state = await self._write(work)

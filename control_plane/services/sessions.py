@@ -66,7 +66,7 @@ class SessionService:
         Raises:
             Refusal: If the agent must not be served.
         """
-        if self._parts.bus.draining:
+        if self._is_draining():
             raise shutting_down()
         check_protocol(hello.protocol_version)
         now = self._parts.clock()
@@ -84,12 +84,17 @@ class SessionService:
                 else superseded(admission.job)
             )
         self._parts.telemetry.seen(session.job_key)
+        self._parts.telemetry.resume(session.job_key, admission.telemetry)
+        if admission.is_new_run:
+            self._parts.telemetry.begin_run(session.job_key, hello.start_step)
         if hello.state.progress is not None:
             self._parts.telemetry.progress(session.job_key, hello.state.progress)
         session.outbox.put(self._welcome(session, admission, now))
         session.holds(hello.state.held)
         session.send(admission.missing)
         session.withdraw(admission.withdraw)
+        if self._is_draining():
+            session.outbox.put(_go_away())
         self._parts.bus.notify(JOBS)
         self._parts.bus.notify(updates_topic(session.job_id))
         _log.info(
@@ -122,11 +127,13 @@ class SessionService:
         self._parts.bus.notify(JOBS)
         _log.info("session closed", job=session.job_id, epoch=session.epoch)
 
+    def _is_draining(self) -> bool:
+        return self._parts.bus.draining
+
     async def drain(self) -> None:
         """Asks every agent to go and come back."""
         for session in self._open.values():
-            delay = random.uniform(0.2, 1.0)  # noqa: S311 - spreads reconnects, no secret
-            session.outbox.put(GoAway(delay, "the server is shutting down"))
+            session.outbox.put(_go_away())
 
     async def find_lost(self, since_start: float) -> None:
         """Marks jobs LOST of which nothing was heard for too long.
@@ -174,6 +181,11 @@ class SessionService:
 
         await self._parts.store.write(work)
         self._parts.bus.notify(JOBS)
+
+
+def _go_away() -> GoAway:
+    delay = random.uniform(0.2, 1.0)  # noqa: S311 - spreads reconnects, no secret
+    return GoAway(delay, "the server is shutting down")
 
 
 def _live_jobs(tx: Transaction) -> list[Job]:

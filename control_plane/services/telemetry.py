@@ -99,6 +99,24 @@ class TelemetryHub:
         """Waits until there is room for more samples. Whoever reads a stream waits here."""
         await self._room.wait()
 
+    def resume(self, job_key: int, stored: Telemetry | None) -> None:
+        """Takes over what is stored of a job that this server has not heard of yet."""
+        live = self._of(job_key)
+        if stored is None or live.version:
+            return
+        live.progress = stored.progress
+        live.metrics = {point.name: point for point in stored.metrics}
+        live.dropped_samples = stored.dropped_samples
+
+    def begin_run(self, job_key: int, start_step: int) -> None:
+        """Notes that a new training process goes on from a step, and what came after is void."""
+        live = self._of(job_key)
+        live.progress = Progress(start_step)
+        live.metrics = {
+            name: point for name, point in live.metrics.items() if point.step <= start_step
+        }
+        self._changed(live)
+
     def progress(self, job_key: int, progress: Progress) -> None:
         """Takes in progress that came without samples."""
         live = self._of(job_key)
@@ -211,15 +229,16 @@ class TelemetryHub:
             if not taken:
                 return
             batches = [
-                TelemetryBatch(key, run, pending.columns, self._of(key).stored())
+                TelemetryBatch(key, run, pending.columns, live.stored())
                 for (key, run), pending in taken.items()
+                if (live := self._live.get(key)) is not None
             ]
             try:
                 await self._store.write(lambda tx: tx.add_telemetry(batches))
             except BaseException:
                 self._put_back(taken)
                 raise
-            self._pending_samples -= sum(len(c.steps) for b in batches for c in b.columns)
+            self._pending_samples -= sum(len(c.steps) for p in taken.values() for c in p.columns)
             if self._pending_samples < self._max_pending:
                 self._room.set()
         for pending in taken.values():

@@ -340,6 +340,11 @@ class UpdateService:
         self._bus.notify(JOBS)
 
 
+def job_ended() -> Expired:
+    """The outcome of an update that was still open when training reached its end."""
+    return Expired(ExpiryCause.JOB_ENDED, "training reached its end before the update was due")
+
+
 def deadline_passed(update: Update) -> Expired:
     """The outcome of an update that did not reach its trainer in time."""
     when = update.spec.deadline.isoformat() if update.spec.deadline else "unknown"

@@ -99,22 +99,16 @@ class WatchService:
         def wanted(view: JobView) -> bool:
             return (not job_id or view.job.id == job_id) and selector.matches(view.labels())
 
-        shown: set[str] = set()
-        resumed = position is not None
-
-        def known(event: Event) -> bool:
-            # Whoever resumes may have been shown the job before.
-            return event.job_uid in shown or (resumed and job_id in ("", event.job_id))
-
+        shown = _Shown(before=position is not None, job_id=job_id)
+        seen_version = self._telemetry.version
         subscription = self._bus.subscribe(JOBS)
         try:
             if position is None:
                 position = await self._newest()
                 async for view in self._all(wanted):
-                    shown.add(view.job.uid)
+                    shown.note(view.job.uid, shown=True)
                     yield WatchItem(WatchKind.SNAPSHOT, None, view, view.job.id, view.job.uid)
                 yield WatchItem(WatchKind.BOOKMARK, position)
-            seen_version = self._telemetry.version
             loop = asyncio.get_running_loop()
             bookmark_due = loop.time() + _BOOKMARK_SECONDS
             progress_due = loop.time() + (progress_interval or 0.0)
@@ -124,7 +118,7 @@ class WatchService:
                 hydrated = await self._events(position)
                 for event, now_is, update in hydrated:
                     position = event.position
-                    item = _item(event, now_is, update, shown, wanted, known=known(event))
+                    item = _item(event, now_is, update, shown, wanted)
                     if item is not None:
                         bookmark_due = loop.time() + _BOOKMARK_SECONDS
                         yield item
@@ -208,26 +202,54 @@ class WatchService:
         return await self._store.read(work)
 
 
+class _Shown:
+    """Which jobs a watcher has been shown, as far as is known."""
+
+    def __init__(self, *, before: bool, job_id: str) -> None:
+        """`before`: it has watched before, and may have been shown any of its jobs then."""
+        self._before = before
+        self._job_id = job_id
+        self._known: dict[str, bool] = {}
+
+    def note(self, uid: str, *, shown: bool) -> None:
+        """From now on it is known whether the watcher has the job."""
+        self._known[uid] = shown
+
+    def maybe(self, event: Event) -> bool:
+        """Whether the watcher may have the job that an event is about."""
+        if event.job_uid not in self._known and event.kind is EventKind.CREATED:
+            return False
+        return self._known.get(
+            event.job_uid, self._before and self._job_id in ("", event.job_id)
+        )
+
+
 def _item(
     event: Event,
     view: JobView | None,
     update: Update | None,
-    shown: set[str],
+    shown: _Shown,
     wanted: Callable[[JobView], bool],
-    *,
-    known: bool,
 ) -> WatchItem | None:
     """What a watcher is told of an event; None: nothing."""
     if view is not None and wanted(view):
-        shown.add(event.job_uid)
+        shown.note(event.job_uid, shown=True)
         kind = WatchKind.CREATED if event.kind is EventKind.CREATED else WatchKind.MODIFIED
-    elif event.job_uid in shown or (known and event.kind is EventKind.DELETED):
-        # Gone, or no longer selected. (Of a job that is gone by now, the changes before
-        # its deletion can not be shown any more.)
-        if view is None and event.kind is not EventKind.DELETED:
-            return None
-        shown.discard(event.job_uid)
-        kind, view, update = WatchKind.DELETED, None, None
-    else:
+        return WatchItem(
+            kind, event.position, view, event.job_id, event.job_uid, update, event.time
+        )
+    if view is None and event.kind is not EventKind.DELETED:
+        # Of a job that is gone by now, the changes before its deletion can not be shown.
         return None
-    return WatchItem(kind, event.position, view, event.job_id, event.job_uid, update, event.time)
+    told = shown.maybe(event)
+    shown.note(event.job_uid, shown=False)
+    if not told:
+        return None
+    # Gone, or no longer selected.
+    return WatchItem(
+        WatchKind.DELETED,
+        event.position,
+        job_id=event.job_id,
+        job_uid=event.job_uid,
+        time=event.time,
+    )

@@ -111,8 +111,10 @@ class GroupCommit:
             except BaseException as error:  # noqa: BLE001 - the thread lives on, the callers are told
                 for member in group:
                     member.error = translated(error)
-                # Whatever state it is in, the next group gets a fresh one.
+                # Whatever state the connection is in, the next group gets a fresh one.
                 self._connection.invalidate()
+                if (transaction := self._connection.get_transaction()) is not None:
+                    transaction.close()
             answered = [member.done for member in group]
             # A loop that is closed has nobody left who waits.
             with contextlib.suppress(RuntimeError):

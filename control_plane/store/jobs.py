@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import astuple, fields, replace
+from functools import cache
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
@@ -12,7 +13,7 @@ from control_plane.domain.session import Run
 from control_plane.store.bulk import write_rows
 from control_plane.store.prepared import Prepared
 from control_plane.store.queries import Queries
-from control_plane.store.schema import jobs, runs
+from control_plane.store.schema import is_one_of, jobs, runs
 
 _FIELDS = tuple(field.name for field in fields(Job))
 _FIXED = frozenset({"key", "id", "uid", "create_time"})
@@ -23,8 +24,6 @@ _JOB = select(*(jobs.c[name] for name in _FIELDS))
 _BY_ID = _JOB.where(jobs.c.id == bindparam("id"))
 _JOB_TO_READ = Prepared(_BY_ID)
 _JOB_TO_CHANGE = Prepared(_BY_ID.with_for_update())
-_PAGE = _JOB.where(jobs.c.id > bindparam("after")).order_by(jobs.c.id).limit(bindparam("limit"))
-_PAGE_OF_STATES = _PAGE.where(jobs.c.state.in_(bindparam("states", expanding=True)))
 _INSERT = insert(jobs).values({name: bindparam(name) for name in _FIELDS if name != "key"})
 _SAVE = Prepared(
     update(jobs)
@@ -37,6 +36,15 @@ _RUNS = Prepared(
     .where(runs.c.job_key == bindparam("job_key"))
     .order_by(runs.c.number)
 )
+
+
+@cache
+def _page(states: frozenset[JobState]) -> Prepared:
+    """Jobs of the states, if any are given, in the order of their ids."""
+    page = _JOB.where(jobs.c.id > bindparam("after"))
+    if states:
+        page = page.where(is_one_of(jobs.c.state, states))
+    return Prepared(page.order_by(jobs.c.id).limit(bindparam("limit")))
 
 
 class JobQueries(Queries):
@@ -58,12 +66,8 @@ class JobQueries(Queries):
 
     def jobs(self, *, after: str = "", limit: int, states: Iterable[JobState] = ()) -> list[Job]:
         """Jobs in the order of their ids, after an id; of the given states, if any are given."""
-        values: dict[str, object] = {"after": after, "limit": limit}
-        statement = _PAGE
-        if wanted := list(states):
-            statement = _PAGE_OF_STATES
-            values["states"] = wanted
-        found = [Job(*row) for row in self._connection.execute(statement, values)]
+        rows = _page(frozenset(states)).rows(self._connection, after=after, limit=limit)
+        found = [Job(*row) for row in rows]
         self._read.update(job.key for job in found)
         return found
 

@@ -6,6 +6,7 @@ text. Numbers are 64 bits wide.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
@@ -14,6 +15,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     Dialect,
     Double,
     ForeignKey,
@@ -92,6 +94,15 @@ class Name(TypeDecorator[StrEnum]):
         return None if value is None else self.members(value)
 
 
+def is_one_of(column: ColumnElement[Any], names: Collection[StrEnum]) -> ColumnElement[bool]:
+    """Whether a column has one of the names.
+
+    They are written out, not handed over beside the statement: an index with a condition
+    serves only queries with the same condition, word for word.
+    """
+    return column.in_([literal_column(f"'{name}'") for name in sorted(names)])
+
+
 class Json(TypeDecorator[Any]):
     """A domain value as JSON text; None is NULL."""
 
@@ -146,7 +157,7 @@ jobs = Table(
 updates = Table(
     "updates",
     metadata,
-    Column("job_key", ForeignKey(jobs.c.key, ondelete="CASCADE"), primary_key=True),
+    Column("job_key", BigInteger, ForeignKey(jobs.c.key, ondelete="CASCADE"), primary_key=True),
     Column("revision", BigInteger, primary_key=True),
     # NULL where the caller gave none: those are all different.
     Column("request_id", String),
@@ -169,8 +180,8 @@ updates = Table(
 # Open updates of a job, applied ones above a revision, a history of some states.
 Index("updates_by_state", updates.c.job_key, updates.c.state, updates.c.revision)
 
-# An index with a condition serves only queries with the same condition, word for word.
-IS_PENDING = updates.c.state == literal_column(f"'{UpdateState.PENDING}'")
+# Few, however long the histories grow.
+IS_PENDING = is_one_of(updates.c.state, [UpdateState.PENDING])
 _IS_DUE = updates.c.deadline.is_not(None) & IS_PENDING
 Index(
     "updates_pending_by_deadline",
@@ -182,7 +193,7 @@ Index(
 runs = Table(
     "runs",
     metadata,
-    Column("job_key", ForeignKey(jobs.c.key, ondelete="CASCADE"), primary_key=True),
+    Column("job_key", BigInteger, ForeignKey(jobs.c.key, ondelete="CASCADE"), primary_key=True),
     Column("number", BigInteger, primary_key=True),
     Column("instance_id", String, nullable=False),
     Column("start_step", BigInteger, nullable=False),
@@ -208,6 +219,7 @@ telemetry = Table(
     metadata,
     Column(
         "job_key",
+        BigInteger,
         ForeignKey(jobs.c.key, ondelete="CASCADE"),
         primary_key=True,
         autoincrement=False,
@@ -223,7 +235,7 @@ series = Table(
     metadata,
     Column("key", _Counter, primary_key=True, autoincrement=True),
     # NULL once the job is deleted: its samples may be many, so they go bit by bit.
-    Column("job_key", ForeignKey(jobs.c.key, ondelete="SET NULL")),
+    Column("job_key", BigInteger, ForeignKey(jobs.c.key, ondelete="SET NULL")),
     Column("run", BigInteger, nullable=False),
     Column("name", String, nullable=False),
     # When its first sample was taken: tells which series have samples that are too old.

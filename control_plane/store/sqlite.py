@@ -180,6 +180,8 @@ def _engine(path: Path, pragmas: tuple[str, ...], begin: str) -> Engine:
         # The driver's own handling of transactions would begin them too late and without a lock.
         connect_args={"isolation_level": None, "check_same_thread": False},
         poolclass=NullPool,
+        # Values are the users' own: they belong into no log.
+        hide_parameters=True,
     )
 
     @event.listens_for(engine, "connect")

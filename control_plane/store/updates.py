@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from datetime import datetime
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, func, insert, literal_column, select, update
+from sqlalchemy import bindparam, func, insert, select, update
 
 from control_plane.domain.update import OPEN_STATES, Update, UpdateState
 from control_plane.store.prepared import Prepared
 from control_plane.store.queries import Queries
-from control_plane.store.schema import IS_PENDING, jobs, updates
+from control_plane.store.schema import IS_PENDING, is_one_of, jobs, updates
 
 if TYPE_CHECKING:
-    from sqlalchemy import ColumnElement, FromClause
+    from sqlalchemy import BindParameter
 
     from control_plane.domain.job import Job
 
@@ -24,11 +25,6 @@ _FIELDS = tuple(field.name for field in fields(Update) if field.name != "job_id"
 _FIXED = frozenset({"revision", "request_id", "spec", "author", "batch", "create_time"})
 _CHANGING = tuple(name for name in _FIELDS if name not in _FIXED)
 
-
-def _is_open(table: FromClause) -> ColumnElement[bool]:
-    return table.c.state.in_([literal_column(f"'{state}'") for state in sorted(OPEN_STATES)])
-
-
 _OTHERS = updates.alias()
 _OF_THE_JOB = updates.c.job_key == bindparam("job_key")
 _OF_JOB = select(*(updates.c[name] for name in _FIELDS), updates.c.deadline).where(_OF_THE_JOB)
@@ -36,24 +32,21 @@ _ONE = Prepared(_OF_JOB.where(updates.c.revision == bindparam("revision")))
 _BY_REQUEST = Prepared(_OF_JOB.where(updates.c.request_id == bindparam("request_id")))
 # Which ones first: asked at once, SQLite would go through the whole history in its order.
 _OPEN_REVISIONS = select(_OTHERS.c.revision).where(
-    _OTHERS.c.job_key == bindparam("job_key"), _is_open(_OTHERS)
+    _OTHERS.c.job_key == bindparam("job_key"), is_one_of(_OTHERS.c.state, OPEN_STATES)
 )
 _OPEN = Prepared(
     _OF_JOB.where(updates.c.revision.in_(_OPEN_REVISIONS)).order_by(updates.c.revision)
 )
 _COUNT_OPEN = Prepared(
-    select(func.count()).select_from(updates).where(_OF_THE_JOB, _is_open(updates))
+    select(func.count())
+    .select_from(updates)
+    .where(_OF_THE_JOB, is_one_of(updates.c.state, OPEN_STATES))
 )
-_NEWEST_FIRST = _OF_JOB.order_by(updates.c.revision.desc()).limit(bindparam("limit"))
-_OLDEST_FIRST = _OF_JOB.order_by(updates.c.revision).limit(bindparam("limit"))
-_OLDER = updates.c.revision < bindparam("beyond")
-_NEWER = updates.c.revision > bindparam("beyond")
-_OF_STATES = updates.c.state.in_(bindparam("states", expanding=True))
 _APPLIED = Prepared(
     select(updates.c.revision)
     .where(
         _OF_THE_JOB,
-        updates.c.state == literal_column(f"'{UpdateState.APPLIED}'"),
+        is_one_of(updates.c.state, [UpdateState.APPLIED]),
         updates.c.revision > bindparam("floor"),
     )
     .order_by(updates.c.revision)
@@ -71,6 +64,19 @@ _SAVE = Prepared(
     .where(updates.c.job_key == bindparam("of_job"), updates.c.revision == bindparam("number"))
     .values({name: bindparam(name) for name in _CHANGING})
 )
+_NO_END = 2**63 - 1
+
+
+@cache
+def _page(states: frozenset[UpdateState], *, newest_first: bool) -> Prepared:
+    """Updates of the states, if any are given, in the order of their revisions."""
+    revision = updates.c.revision
+    beyond: BindParameter[int] = bindparam("beyond")
+    page = _OF_JOB.where(revision < beyond if newest_first else revision > beyond)
+    if states:
+        page = page.where(is_one_of(updates.c.state, states))
+    order = revision.desc() if newest_first else revision
+    return Prepared(page.order_by(order).limit(bindparam("limit")))
 
 
 class UpdateQueries(Queries):
@@ -96,15 +102,11 @@ class UpdateQueries(Queries):
         states: Iterable[UpdateState] = (),
     ) -> list[Update]:
         """Updates in the order of their revisions, beyond a revision in that order."""
-        statement = _NEWEST_FIRST if newest_first else _OLDEST_FIRST
-        values: dict[str, Any] = {"job_key": job.key, "limit": limit}
-        if beyond is not None:
-            statement = statement.where(_OLDER if newest_first else _NEWER)
-            values["beyond"] = beyond
-        if wanted := list(states):
-            statement = statement.where(_OF_STATES)
-            values["states"] = wanted
-        return [_update(job, row) for row in self._connection.execute(statement, values)]
+        if beyond is None:
+            beyond = _NO_END if newest_first else -1
+        page = _page(frozenset(states), newest_first=newest_first)
+        rows = page.rows(self._connection, job_key=job.key, beyond=beyond, limit=limit)
+        return [_update(job, row) for row in rows]
 
     def open_updates(self, job: Job) -> list[Update]:
         """Updates that are pending or delivered, oldest first."""

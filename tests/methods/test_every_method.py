@@ -9,7 +9,7 @@ import pytest
 
 from examples.offline import METHODS
 from midcourse.control.v1 import update_pb2
-from tests.support.scripted_link import LinkScript, delivery, set_change
+from tests.support.scripted_link import LinkScript, delivery, ramp_change, set_change
 from tests.support.tiny_runs import AtStep, Outcome, run, set_with_torch
 from trainer_agent import attach
 
@@ -80,6 +80,50 @@ def test_a_live_set_is_what_a_plain_script_does(
     assert steered.losses[AT + 1]["learning_rate"] == VALUE
     assert applied.instance_id == script.link.first_hello.instance_id  # type: ignore[union-attr]
     assert not script.link.faults
+
+
+def test_a_live_ramp_is_what_a_plain_script_does(tmp_path: Path) -> None:
+    steps = 3
+
+    def change(step: int, optimizer: Any, scheduler: Any) -> None:
+        if step == AT:
+            start.extend(group["lr"] for group in optimizer.param_groups)
+        if AT <= step < AT + steps - 1:
+            for group, begin in zip(optimizer.param_groups, start, strict=True):
+                group["lr"] = begin + (VALUE - begin) * ((step - AT + 1) / steps)
+        if AT + steps - 1 == step:
+            # The schedule has gone on below; from here on it is scaled.
+            for group, base, shape in zip(
+                optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
+            ):
+                group["lr"] = base * shape(step)
+            set_with_torch(optimizer, scheduler, VALUE)
+        scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
+
+    start: list[float] = []
+    scripted = run(
+        "sft", tmp_path / "scripted", lambda trainer: trainer.add_callback(AtStep(change))
+    )
+    script = LinkScript({AT: [delivery(1, ramp_change(VALUE, steps))]})
+    steered = run(
+        "sft", tmp_path / "live", lambda trainer: attach(trainer, "job", link_factory=script)
+    )
+    steered.assert_same(scripted)
+    assert steered.losses[AT + steps]["learning_rate"] == VALUE
+    assert script.link.outcomes[0].applied.step == AT + 1
+
+
+@pytest.mark.parametrize("method", ["sft"], indirect=True)
+def test_a_live_hold_ends_by_itself(method: str, plain: Outcome, tmp_path: Path) -> None:
+    steps = 3
+    hold = set_change(VALUE, update_pb2.SET_MODE_HOLD, steps)
+    script = LinkScript({AT: [delivery(1, hold)]})
+    held = run(method, tmp_path, lambda trainer: attach(trainer, "job", link_factory=script))
+    rates = {step: each["learning_rate"] for step, each in held.losses.items()}
+    assert rates == {
+        step: VALUE if AT < step <= AT + steps else each["learning_rate"]
+        for step, each in plain.losses.items()
+    }
 
 
 @pytest.mark.parametrize("method", ["sft"], indirect=True)

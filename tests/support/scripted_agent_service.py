@@ -121,8 +121,10 @@ class ScriptedAgentService(session_pb2_grpc.AgentServiceServicer):
                     async with asyncio.timeout(0.02):
                         await self._changed.wait()
 
-    async def Session(  # type: ignore[override]  # the stub knows both kinds of server
-        self, request_iterator: AsyncIterator[Request], context: grpc.aio.ServicerContext
+    async def Session(
+        self,
+        request_iterator: AsyncIterator[Request],
+        context: grpc.aio.ServicerContext[Request, Response],
     ) -> AsyncIterator[Response]:
         stream = Stream(len(self.streams) + 1)
         reader = asyncio.create_task(self._read(stream, request_iterator))
@@ -157,9 +159,7 @@ class ScriptedAgentService(session_pb2_grpc.AgentServiceServicer):
                 )
                 stream.send(welcome=welcome)
             if self.script.acknowledge:
-                stream.send(
-                    acknowledgement=session_pb2.Acknowledgement(sequence=request.sequence)
-                )
+                stream.send(acknowledgement=session_pb2.Acknowledgement(sequence=request.sequence))
             self.script.on_request(stream, request)
             self._changed.set()
             if request.HasField("goodbye"):

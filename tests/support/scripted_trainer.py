@@ -77,12 +77,13 @@ class TrainerProcess:
         self._process = process
 
     @classmethod
-    async def start(cls, *, environ: dict[str, str] | None = None, **options: Any) -> TrainerProcess:
+    async def start(
+        cls, *, environ: dict[str, str] | None = None, **options: Any
+    ) -> TrainerProcess:
         root = Path(__file__).parents[2]
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(root), str(root / "protos")]),
-            **(environ or {}),
         }
         process = await asyncio.create_subprocess_exec(
             sys.executable,

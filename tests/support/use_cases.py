@@ -115,6 +115,11 @@ class UseCases:
 
     # Shorthands.
 
+    async def drain(self) -> None:
+        """What a server does when it begins to shut down."""
+        self.bus.drain()
+        await self.sessions.drain()
+
     async def session(self, *args: Any, **kwargs: Any) -> AgentSession:
         """Opens a session with `hello(*args, **kwargs)`, whose number is 1."""
         return await self.sessions.open(1, hello(*args, **kwargs))

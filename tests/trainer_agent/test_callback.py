@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import logging
 import math
 from pathlib import Path
@@ -135,6 +136,18 @@ def test_an_early_stop_takes_back_what_no_step_used(tmp_path: Path) -> None:
     assert script.link.outcomes[0].expired.cause == update_pb2.EXPIRY_CAUSE_JOB_ENDED
     assert trainer.optimizer is not None
     assert trainer.optimizer.param_groups[0]["lr"] != 0.5
+
+
+def test_the_last_checkpoint_holds_no_change_that_no_step_will_use(tmp_path: Path) -> None:
+    script = LinkScript({10: [delivery(1, set_change(0.5))]})
+    trainer = plain_trainer(tmp_path, save_strategy="steps", save_steps=10)
+    attach(trainer, "job", link_factory=script)
+    trainer.train()
+    assert script.link.outcomes[0].expired.cause == update_pb2.EXPIRY_CAUSE_JOB_ENDED
+    saved = json.loads((tmp_path / "checkpoint-10" / "trainer_state.json").read_text())
+    state = saved["stateful_callbacks"]["RuntimeParameterUpdateCallback"]["steering"]["controller"]
+    assert state["lineage"]["in_force"] == []
+    assert state["unverified"] == []
 
 
 def test_messages_that_it_does_not_need_are_passed_over(tmp_path: Path) -> None:

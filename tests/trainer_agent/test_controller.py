@@ -126,6 +126,16 @@ def test_a_step_that_has_gone_by_means_the_next_one(loop: PlainLoop) -> None:
     assert loop.outcome(1).applied.step == 7
 
 
+def test_what_varies_with_time_moves_at_every_boundary() -> None:
+    loop = PlainLoop()
+    loop.deliver(1, ramp_change(0.1, 4))
+    loop.at_boundary()
+    loop.steps(5)
+    assert loop.used == {
+        step: pytest.approx(rate) for step, rate in enumerate([0.4, 0.3, 0.2, 0.1, 0.1], start=1)
+    }
+
+
 def test_several_changes_are_all_made_or_none(loop: PlainLoop) -> None:
     loop.steps(2)
     before = loop.rate

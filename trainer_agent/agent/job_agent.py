@@ -287,10 +287,10 @@ class JobAgent:
     async def _converse(self, connector: Connector) -> None:
         """Talks to the control plane until the end, or until there is no way back to it."""
         await connector.run()
-        if self._ending is None:
-            self._no_way_back = True
-            if not self._detached_for_good:
-                self._end(_End.REPLACED)
+        self._no_way_back = True
+        self._background.changed()
+        if self._ending is None and not self._detached_for_good:
+            self._end(_End.REPLACED)
 
     def _greet(self) -> None:
         """Tells the trainer that it is served, or why it is not."""

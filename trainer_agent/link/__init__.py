@@ -9,7 +9,8 @@ Nothing here imports grpc or torch, or starts a thread.
 """
 
 from trainer_agent.link.address import LinkAddress, LinkAddressError, locate
-from trainer_agent.link.trainer import LinkState, LinkStatus, TrainerLink
+from trainer_agent.link.status import LinkState, LinkStatus
+from trainer_agent.link.trainer import TrainerLink
 
 __all__ = [
     "LinkAddress",

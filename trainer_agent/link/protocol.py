@@ -19,5 +19,8 @@ LINK_VERSION_UNSUPPORTED: Final = "LINK_VERSION_UNSUPPORTED"
 HELLO_INVALID: Final = "HELLO_INVALID"
 """Reason for Detached: the trainer's first message was refused."""
 
+SOCKET_DIRECTORY_UNUSABLE: Final = "SOCKET_DIRECTORY_UNUSABLE"
+"""Reason for being detached, said by the trainer's own end: no safe place for the socket."""
+
 FINAL_REASONS: Final = frozenset({INSTANCE_SUPERSEDED, LINK_VERSION_UNSUPPORTED, HELLO_INVALID})
 """Reasons for Detached after which trying again can not help."""

@@ -3,92 +3,49 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
-import select
 import socket
-import sys
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from enum import Enum
 from typing import Final
 
-from google.protobuf.message import DecodeError, EncodeError
+from google.protobuf.message import EncodeError
 
 from midcourse.link.v1 import link_pb2
 from trainer_agent.link.address import LinkAddress, LinkAddressError, locate, prepare_directory
-from trainer_agent.link.framing import FrameDecoder, FramingError, frame
+from trainer_agent.link.connection import (
+    AgentConnection,
+    ConnectionLostError,
+    MalformedError,
+    connect,
+)
+from trainer_agent.link.framing import FramingError, frame
 from trainer_agent.link.outbox import Keep, Outbox
-from trainer_agent.link.peer import require_own_user
 from trainer_agent.link.protocol import (
     FINAL_REASONS,
     LINK_VERSION_UNSUPPORTED,
     PROTOCOL_VERSION,
+    SOCKET_DIRECTORY_UNUSABLE,
 )
 from trainer_agent.link.spawn import AgentSpawner
+from trainer_agent.link.status import LinkState, LinkStatus
 
 _logger = logging.getLogger(__name__)
 
 DEFAULT_BUFFER_BYTES: Final = 1024 * 1024
 """Room for messages while no agent takes them: some 10,000 steps."""
 
-SOCKET_DIRECTORY_UNUSABLE: Final = "SOCKET_DIRECTORY_UNUSABLE"
-"""Reason for being detached: there is no safe place for the socket."""
-
-_RECEIVE_BYTES: Final = 64 * 1024
-_RECEIVES_PER_POLL: Final = 64  # so that no poll takes more than 4 MiB, however fast they come
 # An agent that was started beside another one ends: it is collected at some later step.
 _POLLS_PER_COLLECTION: Final = 256
 _CONNECT_INTERVAL: Final = 0.05
 _FAILURE_BACKOFF_LAST: Final = 30.0
 _DETACHED_RETRY: Final = 60.0
 _PROVEN_AFTER: Final = 10.0
-# Without it a SIGPIPE could end the training process. macOS has a socket option instead.
-_SEND_FLAGS: Final = getattr(socket, "MSG_NOSIGNAL", 0)
-_SO_NOSIGPIPE: Final = 0x1022
+_NEVER: Final = math.inf
 
 _NOTHING: Final[tuple[link_pb2.AgentMessage, ...]] = ()
-
-
-class LinkState(Enum):
-    """What a link is doing."""
-
-    IDLE = "idle"
-    """Not started."""
-    CONNECTING = "connecting"
-    """No agent has answered yet, or not again; what is sent waits."""
-    CONNECTED = "connected"
-    """An agent has answered."""
-    DETACHED = "detached"
-    """Steering has ended, for good or until an agent answers again; see the reason."""
-    CLOSED = "closed"
-    """Closed, or a forked child's copy, which does nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class LinkStatus:
-    """How a link stands.
-
-    Attributes:
-        state: What it is doing.
-        reason: Why it is detached, UPPER_SNAKE_CASE; empty otherwise.
-        message: The newest trouble in words; empty: none since an agent last answered.
-        agent_pid: Process id of the agent that answered; None: none is connected.
-        agent_version: Its software's version; empty: none is connected.
-        dropped_steps: Step reports dropped for lack of room so far.
-        buffered_bytes: What waits for an agent.
-        connections: Agents that answered so far, each reconnection counted.
-    """
-
-    state: LinkState
-    reason: str
-    message: str
-    agent_pid: int | None
-    agent_version: str
-    dropped_steps: int
-    buffered_bytes: int
-    connections: int
 
 
 class TrainerLink:
@@ -140,12 +97,9 @@ class TrainerLink:
 
         self._address: LinkAddress | None = None
         self._spawner: AgentSpawner | None = None
-        self._socket: socket.socket | None = None
-        self._decoder = FrameDecoder()
-        self._receive_buffer = bytearray(_RECEIVE_BYTES)
-        self._hello_left = memoryview(b"")
+        self._connection: AgentConnection | None = None
         self._outbox = Outbox(buffer_bytes)
-        self._waiting = False  # hello or outbox has something to send
+        self._waiting = False  # there is something to send, perhaps the hello
         self._inbox: list[link_pb2.AgentMessage] = []
 
         self._state = LinkState.IDLE
@@ -170,12 +124,14 @@ class TrainerLink:
             agent_pid=(self._welcome.pid or None) if self._welcome else None,
             agent_version=self._welcome.agent_version if self._welcome else "",
             dropped_steps=self._outbox.dropped + self._unsendable,
-            buffered_bytes=self._outbox.size_bytes + len(self._hello_left),
+            buffered_bytes=self._outbox.size_bytes,
             connections=self._connections,
         )
 
+    # ------------------------------------------------------------------------- for each training
+
     def start(self) -> None:
-        """Connects to the agent if one listens, else starts one and lets ``poll`` connect."""
+        """Connects to the agent if one listens, else starts one and lets ``poll`` do the rest."""
         if self._state is not LinkState.IDLE:
             return
         self._state = LinkState.CONNECTING
@@ -214,64 +170,8 @@ class TrainerLink:
                 return False
             self._inbox.extend(self.poll())
             if not self._answered():
-                self._wait_for_socket(left)
+                self._wait(left)
         return True
-
-    def send(self, message: link_pb2.TrainerMessage) -> None:
-        """Sends a message, or keeps it until an agent takes it.
-
-        When the buffer is full, step reports are dropped, from the middle, and counted; nothing
-        else is. Before ``start`` messages are kept; after ``close`` they are ignored.
-        """
-        if self._over():
-            return
-        try:
-            payload = message.SerializeToString()
-            data = frame(payload)
-        except (EncodeError, FramingError) as error:
-            self._unsendable += 1
-            self._note(f"a message could not be sent: {error}")
-            return
-        sent = 0
-        if self._socket is not None and not self._waiting:
-            try:
-                sent = self._socket.send(data, _SEND_FLAGS)
-                if sent == len(data):
-                    return
-            except (BlockingIOError, InterruptedError):
-                pass
-            except OSError as error:
-                self._lose(f"the connection to the agent broke: {error.strerror or error}")
-        self._outbox.append(data, keep=_keep(message), sent=sent)
-        self._waiting = True
-
-    def poll(self) -> Sequence[link_pb2.AgentMessage]:
-        """Returns what has come in from the agent, oldest first: no welcome, but all else.
-
-        Also sends what waits, and connects or starts an agent where that is due. Deliveries may
-        come again after a reconnection; the receiver tells duplicates by their revision.
-        """
-        connection = self._socket
-        if connection is not None and not self._waiting and not self._inbox:
-            # All that an ordinary step does here.
-            self._polls += 1
-            if self._spawner is not None and not self._polls % _POLLS_PER_COLLECTION:
-                self._spawner.running()
-            try:
-                size = connection.recv_into(self._receive_buffer)
-            except (BlockingIOError, InterruptedError):
-                return _NOTHING
-            except OSError as error:
-                self._lose(f"the connection to the agent broke: {error.strerror or error}")
-            else:
-                self._take(size)
-                self._receive(_RECEIVES_PER_POLL - 1)
-        elif self._state is not LinkState.IDLE and not self._over():
-            self._maintain()
-        if not self._inbox:
-            return _NOTHING
-        messages, self._inbox = self._inbox, []
-        return messages
 
     def close(self, error: str | None = None, timeout: float = 5.0) -> bool:
         """Says goodbye and sends what waits, then closes. The agent delivers it by itself.
@@ -290,84 +190,105 @@ class TrainerLink:
         goodbye = link_pb2.TrainerGoodbye(error=error or "")
         self.send(link_pb2.TrainerMessage(goodbye=goodbye))
         deadline = time.monotonic() + timeout
-        while not self._over() and (self._waiting or self._socket is None):
+        while not self._over() and not self._all_sent():
             left = deadline - time.monotonic()
-            if left <= 0 or (self._detached is not None and self._socket is None):
+            if left <= 0 or (self._detached is not None and self._connection is None):
                 break
             self.poll()
-            if self._waiting or self._socket is None:
-                self._wait_for_socket(left)
-        delivered = self._socket is not None and not self._waiting
+            if not self._all_sent():
+                self._wait(left)
+        sent = self._all_sent()
         self._end()
-        return delivered
+        return sent
 
-    def _answered(self) -> bool:
-        return self._state is LinkState.CONNECTED
+    # ------------------------------------------------------------------------------ for each step
 
-    def _over(self) -> bool:
-        return self._state is LinkState.CLOSED or (
-            self._state is LinkState.DETACHED and self._attempt_at == float("inf")
-        )
+    def send(self, message: link_pb2.TrainerMessage) -> None:
+        """Sends a message, or keeps it until an agent takes it.
 
-    def _end(self) -> None:
-        self._close_socket()
-        self._state = LinkState.CLOSED
-        if self._spawner is not None:
-            self._spawner.leave()
+        When the buffer is full, step reports are dropped, from the middle, and counted; nothing
+        else is. Before ``start`` messages are kept; after ``close`` they are ignored.
+        """
+        if self._over():
+            return
+        try:
+            data = frame(message.SerializeToString())
+        except (EncodeError, FramingError) as error:
+            self._unsendable += 1
+            self._note(f"a message could not be sent: {error}")
+            return
+        sent = 0
+        if self._connection is not None and not self._waiting:
+            try:
+                sent = self._connection.send(data)
+            except ConnectionLostError as error:
+                self._lose(error)
+            if sent == len(data):
+                return
+        self._outbox.append(data, keep=_keep(message), sent=sent)
+        self._waiting = True
+        if not sent:
+            self._flush()
+
+    def poll(self) -> Sequence[link_pb2.AgentMessage]:
+        """Returns what has come in from the agent, oldest first: no welcome, but all else.
+
+        Also sends what waits, and connects or starts an agent where that is due. Deliveries may
+        come again after a reconnection; the receiver tells duplicates by their revision.
+        """
+        if self._connection is not None and not self._waiting and not self._inbox:
+            # All that an ordinary step does here.
+            self._polls += 1
+            if self._spawner is not None and not self._polls % _POLLS_PER_COLLECTION:
+                self._spawner.running()
+            self._receive()
+        elif self._state is not LinkState.IDLE and not self._over():
+            self._maintain()
+        if not self._inbox:
+            return _NOTHING
+        messages, self._inbox = self._inbox, []
+        return messages
 
     # ---------------------------------------------------------------------------- connecting
 
     def _maintain(self) -> None:
         """Does whatever is due: connect, send what waits, receive."""
-        if self._socket is None and time.monotonic() >= self._attempt_at:
+        if self._connection is None and time.monotonic() >= self._attempt_at:
             self._connect()
-        if self._socket is not None and self._waiting:
-            self._flush()
-        if self._socket is not None:
-            self._receive(_RECEIVES_PER_POLL)
+        self._flush()
+        self._receive()
 
     def _connect(self) -> None:
         assert self._address is not None
         self._attempt_at = time.monotonic() + _CONNECT_INTERVAL
-        connection: socket.socket | None = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        assert connection is not None
+        connection: socket.socket | None
         try:
-            connection.setblocking(False)
-            connection.connect(str(self._address.socket))
+            connection = connect(self._address.socket)
         except (FileNotFoundError, ConnectionRefusedError):
-            connection.close()
             connection = self._spawn_agent()
         except OSError as error:
-            connection.close()
             self._failed(f"no connection to the agent: {error.strerror or error}")
             return
-        if connection is not None:
-            self._begin(connection)
-
-    def _begin(self, connection: socket.socket) -> None:
-        """Begins to talk to an agent."""
+        if connection is None:
+            return
         try:
-            connection.setblocking(False)
-            if sys.platform == "darwin":
-                connection.setsockopt(socket.SOL_SOCKET, _SO_NOSIGPIPE, 1)
-            require_own_user(connection)
-            hello = link_pb2.TrainerHello()
-            hello.CopyFrom(self._make_hello())
-            hello.protocol_version = PROTOCOL_VERSION
-            hello.job_id = self._job_id
-            hello.pid = os.getpid()
-            hello.control_plane = hello.control_plane or self._control_plane
-            data = frame(link_pb2.TrainerMessage(hello=hello).SerializeToString())
+            self._connection = AgentConnection(connection, self._hello())
         except Exception as error:  # noqa: BLE001 - the caller's hello; it must not harm a step
             connection.close()
             self._failed(f"no hello to the agent: {type(error).__name__}: {error}")
             return
-        self._socket = connection
-        self._decoder = FrameDecoder()
-        self._hello_left = memoryview(data)
         self._outbox.begin_stream()
         self._waiting = True
         self._connected_at = time.monotonic()
+
+    def _hello(self) -> bytes:
+        hello = link_pb2.TrainerHello()
+        hello.CopyFrom(self._make_hello())
+        hello.protocol_version = PROTOCOL_VERSION
+        hello.job_id = self._job_id
+        hello.pid = os.getpid()
+        hello.control_plane = hello.control_plane or self._control_plane
+        return frame(link_pb2.TrainerMessage(hello=hello).SerializeToString())
 
     def _spawn_agent(self) -> socket.socket | None:
         if self._spawner is None or self._address is None:
@@ -382,6 +303,23 @@ class TrainerLink:
             self._note(f"the agent was gone; another one was started (log: {self._address.log})")
         return connection
 
+    def _answered(self) -> bool:
+        return self._state is LinkState.CONNECTED
+
+    def _all_sent(self) -> bool:
+        return self._connection is not None and not self._waiting
+
+    def _over(self) -> bool:
+        return self._state is LinkState.CLOSED or self._attempt_at == _NEVER
+
+    def _wait(self, seconds: float) -> None:
+        """Waits until the connection has news, or for a moment."""
+        seconds = min(seconds, _CONNECT_INTERVAL)
+        if self._connection is None:
+            time.sleep(seconds)
+        else:
+            self._connection.wait(seconds, to_send=self._waiting)
+
     def _failed(self, trouble: str) -> None:
         """Notes a failure that trying again at once will hardly mend."""
         self._note(trouble)
@@ -389,27 +327,26 @@ class TrainerLink:
         delay = min(_CONNECT_INTERVAL * 2.0 ** min(self._failures, 32), _FAILURE_BACKOFF_LAST)
         self._attempt_at = max(self._attempt_at, time.monotonic() + delay)
 
-    def _lose(self, trouble: str) -> None:
+    def _lose(self, error: ConnectionLostError) -> None:
         """Gives up the connection; ``poll`` makes another one."""
-        had_answered = self._welcome is not None
+        had_answered = self._welcome is not None and not isinstance(error, MalformedError)
         if self._spawner is not None and time.monotonic() - self._connected_at > _PROVEN_AFTER:
             self._spawner.proven()
-        self._close_socket()
+        self._disconnect()
         if self._state is LinkState.DETACHED:
             self._attempt_at = max(self._attempt_at, time.monotonic() + _DETACHED_RETRY)
             return
         self._state = LinkState.CONNECTING
         if had_answered:
-            self._note(trouble)
+            self._note(str(error))
         else:
-            self._failed(trouble)
+            self._failed(str(error))
 
-    def _close_socket(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-        self._socket = None
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
         self._welcome = None
-        self._hello_left = memoryview(b"")
         self._waiting = bool(self._outbox)
 
     def _note(self, trouble: str) -> None:
@@ -417,67 +354,32 @@ class TrainerLink:
             _logger.warning("job %s: %s; training goes on", self._job_id, trouble)
         self._trouble = trouble
 
-    def _detach(self, detached: link_pb2.Detached, *, final: bool) -> None:
-        if self._detached is None or self._detached.reason != detached.reason:
-            _logger.warning(
-                "job %s: steering has ended, training goes on: %s (%s)",
-                self._job_id,
-                detached.message,
-                detached.reason,
-            )
-        self._detached = detached
-        self._state = LinkState.DETACHED
-        if final:
-            self._close_socket()
-            self._attempt_at = float("inf")
+    def _end(self) -> None:
+        self._disconnect()
+        self._state = LinkState.CLOSED
+        if self._spawner is not None:
+            self._spawner.leave()
 
     # ------------------------------------------------------------------- sending and receiving
 
     def _flush(self) -> None:
-        assert self._socket is not None
-        try:
-            while self._hello_left:
-                sent = self._socket.send(self._hello_left, _SEND_FLAGS)
-                self._hello_left = self._hello_left[sent:]
-            while self._outbox:
-                self._outbox.advance(self._socket.send(self._outbox.first(), _SEND_FLAGS))
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError as error:
-            # What the agent said last may tell why.
-            self._receive(_RECEIVES_PER_POLL)
-            if self._socket is not None:
-                self._lose(f"the connection to the agent broke: {error.strerror or error}")
-            return
-        self._waiting = False
-
-    def _receive(self, times: int) -> None:
-        """Receives until there is no more, or so many times."""
-        for _ in range(times):
-            if self._socket is None:
-                return
-            try:
-                size = self._socket.recv_into(self._receive_buffer)
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError as error:
-                self._lose(f"the connection to the agent broke: {error.strerror or error}")
-                return
-            self._take(size)
-
-    def _take(self, size: int) -> None:
-        """Takes in what was received."""
-        if size == 0:
-            self._lose("the agent closed the connection")
+        if self._connection is None or not self._waiting:
             return
         try:
-            for payload in self._decoder.feed(memoryview(self._receive_buffer)[:size]):
-                self._handle(link_pb2.AgentMessage.FromString(payload))
-        except (FramingError, DecodeError) as error:
-            self._close_socket()
-            if not self._over():
-                self._state = LinkState.CONNECTING
-                self._failed(f"the agent sent something that can not be read: {error}")
+            self._waiting = not self._connection.flush(self._outbox)
+        except ConnectionLostError as error:
+            self._receive()  # what the agent said last may tell why
+            if self._connection is not None:
+                self._lose(error)
+
+    def _receive(self) -> None:
+        if self._connection is None:
+            return
+        try:
+            for message in self._connection.receive():
+                self._handle(message)
+        except ConnectionLostError as error:
+            self._lose(error)
 
     def _handle(self, message: link_pb2.AgentMessage) -> None:
         kind = message.WhichOneof("message")
@@ -508,18 +410,22 @@ class TrainerLink:
         self._connections += 1
         self._failures = 0
 
-    def _wait_for_socket(self, seconds: float) -> None:
-        """Waits until the socket has news, or for a moment."""
-        seconds = min(seconds, _CONNECT_INTERVAL)
-        if self._socket is None:
-            time.sleep(seconds)
-            return
-        poller = select.poll()
-        poller.register(self._socket, select.POLLIN | (select.POLLOUT if self._waiting else 0))
-        poller.poll(seconds * 1000)
+    def _detach(self, detached: link_pb2.Detached, *, final: bool) -> None:
+        if self._detached is None or self._detached.reason != detached.reason:
+            _logger.warning(
+                "job %s: steering has ended, training goes on: %s (%s)",
+                self._job_id,
+                detached.message,
+                detached.reason,
+            )
+        self._detached = detached
+        self._state = LinkState.DETACHED
+        if final:
+            self._disconnect()
+            self._attempt_at = _NEVER
 
     def _forget_after_fork(self) -> None:
-        self._close_socket()  # closes this process's descriptor; the parent's stays open
+        self._disconnect()  # closes this process's descriptor; the parent's stays open
         self._state = LinkState.CLOSED
         if self._spawner is not None:
             self._spawner.forget_after_fork()

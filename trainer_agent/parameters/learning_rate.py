@@ -133,6 +133,15 @@ class LearningRate:
         rates = self._steering.rates(synchronise=synchronise)
         return Reading(dict(zip(names, rates, strict=True)))
 
+    def reference(self) -> float | None:
+        """Return the first group's rate if the host knows it. Cheap: meant for every step."""
+        if self._steering is None:
+            return None
+        rate = self._steering.groups[0]["lr"]
+        if type(rate) is float:
+            return rate
+        return self._steering.rates(synchronise=False)[0]
+
     def tick(self, boundary: Boundary) -> None:
         """Move holds, ramps and schedules to their value for the next step.
 

@@ -11,10 +11,11 @@ import pytest
 
 from control_plane.services.ports import Store, Transaction
 from control_plane.store import open_store
-from control_plane.store.group_commit import MAX_GROUP, MAX_WAITING
-from tests.contract.store_contract import WorkError, add_job
+from control_plane.store.group_commit import MAX_GROUP, MAX_WAITING, GroupCommit
+from tests.contract.store_helpers import WorkError, add_job
 from tests.control_plane.store.helpers import (
     connection_of,
+    run_sql,
 )
 from tests.support.domain_values import job
 
@@ -81,6 +82,25 @@ async def test_odd_exceptions_reach_their_caller_and_the_writer_lives(store: Sto
         await fail(WorkError())
     await add_job(store)
     assert len(await store.read(lambda tx: tx.jobs(limit=9))) == 1
+
+
+async def test_the_writer_survives_what_nobody_thought_of(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def attempt() -> object:
+        return await store.write(lambda tx: tx.insert_job(job(id="lost")))
+
+    def fail(*_: object) -> bool:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GroupCommit, "_attempt", fail)
+        with pytest.raises(ZeroDivisionError):
+            await attempt()
+    # On a connection of its own, as carefully set up as the first.
+    await add_job(store)
+    assert [one.id for one in await store.read(lambda tx: tx.jobs(limit=9))] == ["j"]
+    assert await run_sql(store, "PRAGMA synchronous") == [(2,)]
 
 
 async def test_a_cancelled_close_closes_all_the_same(path: Path, store: Store) -> None:

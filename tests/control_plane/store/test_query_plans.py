@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from control_plane.services.ports import Store, Transaction
-from tests.contract.store_contract import add_job, add_samples
+from tests.contract.store_helpers import add_job, add_samples
 from tests.control_plane.store.helpers import (
     connection_of,
 )
@@ -27,7 +27,7 @@ from tests.control_plane.store.helpers import (
             "updates_by_state (job_key=? AND state=? AND revision>?)",
         ),
         (lambda tx, of: tx.expired_pending(of.create_time, 5), "updates_pending_by_deadline"),
-        (lambda tx, of: tx.updates(of, limit=5), "USING PRIMARY KEY (job_key=?)"),
+        (lambda tx, of: tx.updates(of, limit=5), "PRIMARY KEY (job_key=? AND revision<?)"),
         (lambda tx, of: tx.events(after=3, limit=5), "USING INTEGER PRIMARY KEY"),
         (lambda tx, of: tx.metric_names(of), "(job_key=?)"),
         (

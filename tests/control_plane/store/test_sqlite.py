@@ -16,7 +16,8 @@ from control_plane.domain.errors import Refusal
 from control_plane.services.ports import Store
 from control_plane.store import StoreError, open_store
 from control_plane.store.sqlite import SqliteStore
-from tests.contract.store_contract import StoreContract, add_job
+from tests.contract.store_contract import StoreContract
+from tests.contract.store_helpers import add_job
 from tests.control_plane.store.helpers import (
     environment,
     python,
@@ -27,6 +28,14 @@ from tests.support.domain_values import job
 
 class TestSqliteStore(StoreContract):
     """The contract that every store keeps."""
+
+
+async def ids_in(path: Path) -> set[str]:
+    store = await open_store(path)
+    try:
+        return {one.id for one in await store.read(lambda tx: tx.jobs(limit=100_000))}
+    finally:
+        await store.close()
 
 
 WRITE_AND_SAY = """
@@ -44,7 +53,7 @@ asyncio.run(main())
 """
 
 
-async def test_what_was_answered_survives_a_kill(path: Path) -> None:
+def test_what_was_answered_survives_a_kill(path: Path) -> None:
     with subprocess.Popen(
         python(WRITE_AND_SAY, path), stdout=subprocess.PIPE, text=True, env=environment()
     ) as child:
@@ -55,9 +64,7 @@ async def test_what_was_answered_survives_a_kill(path: Path) -> None:
         # Whatever it said up to its death was on disk before.
         rest = child.stdout.read().split()
     last = int(rest[-1]) if rest else 49
-    store = await open_store(path)
-    found = {one.id for one in await store.read(lambda tx: tx.jobs(limit=100_000))}
-    await store.close()
+    found = asyncio.run(ids_in(path))
     assert {f"j{number}" for number in range(last + 1)} <= found
     assert len(found) <= last + 2
 
@@ -76,7 +83,7 @@ asyncio.run(main())
 """
 
 
-async def test_a_second_process_is_refused_and_succeeds_later(path: Path) -> None:
+def test_a_second_process_is_refused_and_succeeds_later(path: Path) -> None:
     with subprocess.Popen(
         python(OPEN_AND_WAIT, path),
         stdin=subprocess.PIPE,
@@ -90,11 +97,10 @@ async def test_a_second_process_is_refused_and_succeeds_later(path: Path) -> Non
         link.symlink_to(path)
         for name in (path, link):
             with pytest.raises(StoreError, match=rf"\(process {child.pid}\) uses it; stop that"):
-                await open_store(name)
+                asyncio.run(ids_in(name))
         child.communicate(timeout=30)
     assert child.returncode == 0
-    store = await open_store(path)
-    await store.close()
+    assert asyncio.run(ids_in(path)) == set()
 
 
 async def test_the_file_is_for_its_owner_alone(path: Path, store: Store) -> None:
@@ -148,7 +154,8 @@ async def test_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for url in ("sqlite:///relative.db", f"sqlite:///{tmp_path}/absolute.db", "plain.db"):
         await (await open_store(url)).close()
-    assert {p.name for p in tmp_path.glob("*.db")} == {"relative.db", "absolute.db", "plain.db"}
+    found = await asyncio.to_thread(lambda: {path.name for path in tmp_path.glob("*.db")})
+    assert found == {"relative.db", "absolute.db", "plain.db"}
 
 
 async def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from control_plane.domain.errors import Reason, Refusal
 from control_plane.services.ports import Store, Transaction
 from control_plane.store import open_store
-from tests.contract.store_contract import add_job, add_samples
+from tests.contract.store_helpers import add_job, add_samples
 from tests.control_plane.store.helpers import (
     connection_of,
     run_sql,

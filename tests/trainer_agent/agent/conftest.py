@@ -73,6 +73,14 @@ class World:
         """Process ids of all agents that began to listen."""
         return [event["pid"] for event in self.log() if event["event"] == "listening"]
 
+    def agent_megabytes(self) -> float:
+        """Resident memory of the first agent."""
+        return rss_in_megabytes(self.agents()[0])
+
+    def agent_maps(self) -> str:
+        """What the first agent has mapped."""
+        return mapped_files(self.agents()[0])
+
     def tracebacks(self) -> str:
         text = "".join(path.read_text("utf-8") for path in self.socket_dir.glob("*.log"))
         return text if "Traceback" in text else ""
@@ -84,7 +92,7 @@ class World:
         for trainer in self.trainers:
             await trainer.kill()
         for pid in self.agents():
-            if lives(pid) and b"trainer_agent" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            if is_agent(pid):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
@@ -98,11 +106,27 @@ def lives(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] not in "ZX"
 
 
+def is_agent(pid: int) -> bool:
+    """Tells whether a number is an agent's still."""
+    return lives(pid) and b"trainer_agent" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def rss_in_megabytes(pid: int) -> float:
+    """Resident memory of a process."""
+    status = Path(f"/proc/{pid}/status").read_text("ascii")
+    line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) / 1024
+
+
+def mapped_files(pid: int) -> str:
+    """What a process has mapped."""
+    return Path(f"/proc/{pid}/maps").read_text("ascii", errors="replace")
+
+
 @pytest.fixture
 async def world(service: ScriptedAgentService, socket_dir: Path) -> AsyncIterator[World]:
     made = World(service, socket_dir)
     yield made
     await made.end()
     await asyncio.sleep(0)
-    if os.environ.get("SHOW"): print(*made.log(), sep="\n")
     assert made.tracebacks() == ""

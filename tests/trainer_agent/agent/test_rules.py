@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import grpc
 import pytest
 from hypothesis import given
@@ -69,9 +71,7 @@ def test_what_to_do_about_an_error(code: grpc.StatusCode, reason: str, course: C
 
 
 def test_an_error_with_a_retry_delay_is_worth_trying_again() -> None:
-    error = StatusError(
-        grpc.StatusCode.FAILED_PRECONDITION, "wait", reason="X", retry_delay=3.0
-    )
+    error = StatusError(grpc.StatusCode.FAILED_PRECONDITION, "wait", reason="X", retry_delay=3.0)
     assert (judge(error).course, judge(error).retry_delay) == (Course.RETRY, 3.0)
 
 
@@ -89,9 +89,7 @@ def test_a_revision_set_is_a_set(first: set[int], then: list[int]) -> None:
     covered = [each for item in ranges for each in range(item.first, item.last + 1)]
     assert covered == sorted(expected)
     # As few ranges as can be: none touches the next.
-    assert all(
-        one.last + 1 < other.first for one, other in zip(ranges, ranges[1:], strict=False)
-    )
+    assert all(one.last + 1 < other.first for one, other in itertools.pairwise(ranges))
 
 
 def test_overlapping_and_empty_ranges_are_put_in_order() -> None:
@@ -194,9 +192,7 @@ def hello(**fields: object) -> link_pb2.TrainerHello:
         (hello(control_plane=""), Served.NOBODY_YET, "CONTROL_PLANE_UNKNOWN"),
     ],
 )
-def test_who_is_served(
-    said: link_pb2.TrainerHello, served: Served, reason: str | None
-) -> None:
+def test_who_is_served(said: link_pb2.TrainerHello, served: Served, reason: str | None) -> None:
     told = refusal(said, job_id="job", control_plane="", served=served, instance_id="i")
     assert (told.reason if told else None) == reason
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 from hypothesis import given
@@ -35,7 +36,7 @@ def test_a_step_without_metrics_takes_no_room() -> None:
 def test_a_step_with_more_samples_than_a_message_may_carry_is_split() -> None:
     buffer = SampleBuffer()
     buffer.add(1, 10, [f"m{index}" for index in range(25)], [0.0] * 25)
-    sizes = []
+    sizes: list[int] = []
     while buffer.unsent:
         sizes.append(len(buffer.take(10, len(sizes) + 2)))
     assert sizes == [10, 10, 5]
@@ -53,7 +54,7 @@ def test_a_long_outage_thins_the_middle_and_counts() -> None:
     assert len(steps) + buffer.dropped == 20_000
     assert steps[:100] == list(range(1, 101))
     assert steps[-100:] == list(range(19_901, 20_001))
-    widest = max(after - before for before, after in zip(steps, steps[1:], strict=False))
+    widest = max(after - before for before, after in itertools.pairwise(steps))
     assert widest < 20_000  # thinned out, not cut off
     assert len(steps) > 500
 

@@ -91,7 +91,7 @@ def test_a_symbolic_link_is_refused(short_dir: Path) -> None:
 
 def test_what_is_no_directory_is_refused(short_dir: Path) -> None:
     (short_dir / "file").touch()
-    with pytest.raises(LinkAddressError, match="can not be used: .*MIDCOURSE_SOCKET_DIR"):
+    with pytest.raises(LinkAddressError, match=r"can not be used: .*MIDCOURSE_SOCKET_DIR"):
         prepare_directory(short_dir / "file")
     with pytest.raises(LinkAddressError, match="can not be used"):
         prepare_directory(short_dir / "file" / "below")

@@ -10,7 +10,6 @@ import sys
 
 import pytest
 
-from trainer_agent.link import peer as peer_module
 from trainer_agent.link.peer import (
     PeerRefusedError,
     open_peer_pidfd,
@@ -29,7 +28,7 @@ def test_the_kernel_says_who_is_there() -> None:
 def test_another_user_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        monkeypatch.setattr(peer_module.os, "getuid", lambda: os.geteuid() + 1)
+        monkeypatch.setattr(os, "getuid", lambda: os.geteuid() + 1)
         with pytest.raises(PeerRefusedError, match="only user"):
             require_own_user(ours)
 

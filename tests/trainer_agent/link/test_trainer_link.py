@@ -154,9 +154,7 @@ def test_a_message_larger_than_the_sockets_buffer_arrives_whole(
     link: TrainerLink, agent: PlayedAgent
 ) -> None:
     begin(link, agent)
-    big = link_pb2.TrainerMessage(
-        fault=session_pb2.Fault(component="x", message="y" * 1_000_000)
-    )
+    big = link_pb2.TrainerMessage(fault=session_pb2.Fault(component="x", message="y" * 1_000_000))
     link.send(big)
     link.send(step_message(1, {}))
     received: list[link_pb2.TrainerMessage] = []

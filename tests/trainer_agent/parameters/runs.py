@@ -160,8 +160,8 @@ class Run:
         groups: list[dict[str, Any]] = self.torch_optimizer.param_groups
         return groups
 
-    def now(self) -> list[float]:
-        return [float(group["lr"]) for group in self.groups]
+    def now(self, key: str = "lr") -> list[float]:
+        return [float(group[key]) for group in self.groups if key in group]
 
     def step(self) -> None:
         """One optimizer step, one scheduler step, then what a callback does at the boundary."""
@@ -258,5 +258,9 @@ def assert_same(one: Run, other: Run) -> None:
     assert one.used == other.used
     assert one.losses == other.losses
     assert one.now() == other.now()
+    assert one.now("initial_lr") == other.now("initial_lr")
+    assert getattr(one.torch_scheduler, "base_lrs", None) == getattr(
+        other.torch_scheduler, "base_lrs", None
+    )
     for mine, theirs in zip(one.weights(), other.weights(), strict=True):
         assert torch.equal(mine, theirs)

@@ -259,3 +259,14 @@ def test_any_sequence(name: str, data: Any) -> None:
     assert run.now() == own(name)[run.global_step]
     run.until(run.global_step + 3)
     assert run.now() == own(name)[run.global_step]
+
+
+@given(values, values, st.integers(1, 20), st.sampled_from([Shape.LINEAR, Shape.COSINE]))
+def test_a_value_set_under_a_schedule_of_ours_is_used_exactly(
+    peak: float, value: float, done: int, shape: Shape
+) -> None:
+    run = Run(EVERY["none"], learns=False, max_steps=ENDS)
+    run.apply(Schedule(NAME, shape, peak=peak))
+    run.until(done).apply(Set(NAME, value))
+    run.step()
+    assert run.used[-1] == [value]

@@ -58,7 +58,7 @@ def upgrade() -> None:
         sqlite_with_rowid=False,
     )
     op.create_index("updates_by_state", "updates", ["job_key", "state", "revision"])
-    is_due = sa.text("deadline IS NOT NULL AND state = 'pending'")
+    is_due = sa.text("deadline IS NOT NULL AND state IN ('pending')")
     op.create_index(
         "updates_pending_by_deadline",
         "updates",
