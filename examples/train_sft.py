@@ -15,6 +15,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]  # loaded lazily
 
@@ -24,6 +25,7 @@ from trainer_agent import attach
 
 def main() -> None:
     """Train."""
+    torch.set_num_threads(1)  # more would only slow down a model this small
     with tempfile.TemporaryDirectory() as directory:
         model = save_tiny_model(Path(directory) / "model")
         trainer = SFTTrainer(

@@ -164,7 +164,8 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
         try:
             last = control.should_training_stop or 0 < state.max_steps <= state.global_step
             if self._session is not None:
-                self._session.step_done(_boundary(state), last=last)
+                pausing = control.should_evaluate or control.should_save
+                self._session.step_done(_boundary(state), last=last, pausing=pausing)
             elif self._controller is not None:  # on other ranks nothing is new, but time goes on
                 self._controller.at_boundary(_boundary(state), last=last)
         except Exception as error:  # noqa: BLE001 - nothing of ours may stop a training run

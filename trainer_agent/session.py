@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from midcourse.agent.v1 import session_pb2
 from midcourse.control.v1 import job_pb2
 from midcourse.link.v1 import link_pb2
+from trainer_agent.link.steps import REPORT_INTERVAL_NANOS, StepBatch
 
 if TYPE_CHECKING:
     from trainer_agent.controller import ParameterController
@@ -113,6 +114,8 @@ class SteeringSession:
         self._phase: session_pb2.TrainerPhase.ValueType = session_pb2.TRAINER_PHASE_TRAINING
         self._step_nanos = 0
         self._reported_max_steps = start.max_steps
+        self._batch = StepBatch()
+        self._sent_nanos = 0
         self._step_metrics = tuple((step_metrics or {}).items())
         self._used: dict[str, float] = {}
         self._told: dict[str, float] = {}
@@ -153,19 +156,22 @@ class SteeringSession:
                 used[name] = value
         self._used = used
 
-    def step_done(self, boundary: Boundary, *, last: bool = False) -> None:
+    def step_done(self, boundary: Boundary, *, last: bool = False, pausing: bool = False) -> None:
         """Report a step and let the controller work at the boundary after it.
 
         Args:
             boundary: Where the run stands now.
             last: No step follows.
+            pausing: Something else comes first, such as an evaluation.
         """
         self._boundary = boundary
         self._step_nanos = time.time_ns()
         self._receive()
         self._controller.at_boundary(boundary, last=last)
+        self._report_step()
+        if self._step_nanos - self._sent_nanos >= REPORT_INTERVAL_NANOS or last or pausing:
+            self._send_steps()
         self._send_outcomes()
-        self._send_step()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Report metrics, numbers that lie on the host already, with the step they belong to."""
@@ -173,6 +179,7 @@ class SteeringSession:
         metrics = {name: each for name, each in metrics.items() if told.get(name) != each}
         if not metrics:
             return
+        self._send_steps()
         message = link_pb2.TrainerMessage()
         report = message.step
         report.step = self._boundary.global_step
@@ -193,6 +200,7 @@ class SteeringSession:
         self._faults.add(component)
         what = f"{type(error).__name__}: {error}"
         try:
+            self._send_steps()
             self._controller.switch_off(
                 "STEERING_SWITCHED_OFF",
                 f"steering is switched off in this training process, as {component} failed: {what}",
@@ -215,6 +223,7 @@ class SteeringSession:
             self._receive()
             self._controller.finish(boundary)
         finally:
+            self._send_steps()
             self._send_outcomes()
             finished = session_pb2.TrainingFinished(step=boundary.global_step)
             self._link.send(link_pb2.TrainerMessage(finished=finished))
@@ -228,6 +237,7 @@ class SteeringSession:
         """
         if not self._closed:
             self._closed = True
+            self._send_steps()
             self._link.close(error=error, timeout=CLOSE_TIMEOUT)
 
     def _receive(self) -> None:
@@ -250,26 +260,30 @@ class SteeringSession:
 
     def _send_outcomes(self) -> None:
         for outcome in self._controller.take_outcomes():
+            self._send_steps()
             self._link.send(link_pb2.TrainerMessage(outcome=outcome))
 
-    def _send_step(self) -> None:
-        boundary = self._boundary
-        message = link_pb2.TrainerMessage()
-        report = message.step
-        report.step = boundary.global_step
-        report.time_nanos = self._step_nanos
-        if boundary.epoch is not None:
-            report.epoch = boundary.epoch
-        if boundary.max_steps is not None and boundary.max_steps != self._reported_max_steps:
-            self._reported_max_steps = report.max_steps = boundary.max_steps
+    def _report_step(self) -> None:
+        boundary, batch = self._boundary, self._batch
         self._told, self._used = self._used, {}
-        if self._told:
-            report.names.extend(self._told)
-            report.values.extend(self._told.values())
+        if not batch.takes(self._told):
+            self._send_steps()
+        batch.add(boundary.global_step, self._step_nanos, boundary.epoch, self._told)
+        if boundary.max_steps is not None and boundary.max_steps != self._reported_max_steps:
+            self._reported_max_steps = boundary.max_steps
+            batch.plan(boundary.max_steps)
         readings = self._controller.take_moved_readings()
         if readings:
-            report.readings.extend(readings)
-        self._link.send(message)
+            self._send_steps()
+            message = link_pb2.TrainerMessage()
+            message.step.step, message.step.time_nanos = boundary.global_step, self._step_nanos
+            message.step.readings.extend(readings)
+            self._link.send(message)
+
+    def _send_steps(self) -> None:
+        if len(self._batch):
+            self._sent_nanos = self._step_nanos
+            self._link.send(self._batch.take())
 
     def _full_state(self) -> session_pb2.FullState:
         return session_pb2.FullState(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Literal
 
@@ -228,7 +228,9 @@ def check_request_id(request_id: str) -> None:
 
 def fingerprint(spec: UpdateSpec) -> str:
     """A digest of everything that makes one request differ from another."""
-    return hashlib.sha256(repr(spec).encode()).hexdigest()
+    # Of one moment there are datetimes with several texts, depending on their zone.
+    deadline = spec.deadline.astimezone(UTC).isoformat() if spec.deadline is not None else ""
+    return hashlib.sha256(repr((replace(spec, deadline=None), deadline)).encode()).hexdigest()
 
 
 def answer_again(existing: Update, spec: UpdateSpec) -> Update:

@@ -11,7 +11,7 @@ from control_plane.domain import selector
 from control_plane.domain.errors import invalid
 from control_plane.domain.names import parse_job, parse_update
 from control_plane.rpc import convert_job, convert_update
-from control_plane.rpc.convert_common import seconds_of, time_of
+from control_plane.rpc.convert_common import MAX_COUNT, seconds_of, time_of
 from control_plane.rpc.paging import page_size, read_token, write_token
 from control_plane.services.metrics import MetricsQuery
 from control_plane.services.telemetry import EPOCH
@@ -222,8 +222,9 @@ def _metrics_query(request: pb.QueryMetricsRequest) -> MetricsQuery:
     return MetricsQuery(
         job_id=parse_job(request.job, "job"),
         names=tuple(request.names),
-        first_step=steps.first if steps.HasField("first") else None,
-        last_step=steps.last if steps.HasField("last") else None,
+        # No step is larger than what can be stored.
+        first_step=min(steps.first, MAX_COUNT) if steps.HasField("first") else None,
+        last_step=min(steps.last, MAX_COUNT) if steps.HasField("last") else None,
         start_time=micros("start_time"),
         end_time=micros("end_time"),
         last=request.last or None,

@@ -9,6 +9,20 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from control_plane.domain.errors import invalid
 
+MAX_COUNT = 2**63 - 1
+"""Largest number that is stored; protobuf's unsigned numbers go further."""
+
+
+def count_of(number: int, field: str) -> int:
+    """A number from protobuf that is to be stored.
+
+    Raises:
+        Refusal: If it is too large for that.
+    """
+    if number > MAX_COUNT:
+        raise invalid(field, f"got {number}, allowed: 0 to {MAX_COUNT}")
+    return number
+
 
 def timestamp(time: datetime) -> Timestamp:
     """A time as protobuf."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from control_plane.domain.errors import invalid
 from control_plane.domain.job import Job, JobState, MetricPoint, Progress, SessionInfo, TrainerExit
 from control_plane.domain.names import job_name
-from control_plane.rpc.convert_common import duration, time_of, timestamp
+from control_plane.rpc.convert_common import count_of, duration, time_of, timestamp
 from control_plane.rpc.convert_parameter import spec, value
 from control_plane.rpc.convert_update import ACTIONS_OUT, change, update
 from control_plane.services.watch import WatchItem, WatchKind
@@ -40,7 +40,7 @@ _WATCH_OUT = {
 def progress_of(proto: job_pb2.Progress, field: str) -> Progress:
     """How far training has come."""
     return Progress(
-        step=proto.step,
+        step=count_of(proto.step, f"{field}.step"),
         max_steps=proto.max_steps if proto.HasField("max_steps") else None,
         epoch=proto.epoch if proto.HasField("epoch") else None,
         max_epochs=proto.max_epochs if proto.HasField("max_epochs") else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from control_plane.domain.errors import Reason, Refusal, invalid
@@ -15,8 +16,15 @@ from control_plane.domain.session import (
     TrainerFault,
     TrainerOutcome,
     Withdrawn,
+    check_protocol,
 )
-from control_plane.rpc.convert_common import duration, time_of, timestamp
+from control_plane.rpc.convert_common import (
+    count_of,
+    duration,
+    seconds_of,
+    time_of,
+    timestamp,
+)
 from control_plane.rpc.convert_job import exit_of, progress_of
 from control_plane.rpc.convert_parameter import spec_of
 from control_plane.rpc.convert_update import (
@@ -38,6 +46,7 @@ from control_plane.services.outbox import (
     Welcome,
     Withdrawal,
 )
+from control_plane.services.telemetry import EPOCH
 from midcourse.agent.v1 import session_pb2 as pb
 
 if TYPE_CHECKING:
@@ -52,6 +61,8 @@ _PHASES = {
     pb.TRAINER_PHASE_EXITED: Phase.EXITED,
 }
 MAX_METRIC_NAME = 200
+_FIRST_MICROSECOND = (datetime.min.replace(tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
+_LAST_MICROSECOND = (datetime.max.replace(tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
 
 
 def hello_of(request: pb.SessionRequest) -> Hello:
@@ -66,6 +77,8 @@ def hello_of(request: pb.SessionRequest) -> Hello:
             Reason.PROTOCOL_VIOLATION, f"a session begins with hello, but it began with {got}"
         )
     hello = request.hello
+    # First of all: what another version says need not make sense here.
+    check_protocol(hello.protocol_version)
     for name in ("instance_id", "agent_id"):
         if not getattr(hello, name):
             raise invalid(f"hello.{name}", "got none; it is needed")
@@ -79,7 +92,7 @@ def hello_of(request: pb.SessionRequest) -> Hello:
         agent_version=hello.agent_version,
         host=hello.host,
         trainer_pid=hello.trainer_pid,
-        start_step=hello.start_step,
+        start_step=count_of(hello.start_step, "hello.start_step"),
         state=state_of(hello.state, "hello.state"),
     )
 
@@ -119,15 +132,16 @@ def outcome_of(proto: pb.UpdateOutcome, field: str) -> TrainerOutcome:
     Raises:
         Refusal: If it does not say how.
     """
+    revision = count_of(proto.revision, f"{field}.revision")
     match proto.WhichOneof("result"):
         case "applied":
-            return TrainerOutcome(proto.revision, applied_of(proto.applied, f"{field}.applied"))
+            return TrainerOutcome(revision, applied_of(proto.applied, f"{field}.applied"))
         case "rejected":
-            return TrainerOutcome(proto.revision, rejected_of(proto.rejected))
+            return TrainerOutcome(revision, rejected_of(proto.rejected))
         case "expired":
-            return TrainerOutcome(proto.revision, expired_of(proto.expired, f"{field}.expired"))
+            return TrainerOutcome(revision, expired_of(proto.expired, f"{field}.expired"))
         case "withdrawn":
-            return TrainerOutcome(proto.revision, Withdrawn())
+            return TrainerOutcome(revision, Withdrawn())
         case _:
             raise invalid(field, "got an outcome without a result; one is needed")
 
@@ -153,7 +167,8 @@ def heartbeat_of(proto: pb.Heartbeat) -> Heartbeat:
     """Progress and metrics.
 
     Raises:
-        Refusal: If the columns of a metric differ in length, or its name is too long.
+        Refusal: If the columns of a metric differ in length, its name is too long, or a
+            number is too large to be stored.
     """
     columns = []
     for index, each in enumerate(proto.metrics):
@@ -170,6 +185,13 @@ def heartbeat_of(proto: pb.Heartbeat) -> Heartbeat:
                 f"{field}.name",
                 f"got {len(each.name)} characters, allowed: 1 to {MAX_METRIC_NAME}",
             )
+        count_of(max(each.steps, default=0), f"{field}.steps")
+        for time in (min(each.time_micros, default=0), max(each.time_micros, default=0)):
+            if not _FIRST_MICROSECOND <= time <= _LAST_MICROSECOND:
+                raise invalid(
+                    f"{field}.time_micros",
+                    f"got {time}, allowed: a time between the years 1 and 9999",
+                )
         columns.append(
             MetricColumn(each.name, list(each.steps), list(each.values), list(each.time_micros))
         )
@@ -179,7 +201,7 @@ def heartbeat_of(proto: pb.Heartbeat) -> Heartbeat:
         else None,
         phase=_PHASES.get(proto.phase, Phase.UNKNOWN),
         metrics=tuple(columns),
-        dropped_samples=proto.dropped_samples,
+        dropped_samples=count_of(proto.dropped_samples, "heartbeat.dropped_samples"),
         readings=tuple(reading_of(each) for each in proto.readings),
     )
 
@@ -193,7 +215,7 @@ def event_of(proto: pb.TrainerEvent) -> TrainerEvent:
     time = time_of(proto.time, "event.time")
     match proto.WhichOneof("kind"):
         case "stalled":
-            idle = proto.stalled.idle.ToTimedelta().total_seconds()
+            idle = seconds_of(proto.stalled.idle, "event.stalled.idle")
             return TrainerEvent(
                 Phase.STALLED, f"no step for {idle:.0f} s after step {proto.stalled.step}", time
             )

@@ -8,6 +8,7 @@ import hashlib
 import json
 
 from control_plane.domain.errors import Reason, Refusal, invalid
+from control_plane.rpc.convert_common import MAX_COUNT
 
 DEFAULT_SIZE = 100
 MAX_SIZE = 1_000
@@ -50,7 +51,8 @@ def read_token(token: str, query: str) -> str | int | None:
         after, digest = json.loads(base64.urlsafe_b64decode(padded.encode("ascii")))
     except (ValueError, TypeError, binascii.Error, RecursionError):
         after, digest = None, ""
-    if digest != _digest(query) or isinstance(after, bool) or not isinstance(after, str | int):
+    known = isinstance(after, str) or (type(after) is int and 0 <= after <= MAX_COUNT)
+    if digest != _digest(query) or not known:
         raise Refusal(
             Reason.PAGE_TOKEN_INVALID,
             f"page_token {token[:60]!r} is not from a page of this very query; "

@@ -86,10 +86,13 @@ class Transaction(Protocol):
         """Stores a new job and returns it with its key. The id must not be in use."""
 
     def save_job(self, job: Job) -> None:
-        """Stores a job that was read before."""
+        """Stores a job that was read in this same transaction."""
 
     def delete_job(self, job: Job) -> None:
-        """Deletes a job and everything that belongs to it but its events."""
+        """Deletes a job and everything that belongs to it but its events.
+
+        Its samples can not be found any more, but their room is freed by `prune`.
+        """
 
     def update(self, job: Job, revision: int) -> Update | None:
         """The update, or None."""
@@ -117,8 +120,8 @@ class Transaction(Protocol):
     def applied_above(self, job: Job, floor: int) -> list[int]:
         """Revisions above `floor` in state APPLIED, ascending."""
 
-    def expired_pending(self, now: datetime, limit: int) -> list[tuple[str, int]]:
-        """(job id, revision) of pending updates whose deadline has passed."""
+    def overdue(self, now: datetime, limit: int) -> list[tuple[str, int]]:
+        """(job id, revision) of open updates whose deadline has passed, oldest deadline first."""
 
     def insert_update(self, job: Job, update: Update) -> None:
         """Stores a new update. Its revision and its request id must not be in use."""

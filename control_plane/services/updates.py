@@ -128,7 +128,7 @@ def _due(tx: Transaction, now: datetime) -> list[tuple[str, int]]:
     """(job id, revision) of updates to expire; at most some hundred at once."""
     limit = _SCAN
     while True:
-        overdue = tx.expired_pending(now, limit)
+        overdue = tx.overdue(now, limit)
         due = [each for each in overdue if _expirable(tx, *each) is not None]
         if len(due) >= _SCAN or len(overdue) < limit:
             return due[:_SCAN]
@@ -318,7 +318,7 @@ class UpdateService:
         return update if not update.is_open else await self.wait(job_id, revision, timeout)
 
     async def expire_due(self) -> None:
-        """Expires pending updates whose deadline has passed and that no trainer can have."""
+        """Expires open updates whose deadline has passed and that no trainer can have."""
         now = self._clock()
         due = await self._store.read(lambda tx: _due(tx, now))
         if not due:

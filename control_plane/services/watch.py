@@ -219,9 +219,7 @@ class _Shown:
         """Whether the watcher may have the job that an event is about."""
         if event.job_uid not in self._known and event.kind is EventKind.CREATED:
             return False
-        return self._known.get(
-            event.job_uid, self._before and self._job_id in ("", event.job_id)
-        )
+        return self._known.get(event.job_uid, self._before and self._job_id in ("", event.job_id))
 
 
 def _item(

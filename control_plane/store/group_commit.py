@@ -107,7 +107,7 @@ class GroupCommit:
                 continue
             group = [unit]
             try:
-                self._run_group(group, self._joining(group))
+                self._run_group(group, self._joining(group, time.monotonic() + MAX_GROUP_SECONDS))
             except BaseException as error:  # noqa: BLE001 - the thread lives on, the callers are told
                 for member in group:
                     member.error = translated(error)
@@ -120,9 +120,8 @@ class GroupCommit:
             with contextlib.suppress(RuntimeError):
                 unit.done.get_loop().call_soon_threadsafe(_answer, answered)
 
-    def _joining(self, group: list[_Unit]) -> Iterator[_Unit]:
-        """Units that wait, while the group has room and time for more; puts them into it."""
-        end = time.monotonic() + MAX_GROUP_SECONDS
+    def _joining(self, group: list[_Unit], end: float) -> Iterator[_Unit]:
+        """Units that wait, while the group has room, and until `end`; puts them into it."""
         while len(group) < MAX_GROUP and time.monotonic() < end:
             try:
                 unit = self._queue.get_nowait()

@@ -41,6 +41,7 @@ from control_plane.domain.job import (
 )
 from control_plane.domain.parameter import ParameterSpec
 from control_plane.domain.update import (
+    OPEN_STATES,
     ActionKind,
     Applied,
     Cancelled,
@@ -181,10 +182,10 @@ updates = Table(
 Index("updates_by_state", updates.c.job_key, updates.c.state, updates.c.revision)
 
 # Few, however long the histories grow.
-IS_PENDING = is_one_of(updates.c.state, [UpdateState.PENDING])
-_IS_DUE = updates.c.deadline.is_not(None) & IS_PENDING
+IS_OPEN = is_one_of(updates.c.state, sorted(OPEN_STATES))
+_IS_DUE = updates.c.deadline.is_not(None) & IS_OPEN
 Index(
-    "updates_pending_by_deadline",
+    "updates_open_by_deadline",
     updates.c.deadline,
     sqlite_where=_IS_DUE,
     postgresql_where=_IS_DUE,

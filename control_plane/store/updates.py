@@ -13,7 +13,7 @@ from sqlalchemy import bindparam, func, insert, select, update
 from control_plane.domain.update import OPEN_STATES, Update, UpdateState
 from control_plane.store.prepared import Prepared
 from control_plane.store.queries import Queries
-from control_plane.store.schema import IS_PENDING, is_one_of, jobs, updates
+from control_plane.store.schema import IS_OPEN, is_one_of, jobs, updates
 
 if TYPE_CHECKING:
     from sqlalchemy import BindParameter
@@ -54,7 +54,7 @@ _APPLIED = Prepared(
 _EXPIRED = Prepared(
     select(jobs.c.id, updates.c.revision)
     .join_from(updates, jobs)
-    .where(IS_PENDING, updates.c.deadline <= bindparam("now"))
+    .where(IS_OPEN, updates.c.deadline <= bindparam("now"))
     .order_by(updates.c.deadline)
     .limit(bindparam("limit"))
 )
@@ -122,8 +122,8 @@ class UpdateQueries(Queries):
         rows = _APPLIED.rows(self._connection, job_key=job.key, floor=floor)
         return [revision for (revision,) in rows]
 
-    def expired_pending(self, now: datetime, limit: int) -> list[tuple[str, int]]:
-        """(job id, revision) of pending updates whose deadline has passed."""
+    def overdue(self, now: datetime, limit: int) -> list[tuple[str, int]]:
+        """(job id, revision) of open updates whose deadline has passed."""
         rows = _EXPIRED.rows(self._connection, now=now, limit=limit)
         return [(job_id, revision) for job_id, revision in rows]
 

@@ -223,7 +223,9 @@ class RecordsContract:
         )
         assert seen == ([2, 3, 5, 6, 8, 9], 6, [1, 4, 7], [7])
 
-    async def test_only_pending_updates_expire_the_most_overdue_first(self, store: Store) -> None:
+    async def test_only_open_updates_are_overdue_the_oldest_deadline_first(
+        self, store: Store
+    ) -> None:
         of, other = await add_job(store), await add_job(store, "k")
 
         def due(revision: int, seconds: int | None, state: UpdateState) -> Update:
@@ -234,18 +236,19 @@ class RecordsContract:
             store,
             of,
             due(1, 5, UpdateState.PENDING),
-            due(2, 1, UpdateState.DELIVERED),
-            due(3, 7, UpdateState.PENDING),
+            due(2, 1, UpdateState.APPLIED),
+            due(3, 7, UpdateState.DELIVERED),
             due(4, None, UpdateState.PENDING),
         )
         await add_updates(store, other, due(1, 2, UpdateState.PENDING))
 
         async def expired(seconds: int, limit: int = 9) -> list[tuple[str, int]]:
-            return await store.read(lambda tx: tx.expired_pending(NOW + seconds * SECOND, limit))
+            return await store.read(lambda tx: tx.overdue(NOW + seconds * SECOND, limit))
 
         assert await expired(1) == []
         assert await expired(2) == [("k", 1)]
         assert await expired(6) == [("k", 1), ("j", 1)]
+        assert await expired(7) == [("k", 1), ("j", 1), ("j", 3)]
         assert await expired(99, limit=1) == [("k", 1)]
 
     # Runs

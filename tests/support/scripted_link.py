@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from midcourse.agent.v1 import session_pb2
 from midcourse.control.v1 import update_pb2
 from midcourse.link.v1 import link_pb2
+from trainer_agent.link.steps import reports
 
 
 class ScriptedLink:
@@ -47,7 +48,11 @@ class ScriptedLink:
 
     @property
     def steps(self) -> list[link_pb2.StepReport]:
-        return [each.step for each in self.sent if each.HasField("step")]
+        return [
+            report
+            for each in self.sent
+            for report in ([each.step] if each.HasField("step") else reports(each.steps))
+        ]
 
     @property
     def faults(self) -> list[session_pb2.Fault]:

@@ -187,7 +187,7 @@ FAILURES: dict[str, tuple[object, str]] = {
     "on_optimizer_step": (ParameterController, "optimizer_stepped"),
     "on_step_end": (ParameterController, "at_boundary"),
     "on_step_end: poll": (SteeringSession, "_receive"),
-    "on_step_end: send": (SteeringSession, "_send_step"),
+    "on_step_end: send": (SteeringSession, "_report_step"),
     "on_log": (SteeringSession, "log"),
     "on_train_end": (ParameterController, "finish"),
     "on_train_end: close": (SteeringSession, "close"),

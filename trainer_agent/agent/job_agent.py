@@ -23,6 +23,7 @@ from trainer_agent.agent.session import Session
 from trainer_agent.agent.trainer_watch import TrainerWatch
 from trainer_agent.link.protocol import PROTOCOL_VERSION
 from trainer_agent.link.server import LinkServer, TrainerConnection
+from trainer_agent.link.steps import reports
 
 if TYPE_CHECKING:
     from trainer_agent.link.address import LinkAddress
@@ -96,11 +97,11 @@ class JobAgent:
             LinkAddressError: The socket directory can not be used.
             OSError: The socket can not be made.
         """
-        await self._server.start()
+        self._server.start()
         _log.info("listening", job=self._job_id, pid=os.getpid())
         try:
             if self._trainer_fd is not None:
-                self._adopted = await self._server.adopt(self._trainer_fd)
+                self._adopted = self._server.adopt(self._trainer_fd)
             await self._background.until(lambda: self._ending is not None)
             self._server.stop_listening()
             return await self._finish()
@@ -181,6 +182,10 @@ class JobAgent:
         match kind:
             case "step":
                 ledger.step(message.step, time.monotonic())
+            case "steps":
+                now, newest = time.monotonic(), max(message.steps.time_nanos, default=0)
+                for report in reports(message.steps):
+                    ledger.step(report, now - (newest - report.time_nanos) / 1e9)
             case "outcome":
                 _log.info("outcome", **_told(message.outcome))
                 self._settled([message.outcome], ledger.outcome(message.outcome))
@@ -260,7 +265,7 @@ class JobAgent:
             return Served.ENDING
         if instance_id == self._ledger.instance_id:
             return Served.ALIVE
-        if connection.peer is not None and connection.peer.pid == self._watch.pid is not None:
+        if connection.peer.pid is not None and connection.peer.pid == self._watch.pid:
             # The same process trains anew, as in a notebook after an interrupt.
             self._end(_End.TRAINER_GONE)
             return Served.ENDING
@@ -271,8 +276,7 @@ class JobAgent:
         self, connection: TrainerConnection, hello: link_pb2.TrainerHello, ledger: Ledger
     ) -> None:
         """Begins to serve the trainer: only now does the control plane hear of this agent."""
-        pid = connection.peer.pid if connection.peer is not None else None
-        self._watch = TrainerWatch(connection.take_pidfd(), pid)
+        self._watch = TrainerWatch(connection.take_pidfd(), connection.peer.pid)
         self._background.start(self._watch_trainer(self._watch))
         self._background.start(self._watch_pace(ledger))
         self._connector = Connector(
@@ -338,6 +342,8 @@ class JobAgent:
         assert self._ledger is not None
         status = await watch.exited()
         exit_time = time.time_ns()
+        if self._trainer is not None:
+            self._trainer.attend()
         await self._background.until(lambda: self._trainer is None, _LAST_WORDS_TIMEOUT)
         if self._ending is not None:
             return
@@ -395,6 +401,8 @@ class JobAgent:
         if self._trainer is None or not self._trainer.is_open:
             return
         messages, replies = self._deliveries.pass_on()
+        if messages:
+            self._trainer.attend()  # an outcome is to be passed on at once
         for message in messages:
             self._trainer.send(message)
         self._reply(replies)

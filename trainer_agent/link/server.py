@@ -15,8 +15,6 @@ from midcourse.link.v1 import link_pb2
 from trainer_agent.link.address import LinkAddress, prepare_directory
 from trainer_agent.link.framing import FrameDecoder, FramingError, frame
 from trainer_agent.link.peer import (
-    PeerCredentials,
-    PeerRefusedError,
     open_peer_pidfd,
     require_own_user,
 )
@@ -25,6 +23,13 @@ _logger = logging.getLogger(__name__)
 
 _BACKLOG: Final = 16
 _UNREAD_LIMIT_BYTES: Final = 32 * 1024 * 1024
+_RECEIVE_BYTES: Final = 256 * 1024
+_RECEIVES_AT_ONCE: Final = 16  # so that other work gets its turn
+_LOOK_INTERVAL: Final = 0.1
+_SEND_FLAGS: Final = getattr(socket, "MSG_NOSIGNAL", 0)
+
+ATTENTION_SECONDS: Final = 2.0
+"""How long a connection stays attentive unless it is asked again."""
 
 
 class AlreadyServedError(Exception):
@@ -41,30 +46,61 @@ class LinkHandler(Protocol):
         """Notes that a connection has ended."""
 
 
-class TrainerConnection(asyncio.Protocol):
-    """A connection from a process of our own user; any other is closed at once.
+class TrainerConnection:
+    """A connection from a process of our own user.
+
+    It is not waited on all the time. To wake a process costs the one that sends some 50 to 100 µs,
+    and a trainer sends at every step. So, unless it is attentive, the agent looks at intervals for
+    what has come in, and a step costs its trainer a copy into the socket's buffer.
 
     Attributes:
-        peer: Who connected; None until the connection is made.
+        peer: Who connected.
     """
 
-    def __init__(self, handler: LinkHandler) -> None:
-        """Makes a connection whose messages go to ``handler``."""
-        self.peer: PeerCredentials | None = None
+    def __init__(self, connection: socket.socket, handler: LinkHandler) -> None:
+        """Takes over a connected socket, whose messages go to ``handler``; begins attentive.
+
+        Raises:
+            PeerRefusedError: The other end belongs to another user; the socket is closed.
+            OSError: The kernel did not say who is there; likewise.
+        """
+        try:
+            connection.setblocking(False)
+            self.peer = require_own_user(connection)
+        except OSError:
+            connection.close()
+            raise
+        self._socket: socket.socket | None = connection
         self._handler = handler
+        self._loop = asyncio.get_running_loop()
         self._decoder = FrameDecoder()
-        self._transport: asyncio.Transport | None = None
-        self._pidfd: int | None = None
+        self._unsent = bytearray()
+        self._closing = False
+        self._attentive_until = 0.0
+        self._look: asyncio.TimerHandle | None = None
+        self._pidfd = open_peer_pidfd(connection, self.peer)
+        self.attend()
 
     @property
     def is_open(self) -> bool:
         """Tells whether messages can be sent."""
-        return self._transport is not None and not self._transport.is_closing()
+        return self._socket is not None and not self._closing
 
     def take_pidfd(self) -> int | None:
         """Hands over the descriptor of the trainer's process, once; None: there is none."""
         pidfd, self._pidfd = self._pidfd, None
         return pidfd
+
+    def attend(self, seconds: float = ATTENTION_SECONDS) -> None:
+        """Takes what comes in without delay for a while, as something is expected."""
+        if self._socket is None:
+            return
+        was_attentive = self._attentive_until > 0
+        self._attentive_until = self._loop.time() + seconds
+        if not was_attentive:
+            self._loop.add_reader(self._socket, self._readable)
+        if self._look is None:
+            self._look = self._loop.call_later(_LOOK_INTERVAL, self._look_in)
 
     def send(self, message: link_pb2.AgentMessage) -> None:
         """Sends a message; does nothing where the connection has ended.
@@ -74,54 +110,88 @@ class TrainerConnection(asyncio.Protocol):
         Raises:
             FramingError: The message is too large.
         """
-        transport = self._transport
-        if transport is None or transport.is_closing():
+        if not self.is_open:
             return
-        transport.write(frame(message.SerializeToString()))
-        if transport.get_write_buffer_size() > _UNREAD_LIMIT_BYTES:
+        self._unsent += frame(message.SerializeToString())
+        if len(self._unsent) > _UNREAD_LIMIT_BYTES:
             _logger.warning("the trainer reads nothing: closing its connection")
-            transport.abort()
+            self._lost()
+            return
+        self._write()
 
     def close(self) -> None:
         """Closes the connection when what was sent has gone out."""
-        if self._transport is not None:
-            self._transport.close()
+        self._closing = True
+        if not self._unsent:
+            self._lost()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Checks who connected."""
-        assert isinstance(transport, asyncio.Transport)
-        connection: socket.socket = transport.get_extra_info("socket")
-        try:
-            self.peer = require_own_user(connection)
-        except (PeerRefusedError, OSError) as error:
-            _logger.warning("connection refused: %s", error)
-            transport.abort()
-            return
-        self._pidfd = open_peer_pidfd(connection, self.peer)
-        self._transport = transport
+    def _look_in(self) -> None:
+        self._look = self._loop.call_later(_LOOK_INTERVAL, self._look_in)
+        if self._attentive_until > 0:
+            if self._loop.time() < self._attentive_until or self._socket is None:
+                return
+            self._attentive_until = 0.0
+            self._loop.remove_reader(self._socket)
+        self._readable()
 
-    def data_received(self, data: bytes) -> None:
-        """Cuts what came in into messages."""
-        if self._transport is None:
-            return
+    def _readable(self) -> None:
+        for _ in range(_RECEIVES_AT_ONCE):
+            if self._socket is None:
+                return
+            try:
+                data = self._socket.recv(_RECEIVE_BYTES)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                _logger.info("the connection to the trainer broke: %s", error)
+                data = b""
+            if not data:
+                self._lost()
+                return
+            self._take(data)
+
+    def _take(self, data: bytes) -> None:
         try:
             messages = [
                 link_pb2.TrainerMessage.FromString(payload) for payload in self._decoder.feed(data)
             ]
         except (FramingError, DecodeError) as error:
             _logger.warning("the trainer sent something that can not be read: %s", error)
-            self._transport.abort()
+            self._lost()
             return
         for message in messages:
-            self._handler.trainer_said(self, message)
+            if self.is_open:
+                self._handler.trainer_said(self, message)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Tells the handler, unless the connection was never let in."""
+    def _write(self) -> None:
+        assert self._socket is not None
+        try:
+            while self._unsent:
+                del self._unsent[: self._socket.send(self._unsent, _SEND_FLAGS)]
+        except (BlockingIOError, InterruptedError):
+            self._loop.add_writer(self._socket, self._write)
+            return
+        except OSError:
+            # What the trainer said last is still to be read; that ends the connection too.
+            self._unsent.clear()
+            self.attend()
+        self._loop.remove_writer(self._socket)
+        if self._closing:
+            self._lost()
+
+    def _lost(self) -> None:
+        """Ends the connection at once and tells the handler."""
         if self._pidfd is not None:
             os.close(self._pidfd)
             self._pidfd = None
-        if self._transport is not None:
-            self._transport = None
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
+        if self._socket is not None:
+            self._loop.remove_reader(self._socket)
+            self._loop.remove_writer(self._socket)
+            self._socket.close()
+            self._socket = None
             self._handler.trainer_lost(self)
 
 
@@ -133,10 +203,10 @@ class LinkServer:
         self._address = address
         self._handler = handler
         self._lock: int | None = None
-        self._server: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
 
-    async def start(self) -> None:
-        """Begins to listen.
+    def start(self) -> None:
+        """Begins to listen; the event loop must run.
 
         Raises:
             AlreadyServedError: Another agent does.
@@ -147,31 +217,25 @@ class LinkServer:
         self._lock = _lock(self._address)
         # Left by an agent that was killed: the lock says that nobody listens on it.
         self._address.socket.unlink(missing_ok=True)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            listener.setblocking(False)
-            listener.bind(str(self._address.socket))
-            self._server = await asyncio.get_running_loop().create_unix_server(
-                self._connection, sock=listener, backlog=_BACKLOG
-            )
+            self._listener.setblocking(False)
+            self._listener.bind(str(self._address.socket))
+            self._listener.listen(_BACKLOG)
         except OSError:
-            listener.close()
             self.stop_listening()
             raise
+        asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
-    async def adopt(self, descriptor: int) -> TrainerConnection:
+    def adopt(self, descriptor: int) -> TrainerConnection:
         """Takes over a connection that the trainer made before it started this process.
 
         Raises:
-            OSError: The descriptor is not that of a connected socket.
+            OSError: The descriptor is not that of a connected socket of our own user.
         """
         connection = socket.socket(fileno=descriptor)
         connection.set_inheritable(False)
-        connection.setblocking(False)
-        _, protocol = await asyncio.get_running_loop().connect_accepted_socket(
-            self._connection, connection
-        )
-        return protocol
+        return TrainerConnection(connection, self._handler)
 
     def stop_listening(self) -> None:
         """Leaves the address to another agent; connections stay open. May be called again."""
@@ -179,15 +243,24 @@ class LinkServer:
             return
         # In this order: whoever gets the lock next finds the files gone, or makes its own.
         self._address.socket.unlink(missing_ok=True)
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener)
+            self._listener.close()
+            self._listener = None
         self._address.lock.unlink(missing_ok=True)
         os.close(self._lock)
         self._lock = None
 
-    def _connection(self) -> TrainerConnection:
-        return TrainerConnection(self._handler)
+    def _accept(self) -> None:
+        if self._listener is None:
+            return
+        try:
+            connection, _ = self._listener.accept()
+            TrainerConnection(connection, self._handler)
+        except (BlockingIOError, ConnectionAbortedError):
+            return  # whoever it was is gone again
+        except OSError as error:
+            _logger.warning("a connection was not taken: %s", error)
 
 
 def _lock(address: LinkAddress) -> int:

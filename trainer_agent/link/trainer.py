@@ -209,7 +209,8 @@ class TrainerLink:
         When the buffer is full, step reports are dropped, from the middle, and counted; nothing
         else is. Before ``start`` messages are kept; after ``close`` they are ignored.
         """
-        if self._over():
+        connection = self._connection
+        if connection is None and self._over():
             return
         try:
             data = frame(message.SerializeToString())
@@ -218,13 +219,13 @@ class TrainerLink:
             self._note(f"a message could not be sent: {error}")
             return
         sent = 0
-        if self._connection is not None and not self._waiting:
+        if connection is not None and not self._waiting:
             try:
-                sent = self._connection.send(data)
+                sent = connection.send(data)
             except ConnectionLostError as error:
                 self._lose(error)
             if sent == len(data):
-                return
+                return  # all that an ordinary step does here
         self._outbox.append(data, keep=_keep(message), sent=sent)
         self._waiting = True
         if not sent:
@@ -237,11 +238,17 @@ class TrainerLink:
         come again after a reconnection; the receiver tells duplicates by their revision.
         """
         if self._connection is not None and not self._waiting and not self._inbox:
-            # All that an ordinary step does here.
             self._polls += 1
-            if self._spawner is not None and not self._polls % _POLLS_PER_COLLECTION:
+            if not self._polls % _POLLS_PER_COLLECTION and self._spawner is not None:
                 self._spawner.running()
-            self._receive()
+            try:
+                received = self._connection.receive()
+            except ConnectionLostError as error:
+                self._lose(error)
+                return _NOTHING
+            if not received:
+                return _NOTHING  # all that an ordinary step does here
+            self._handle_all(received)
         elif self._state is not LinkState.IDLE and not self._over():
             self._maintain()
         if not self._inbox:
@@ -376,21 +383,24 @@ class TrainerLink:
         if self._connection is None:
             return
         try:
-            for message in self._connection.receive():
-                self._handle(message)
+            self._handle_all(self._connection.receive())
         except ConnectionLostError as error:
             self._lose(error)
 
-    def _handle(self, message: link_pb2.AgentMessage) -> None:
-        kind = message.WhichOneof("message")
-        if kind is None:
-            return  # from a newer agent
-        if kind == "welcome":
-            self._welcomed(message.welcome)
-            return
-        if kind == "detached":
-            self._detach(message.detached, final=message.detached.reason in FINAL_REASONS)
-        self._inbox.append(message)
+    def _handle_all(self, messages: Sequence[link_pb2.AgentMessage]) -> None:
+        for message in messages:
+            match message.WhichOneof("message"):
+                case None:
+                    continue  # from a newer agent
+                case "welcome":
+                    self._welcomed(message.welcome)
+                    continue
+                case "detached":
+                    final = message.detached.reason in FINAL_REASONS
+                    self._detach(message.detached, final=final)
+                case _:
+                    pass
+            self._inbox.append(message)
 
     def _welcomed(self, welcome: link_pb2.AgentWelcome) -> None:
         if welcome.protocol_version != PROTOCOL_VERSION:
@@ -433,7 +443,7 @@ class TrainerLink:
 
 def _keep(message: link_pb2.TrainerMessage) -> Keep:
     match message.WhichOneof("message"):
-        case "step":
+        case "step" | "steps":
             return Keep.IF_ROOM
         case "state" | "outcome":
             return Keep.UNTIL_HELLO

@@ -449,7 +449,6 @@ async def test_a_deadline_is_the_trainers_business_once_it_may_have_the_update(
     assert (await plane.update(1)).is_open
 
 
-@pytest.mark.xfail(reason="the store is asked for pending updates alone, not for delivered ones")
 async def test_what_a_dead_process_had_expires_too(plane: UseCases, clock: Clock) -> None:
     talk = Talk(await plane.session())
     await plane.submit(set_rate(deadline=NOW + 10 * SECOND))

@@ -44,7 +44,11 @@ async def test_far_more_callers_than_fit_wait_for_room(store: Store) -> None:
     assert numbers == list(range(count))
 
 
-async def test_work_that_was_cancelled_before_its_turn_is_skipped(store: Store) -> None:
+@pytest.mark.parametrize("seconds", [0.0, 10.0], ids=["first in its group", "joining a group"])
+async def test_work_that_was_cancelled_before_its_turn_is_skipped(
+    store: Store, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    monkeypatch.setattr("control_plane.store.group_commit.MAX_GROUP_SECONDS", seconds)
     gate = threading.Event()
     ran: list[int] = []
     blocked = asyncio.ensure_future(store.write(lambda tx: gate.wait(10)))

@@ -26,7 +26,7 @@ from tests.control_plane.store.helpers import (
             lambda tx, of: tx.applied_above(of, 1),
             "updates_by_state (job_key=? AND state=? AND revision>?)",
         ),
-        (lambda tx, of: tx.expired_pending(of.create_time, 5), "updates_pending_by_deadline"),
+        (lambda tx, of: tx.overdue(of.create_time, 5), "updates_open_by_deadline"),
         (lambda tx, of: tx.updates(of, limit=5), "PRIMARY KEY (job_key=? AND revision<?)"),
         (lambda tx, of: tx.events(after=3, limit=5), "USING INTEGER PRIMARY KEY"),
         (lambda tx, of: tx.metric_names(of), "(job_key=?)"),

@@ -58,9 +58,9 @@ def upgrade() -> None:
         sqlite_with_rowid=False,
     )
     op.create_index("updates_by_state", "updates", ["job_key", "state", "revision"])
-    is_due = sa.text("deadline IS NOT NULL AND state IN ('pending')")
+    is_due = sa.text("deadline IS NOT NULL AND state IN ('delivered', 'pending')")
     op.create_index(
-        "updates_pending_by_deadline",
+        "updates_open_by_deadline",
         "updates",
         ["deadline"],
         sqlite_where=is_due,

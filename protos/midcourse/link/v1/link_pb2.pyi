@@ -38,13 +38,14 @@ class TrainerMessage(_message.Message):
     FAULT_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
     GOODBYE_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___TrainerHello:
         """The first message."""
 
     @_builtins.property
     def step(self) -> Global___StepReport:
-        """A step is done."""
+        """A step is done, or metrics were logged."""
 
     @_builtins.property
     def outcome(self) -> _session_pb2.UpdateOutcome:
@@ -66,6 +67,10 @@ class TrainerMessage(_message.Message):
     def goodbye(self) -> Global___TrainerGoodbye:
         """The last message: the process ends in good order."""
 
+    @_builtins.property
+    def steps(self) -> Global___StepReports:
+        """Steps are done."""
+
     def __init__(
         self,
         *,
@@ -76,12 +81,13 @@ class TrainerMessage(_message.Message):
         fault: _session_pb2.Fault | None = ...,
         finished: _session_pb2.TrainingFinished | None = ...,
         goodbye: Global___TrainerGoodbye | None = ...,
+        steps: Global___StepReports | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["fault", b"fault", "finished", b"finished", "goodbye", b"goodbye", "hello", b"hello", "message", b"message", "outcome", b"outcome", "state", b"state", "step", b"step"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fault", b"fault", "finished", b"finished", "goodbye", b"goodbye", "hello", b"hello", "message", b"message", "outcome", b"outcome", "state", b"state", "step", b"step", "steps", b"steps"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fault", b"fault", "finished", b"finished", "goodbye", b"goodbye", "hello", b"hello", "message", b"message", "outcome", b"outcome", "state", b"state", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fault", b"fault", "finished", b"finished", "goodbye", b"goodbye", "hello", b"hello", "message", b"message", "outcome", b"outcome", "state", b"state", "step", b"step", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "step", "outcome", "state", "fault", "finished", "goodbye"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "step", "outcome", "state", "fault", "finished", "goodbye", "steps"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -328,8 +334,71 @@ class Detached(_message.Message):
 Global___Detached: _TypeAlias = Detached  # noqa: Y015
 
 @_typing.final
+class StepReports(_message.Message):
+    """Steps are done. Where steps are short, waking the agent for each would cost the
+    training loop more than all else, so they come together, in columns.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEPS_FIELD_NUMBER: _builtins.int
+    TIME_NANOS_FIELD_NUMBER: _builtins.int
+    NAMES_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    MAX_STEPS_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.float
+    """Epochs done after the last of them, with the fraction of the present one;
+    absent: unknown.
+    """
+    max_steps: _builtins.int
+    """Optimizer steps planned, when that changed; absent: as before."""
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Optimizer steps done, after each of the steps; ascending."""
+
+    @_builtins.property
+    def time_nanos(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """When each was done: nanoseconds since 1970 UTC."""
+
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the metrics that every one of these steps has."""
+
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Values of the metrics, as they lie on the host already: first all of the
+        first step, in the order of `names`, then all of the second, and so on.
+        """
+
+    def __init__(
+        self,
+        *,
+        steps: _abc.Iterable[_builtins.int] | None = ...,
+        time_nanos: _abc.Iterable[_builtins.int] | None = ...,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+        values: _abc.Iterable[_builtins.float] | None = ...,
+        epoch: _builtins.float | None = ...,
+        max_steps: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_epoch", b"_epoch", "_max_steps", b"_max_steps", "epoch", b"epoch", "max_steps", b"max_steps"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_epoch", b"_epoch", "_max_steps", b"_max_steps", "epoch", b"epoch", "max_steps", b"max_steps", "names", b"names", "steps", b"steps", "time_nanos", b"time_nanos", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__epoch: _TypeAlias = _typing.Literal["epoch"]  # noqa: Y015
+    _WhichOneofArgType__epoch: _TypeAlias = _typing.Literal["_epoch", b"_epoch"]  # noqa: Y015
+    _WhichOneofReturnType__max_steps: _TypeAlias = _typing.Literal["max_steps"]  # noqa: Y015
+    _WhichOneofArgType__max_steps: _TypeAlias = _typing.Literal["_max_steps", b"_max_steps"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__epoch) -> _WhichOneofReturnType__epoch | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_steps) -> _WhichOneofReturnType__max_steps | None: ...
+
+Global___StepReports: _TypeAlias = StepReports  # noqa: Y015
+
+@_typing.final
 class StepReport(_message.Message):
-    """A step is done. Sent for every step, so it is kept small."""
+    """A step is done, or metrics were logged."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -1,0 +1,15 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.plane import RunningPlane, running_plane
+
+
+@pytest.fixture
+async def plane(tmp_path: Path) -> AsyncIterator[RunningPlane]:
+    """A control plane on a new database."""
+    async with running_plane(tmp_path / "control.db") as running:
+        yield running
