@@ -201,7 +201,9 @@ def _trainer(job: job_pb2.Job, now: float) -> str:
 
 
 def _exit(ended: job_pb2.TrainerExit) -> str:
-    words = [ended.message] if ended.message else []
+    if ended.message:
+        return ended.message
+    words = []
     if ended.HasField("exit_code"):
         words.append(f"exit code {ended.exit_code}")
     if ended.HasField("signal"):

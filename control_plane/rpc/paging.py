@@ -51,14 +51,16 @@ def read_token(token: str, query: str) -> str | int | None:
         after, digest = json.loads(base64.urlsafe_b64decode(padded.encode("ascii")))
     except (ValueError, TypeError, binascii.Error, RecursionError):
         after, digest = None, ""
-    known = isinstance(after, str) or (type(after) is int and 0 <= after <= MAX_COUNT)
-    if digest != _digest(query) or not known:
-        raise Refusal(
-            Reason.PAGE_TOKEN_INVALID,
-            f"page_token {token[:60]!r} is not from a page of this very query; "
-            "begin again without a token",
-        )
-    return after
+    ours = digest == _digest(query)
+    if ours and isinstance(after, str):
+        return after
+    if ours and isinstance(after, int) and not isinstance(after, bool) and 0 <= after <= MAX_COUNT:
+        return after
+    raise Refusal(
+        Reason.PAGE_TOKEN_INVALID,
+        f"page_token {token[:60]!r} is not from a page of this very query; "
+        "begin again without a token",
+    )
 
 
 def _digest(query: str) -> str:

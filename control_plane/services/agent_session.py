@@ -25,7 +25,7 @@ from control_plane.domain.session import (
     fenced,
     state_after,
 )
-from control_plane.domain.update import Rejected, Update, deliver
+from control_plane.domain.update import Applied, Rejected, Update, deliver
 from control_plane.services.admission import Admission, lost, take_outcome, take_state
 from control_plane.services.bus import JOBS, session_topic, updates_topic
 from control_plane.services.jobs import job_event
@@ -172,6 +172,8 @@ class AgentSession:
                     settle_in(tx, job, update, rejected, now)
 
         await self._write(work)
+        if isinstance(result, TrainerOutcome):
+            self._outdate_readings(result)
         self.done(number)
 
     async def outcome(self, number: int, outcome: TrainerOutcome) -> None:
@@ -182,6 +184,7 @@ class AgentSession:
             take_outcome(tx, self._fenced_job(tx), outcome, now)
 
         await self._write(work)
+        self._outdate_readings(outcome)
         _log.info(
             "update settled",
             job=self.job_id,
@@ -189,6 +192,10 @@ class AgentSession:
             outcome=type(outcome.result).__name__.lower(),
         )
         self.done(number)
+
+    def _outdate_readings(self, outcome: TrainerOutcome) -> None:
+        if isinstance(outcome.result, Applied):
+            self._parts.telemetry.applied(self.job_key, outcome.result.transitions)
 
     async def heartbeat(self, number: int, heartbeat: Heartbeat) -> None:
         """Progress and metrics; acknowledged once they are on disk."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from control_plane.domain.parameter import Value
     from control_plane.domain.session import Heartbeat, MetricColumn
+    from control_plane.domain.update import Transition
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -115,13 +117,22 @@ class TelemetryHub:
         live.metrics = {
             name: point for name, point in live.metrics.items() if point.step <= start_step
         }
+        live.readings.clear()
         self._changed(live)
+        self._store_soon(job_key)
 
     def progress(self, job_key: int, progress: Progress) -> None:
         """Takes in progress that came without samples."""
         live = self._of(job_key)
         live.progress = progress
         self._changed(live)
+        self._store_soon(job_key)
+
+    def applied(self, job_key: int, transitions: Iterable[Transition]) -> None:
+        """Notes that values were confirmed, by which what was read before is outdated."""
+        live = self._of(job_key)
+        for transition in transitions:
+            live.readings.pop((transition.parameter, transition.group), None)
 
     def take(
         self, job_key: int, run_number: int, heartbeat: Heartbeat, stored: Callable[[], None]
@@ -189,9 +200,14 @@ class TelemetryHub:
         """
         live = self._live.get(job.key)
         values = job.in_force() | (live.readings if live is not None else {})
-        metrics = self._telemetry(tx, job).metrics
         names = {spec.name for spec in job.parameters}
-        return values | {(m.name, ""): m.value for m in metrics if m.name in names}
+        confirmed = {(e.parameter, e.group): e.step for e in job.effective}
+        for metric in self._telemetry(tx, job).metrics:
+            key = (metric.name, "")
+            newer = metric.step >= confirmed.get(key, 0)
+            if metric.name in names and newer and math.isfinite(metric.value):
+                values[key] = metric.value
+        return values
 
     def _telemetry(self, tx: Transaction, job: Job) -> Telemetry:
         """From memory, or where there is none, from the store."""
@@ -244,6 +260,11 @@ class TelemetryHub:
         for pending in taken.values():
             for stored in pending.stored:
                 stored()
+
+    def _store_soon(self, job_key: int) -> None:
+        """Has the newest of a job stored though there are no samples with it."""
+        self._pending.setdefault((job_key, 0), _Pending())
+        self._work.set()
 
     def _put_back(self, taken: dict[tuple[int, int], _Pending]) -> None:
         for key, pending in taken.items():

@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.bench import callback_cost, live_update
 from tests.bench.report import Row, show
 
-PARTS = {"live-update": live_update.measure, "callback-cost": callback_cost.measure}
+PARTS = {"live-update": live_update.rows, "callback-cost": callback_cost.rows}
 
 
 def main() -> None:

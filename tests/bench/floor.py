@@ -4,7 +4,7 @@ A bare aio unary call that commits one row with fsync and pushes one message to 
 over a bidirectional stream. Run as a module it is either of the two other processes:
 
     python -m tests.bench.floor serve DATABASE     prints its port
-    python -m tests.bench.floor receive ADDRESS    prints {number: nanoseconds} at the end of stdin
+    python -m tests.bench.floor receive ADDRESS COUNT    prints {number: nanoseconds}
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ async def serve(path: str) -> None:
             await context.write(await pushed.get())
 
     server = grpc.aio.server()
-    handlers = {
+    handlers: dict[str, Any] = {
         "Put": grpc.unary_unary_rpc_method_handler(put),
         "Session": grpc.stream_stream_rpc_method_handler(session),
     }
@@ -54,19 +54,15 @@ async def serve(path: str) -> None:
     await server.wait_for_termination()
 
 
-async def receive(address: str) -> None:
+async def receive(address: str, count: int) -> None:
     arrived: dict[int, int] = {}
     async with grpc.aio.insecure_channel(address) as channel:
-        call = channel.stream_stream(SESSION)(iter_nothing())
-        ended = asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-
-        async def read() -> None:
-            while (message := await call.read()) is not grpc.aio.EOF:
-                arrived[int(message)] = time.time_ns()
-
-        reading = asyncio.ensure_future(read())
-        await ended
-        reading.cancel()
+        stream: Any = channel.stream_stream(SESSION)
+        call = stream(iter_nothing())
+        while len(arrived) < count:
+            message: bytes = await call.read()
+            arrived[int(message)] = time.time_ns()
+        call.cancel()
     print(json.dumps(arrived), flush=True)
 
 
@@ -76,4 +72,7 @@ async def iter_nothing() -> AsyncIterator[bytes]:
 
 
 if __name__ == "__main__":
-    uvloop.run(serve(sys.argv[2]) if sys.argv[1] == "serve" else receive(sys.argv[2]))
+    if sys.argv[1] == "serve":
+        uvloop.run(serve(sys.argv[2]))
+    else:
+        uvloop.run(receive(sys.argv[2], int(sys.argv[3])))

@@ -27,7 +27,7 @@ JOB = "bench"
 
 
 @contextlib.contextmanager
-def floor(directory: Path) -> Iterator[tuple[grpc.Channel, subprocess.Popen[str]]]:
+def floor(directory: Path, count: int) -> Iterator[tuple[grpc.Channel, subprocess.Popen[str]]]:
     """The floor's server and receiver."""
 
     def start(*arguments: str) -> subprocess.Popen[str]:
@@ -43,7 +43,7 @@ def floor(directory: Path) -> Iterator[tuple[grpc.Channel, subprocess.Popen[str]
     try:
         assert server.stdout is not None
         address = f"127.0.0.1:{int(server.stdout.readline())}"
-        receiver = start("receive", address)
+        receiver = start("receive", address, str(count))
         try:
             with grpc.insecure_channel(address) as channel:
                 yield channel, receiver
@@ -57,10 +57,10 @@ def floor(directory: Path) -> Iterator[tuple[grpc.Channel, subprocess.Popen[str]
 
 def measure_floor(directory: Path, count: int) -> list[float]:
     """Milliseconds from the call to the other process, for each call."""
-    with floor(directory) as (channel, receiver):
-        put = channel.unary_unary(PUT)
+    warm = max(20, count // 10)
+    with floor(directory, count + warm) as (channel, receiver):
+        put: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(PUT)
         sent: dict[int, int] = {}
-        warm = max(20, count // 10)
         for number in range(count + warm):
             if number >= warm:
                 sent[number] = time.time_ns()
@@ -101,7 +101,7 @@ def step_milliseconds(stub: ControlPlaneServiceStub) -> float:
     return (last[1] - first[1]) / (last[0] - first[0]) / 1e6
 
 
-def measure(directory: Path, *, quick: bool) -> list[Row]:
+def rows(directory: Path, *, quick: bool) -> list[Row]:
     """The rows of the live update."""
     count = 200 if quick else 1_000
     port = free_port()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from control_plane.domain.errors import Refusal
 from control_plane.domain.job import Job
 from control_plane.domain.parameter import (
     Bounds,
@@ -36,6 +38,15 @@ BATCH_SIZE = ParameterSpec(
     current_value=4,
 )
 SPECS = (LEARNING_RATE, BATCH_SIZE)
+
+
+def refused(call: Callable[[], object]) -> Refusal | None:
+    """What a call is refused with; None: it is not."""
+    try:
+        call()
+    except Refusal as refusal:
+        return refusal
+    return None
 
 
 def job(**fields: Any) -> Job:

@@ -18,7 +18,7 @@ from midcourse.control.v1 import control_pb2 as pb
 from midcourse.control.v1 import control_pb2_grpc, update_pb2
 from tests.support.scripted_agent import ScriptedAgent
 
-FAST: dict[str, Any] = {"heartbeat_interval": 0.5, "flush_interval": 0.0, "grace": 2.0}
+FAST: dict[str, Any] = {"heartbeat_interval": 60.0, "flush_interval": 0.0, "grace": 2.0}
 """Settings that spare tests the waiting."""
 
 
@@ -42,19 +42,24 @@ class Callers:
 
     async def update(self, job: str = "j", **fields: Any) -> update_pb2.Update:
         """Sends UpdateParameters; `value` or `spec`, and the fields of the request."""
-        return (await self.control.UpdateParameters(request(job, **fields))).update
+        answer: pb.UpdateParametersResponse
+        answer = await self.control.UpdateParameters(request(job, **fields))
+        return answer.update
 
     async def get_job(self, job: str = "j") -> Any:
         return (await self.control.GetJob(pb.GetJobRequest(name=f"jobs/{job}"))).job
 
     async def get_update(self, revision: int, job: str = "j") -> update_pb2.Update:
         name = f"jobs/{job}/updates/{revision}"
-        return (await self.control.GetUpdate(pb.GetUpdateRequest(name=name))).update
+        answer: pb.GetUpdateResponse
+        answer = await self.control.GetUpdate(pb.GetUpdateRequest(name=name))
+        return answer.update
 
     async def wait(self, revision: int, job: str = "j", seconds: int = 10) -> update_pb2.Update:
         asked = pb.WaitUpdateRequest(name=f"jobs/{job}/updates/{revision}")
         asked.timeout.FromSeconds(seconds)
-        return (await self.control.WaitUpdate(asked)).update
+        answer: pb.WaitUpdateResponse = await self.control.WaitUpdate(asked)
+        return answer.update
 
 
 class RunningPlane(Callers):

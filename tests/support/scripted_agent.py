@@ -149,7 +149,7 @@ class ScriptedAgent:
         return self.error
 
     async def receive(self, count: int = 1) -> list[update_pb2.Update]:
-        """Waits for so many deliveries in all, answers those that are new, until that is on disk."""
+        """Waits for so many deliveries in all; has answered them on disk when it returns."""
         deliveries = [each.delivery for each in await self.wait_for("delivery", count)]
         for each in deliveries[self._answered :]:
             await self.say(
@@ -165,9 +165,7 @@ class ScriptedAgent:
 
     async def apply(self, revision: int, step: int = 21) -> None:
         """Reports an update as applied and waits until that is on disk."""
-        number = await self.say(
-            outcome=applied(revision, step, instance_id=self.hello.instance_id)
-        )
+        number = await self.say(outcome=applied(revision, step, instance_id=self.hello.instance_id))
         await self.acknowledged(number)
 
     async def acknowledged(self, number: int) -> None:
@@ -194,7 +192,9 @@ class ScriptedAgent:
                     self._news.notify_all()
             if (code := await call.code()) is not grpc.StatusCode.OK:
                 raise grpc.aio.AioRpcError(
-                    code, await call.initial_metadata(), await call.trailing_metadata(),
+                    code,
+                    await call.initial_metadata(),
+                    await call.trailing_metadata(),
                     await call.details(),
                 )
         except grpc.aio.AioRpcError as error:

@@ -144,7 +144,9 @@ class UseCases:
 
 
 @contextlib.asynccontextmanager
-async def use_cases(database: Path, clock: Clock | None = None, **options: Any) -> AsyncIterator[UseCases]:
+async def use_cases(
+    database: Path, clock: Clock | None = None, **options: Any
+) -> AsyncIterator[UseCases]:
     """The use cases on a database; what is written is there for the next ones on it."""
     store = await open_store(database)
     try:

@@ -181,11 +181,10 @@ class JobAgent:
             return
         match kind:
             case "step":
-                ledger.step(message.step, time.monotonic())
+                ledger.step(message.step, _when(message.step))
             case "steps":
-                now, newest = time.monotonic(), max(message.steps.time_nanos, default=0)
                 for report in reports(message.steps):
-                    ledger.step(report, now - (newest - report.time_nanos) / 1e9)
+                    ledger.step(report, _when(report))
             case "outcome":
                 _log.info("outcome", **_told(message.outcome))
                 self._settled([message.outcome], ledger.outcome(message.outcome))
@@ -426,6 +425,12 @@ class JobAgent:
     def _wake(self) -> None:
         if self._connector is not None and self._connector.session is not None:
             self._connector.session.wake()
+
+
+def _when(report: link_pb2.StepReport) -> float:
+    """Returns when a step was done, by the monotonic clock: reports may have waited on the way."""
+    waited = (time.time_ns() - report.time_nanos) / 1e9 if report.time_nanos else 0.0
+    return time.monotonic() - max(0.0, waited)
 
 
 def _told(outcome: session_pb2.UpdateOutcome) -> dict[str, object]:

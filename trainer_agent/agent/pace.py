@@ -24,7 +24,13 @@ class Pace:
         self._newest = now
 
     def step(self, step: int, now: float) -> None:
-        """Notes that so many steps are done. One that was there before counts as a sign of life."""
+        """Notes that so many steps are done. One that was there before counts as a sign of life.
+
+        Args:
+            step: Optimizer steps done.
+            now: When. Earlier than what was noted before counts as then: clocks are set at times.
+        """
+        now = max(now, self._newest)
         if self._steps and step < self._steps[-1][0]:
             self._steps.clear()  # training went back to a checkpoint
         if not self._steps or step > self._steps[-1][0]:

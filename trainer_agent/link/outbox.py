@@ -24,13 +24,14 @@ class Keep(Enum):
 class _Entry:
     frame: bytes
     keep: Keep
+    steps: int
 
 
 class Outbox:
     """A queue of frames; when it is full, those kept ``IF_ROOM`` thin out.
 
     Attributes:
-        dropped: Frames dropped so far.
+        dropped: Steps whose reports were dropped so far.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -58,18 +59,19 @@ class Outbox:
         """Size of all frames that wait, whole."""
         return self._bytes
 
-    def append(self, frame: bytes, *, keep: Keep, sent: int = 0) -> None:
+    def append(self, frame: bytes, *, keep: Keep, steps: int = 0, sent: int = 0) -> None:
         """Adds a frame, and makes room if the queue is above its limit.
 
         Args:
             frame: The frame.
             keep: How long it is worth keeping.
+            steps: How many steps it reports.
             sent: Bytes of it that are on the stream already; only into an empty queue.
         """
         if sent:
             assert not self._entries
             self._sent_of_first = sent
-        self._entries.append(_Entry(frame, keep))
+        self._entries.append(_Entry(frame, keep, steps))
         self._bytes += len(frame)
         if self._bytes > self._limit:
             self._thin()
@@ -104,7 +106,7 @@ class Outbox:
                 if entry.keep is Keep.IF_ROOM and not (index == 0 and first_is_partly_sent)
             ]
         )
-        self.dropped += len(going)
+        self.dropped += sum(self._entries[index].steps for index in going)
         self._entries = deque(entry for i, entry in enumerate(self._entries) if i not in going)
         self._count()
 

@@ -226,7 +226,8 @@ class TrainerLink:
                 self._lose(error)
             if sent == len(data):
                 return  # all that an ordinary step does here
-        self._outbox.append(data, keep=_keep(message), sent=sent)
+        keep, steps = _worth(message)
+        self._outbox.append(data, keep=keep, steps=steps, sent=sent)
         self._waiting = True
         if not sent:
             self._flush()
@@ -441,14 +442,17 @@ class TrainerLink:
             self._spawner.forget_after_fork()
 
 
-def _keep(message: link_pb2.TrainerMessage) -> Keep:
+def _worth(message: link_pb2.TrainerMessage) -> tuple[Keep, int]:
+    """Returns how long a message is worth keeping, and how many steps it reports."""
     match message.WhichOneof("message"):
-        case "step" | "steps":
-            return Keep.IF_ROOM
+        case "step":
+            return Keep.IF_ROOM, 1
+        case "steps":
+            return Keep.IF_ROOM, len(message.steps.steps)
         case "state" | "outcome":
-            return Keep.UNTIL_HELLO
+            return Keep.UNTIL_HELLO, 0
         case _:
-            return Keep.ALWAYS
+            return Keep.ALWAYS, 0
 
 
 _links: weakref.WeakSet[TrainerLink] = weakref.WeakSet()

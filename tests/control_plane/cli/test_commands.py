@@ -76,11 +76,11 @@ def test_job(midcourse: Midcourse, server: FakeControlPlane) -> None:
         assert words in output
     job = server.jobs["jobs/my-run"]
     job.exit.signal = 9
-    job.exit.message = "killed"
+    job.exit.message = "killed by signal 9"
     job.dropped_samples = 3
     job.parameters[0].unavailable_reason = "frozen by its owner"
     output = midcourse("job", "jobs/my-run").stdout
-    assert "killed, signal 9" in output
+    assert "killed by signal 9" in output
     assert "3 samples" in output
     assert "not now: frozen by its owner" in output
     assert midcourse.json("job", "my-run")["job"]["uid"] == "uid-my-run"

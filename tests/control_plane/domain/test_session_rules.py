@@ -101,11 +101,14 @@ def test_a_job_follows_its_trainer(state: JobState, phase: Phase) -> None:
     if state is JobState.FINISHED and phase is Phase.EXITED:
         assert after is JobState.FINISHED, "a process ends after training does"
     else:
-        assert after == {
-            Phase.UNKNOWN: "running",
-            Phase.TRAINING: "running",
-            Phase.STALLED: "stalled",
-            Phase.PAUSED: "paused",
-            Phase.FINISHED: "finished",
-            Phase.EXITED: "failed",
-        }[phase]
+        assert (
+            after
+            == {
+                Phase.UNKNOWN: "running",
+                Phase.TRAINING: "running",
+                Phase.STALLED: "stalled",
+                Phase.PAUSED: "paused",
+                Phase.FINISHED: "finished",
+                Phase.EXITED: "failed",
+            }[phase]
+        )

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
-import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -305,7 +303,11 @@ BAD_CALLS: dict[str, Bad] = {
         "its newest is 1",
     ),
     "an update that is none": Bad(
-        "GetUpdate", pb.GetUpdateRequest(name="jobs/j/updates/x"), INVALID, "INVALID_ARGUMENT", "name"
+        "GetUpdate",
+        pb.GetUpdateRequest(name="jobs/j/updates/x"),
+        INVALID,
+        "INVALID_ARGUMENT",
+        "name",
     ),
     "an unknown update to wait for": Bad(
         "WaitUpdate",
@@ -365,9 +367,7 @@ BAD_CALLS: dict[str, Bad] = {
 async def everything(plane: RunningPlane) -> Any:
     """All durable state there is."""
     return await plane.plane._store.read(
-        lambda tx: [
-            (job, tx.updates(job, limit=99), tx.event_span()) for job in tx.jobs(limit=99)
-        ]
+        lambda tx: [(job, tx.updates(job, limit=99), tx.event_span()) for job in tx.jobs(limit=99)]
     )
 
 
@@ -459,7 +459,7 @@ async def test_a_message_that_is_too_large(tmp_path: Path) -> None:
 
 async def test_bytes_that_are_no_message(plane: RunningPlane) -> None:
     method = "/midcourse.control.v1.ControlPlaneService/UpdateParameters"
-    call: Callable[[bytes], Any] = plane.channel.unary_unary(method)
+    call: Any = plane.channel.unary_unary(method)
     error = await error_of(call(b"\xff\xff\xff"))
     assert (error.code, error.reason) == (INVALID, "MALFORMED_REQUEST")
 

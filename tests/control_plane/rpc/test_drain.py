@@ -8,12 +8,12 @@ from pathlib import Path
 
 import grpc
 import pytest
-from midcourse.control.v1 import control_pb2 as api
-from midcourse.control.v1.control_pb2_grpc import ControlPlaneServiceStub
 
 from control_plane.config import ServerSettings
 from control_plane.server import ControlPlane
 from grpc_runtime.errors import from_rpc_error
+from midcourse.control.v1 import control_pb2 as api
+from midcourse.control.v1.control_pb2_grpc import ControlPlaneServiceStub
 
 
 async def test_an_open_watch_does_not_hold_up_the_stop(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -56,7 +57,7 @@ async def test_an_update_goes_there_and_its_outcome_comes_back(plane: RunningPla
     assert (job.desired.revision, job.effective.revision) == (1, 1)
     assert job.last_update == done
     assert job.progress.step == 20
-    assert job.heartbeat_interval.ToMilliseconds() == 500
+    assert job.heartbeat_interval.ToSeconds() == 60
 
 
 async def test_another_protocol_version(plane: RunningPlane) -> None:
@@ -89,7 +90,7 @@ async def test_the_version_is_told_even_where_a_newer_hello_makes_no_sense(
         ({"start_step": 2**63}, "hello.start_step"),
     ],
 )
-async def test_a_bad_hello(plane: RunningPlane, fields: dict[str, object], field: str) -> None:
+async def test_a_bad_hello(plane: RunningPlane, fields: dict[str, Any], field: str) -> None:
     error = await refused(plane, hello(**fields))
     assert error.code is grpc.StatusCode.INVALID_ARGUMENT
     assert [v.field for v in error.violations] == [field]
@@ -167,12 +168,17 @@ async def test_a_gap_asks_for_state(plane: RunningPlane) -> None:
     assert (await plane.get_job()).progress.step == 44
 
 
-def column(**fields: object) -> pb.Heartbeat:
-    given = {"name": "loss", "steps": [1], "values": [1.0], "time_micros": [1_700_000_000_000_000]}
-    return pb.Heartbeat(metrics=[pb.MetricColumn(**{**given, **fields})])  # type: ignore[arg-type]
+def column(**fields: Any) -> pb.Heartbeat:
+    given: dict[str, Any] = {
+        "name": "loss",
+        "steps": [1],
+        "values": [1.0],
+        "time_micros": [1_700_000_000_000_000],
+    }
+    return pb.Heartbeat(metrics=[pb.MetricColumn(**{**given, **fields})])
 
 
-BAD_MESSAGES = {
+BAD_MESSAGES: dict[str, dict[str, Any]] = {
     "nothing": {},
     "a second hello": {"hello": hello()},
     "a reply to nothing": {"reply": pb.DeliveryReply(nonce=5, received=pb.DeliveryReceived())},
@@ -223,9 +229,7 @@ async def test_what_is_no_number_is_measured_too(plane: RunningPlane) -> None:
     agent = await plane.agent()
     values = [1.0, math.nan, math.inf, -math.inf]
     times = [1_700_000_000_000_000 + i for i in range(4)]
-    number = await agent.say(
-        heartbeat=column(steps=[1, 2, 3, 4], values=values, time_micros=times)
-    )
+    number = await agent.say(heartbeat=column(steps=[1, 2, 3, 4], values=values, time_micros=times))
     await agent.acknowledged(number)
     answer = await plane.control.QueryMetrics(control_pb2.QueryMetricsRequest(job="jobs/j"))
     (series,) = answer.series

@@ -18,9 +18,7 @@ from tests.support.domain_values import NOW, set_rate
 from tests.support.use_cases import UseCases, eventually, use_cases
 
 
-async def names(
-    plane: UseCases, text: str = "", states: Iterable[JobState] = ()
-) -> list[str]:
+async def names(plane: UseCases, text: str = "", states: Iterable[JobState] = ()) -> list[str]:
     """Ids of all jobs selected, page by page."""
     found: list[str] = []
     after: str | None = ""

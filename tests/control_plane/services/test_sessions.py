@@ -273,18 +273,14 @@ async def test_what_the_checkpoint_lacks_is_applied_again_and_what_it_has_is_not
     # Killed; resumed from a checkpoint of step 15, which has revision 1 alone.
     resumed = Talk(await plane.session(instance_id="two", start_step=15, in_force=((1, 1),)))
     assert await delivered(resumed.session) == [2, 3, 4]
-    await resumed.session.outcome(
-        resumed.next(), settled(2, applied(16, instance_id="two"))
-    )
+    await resumed.session.outcome(resumed.next(), settled(2, applied(16, instance_id="two")))
     second = await plane.update(2)
     assert second.outcome == applied(20, instance_id="one")
     assert second.reapplied == (applied(16, instance_id="two"),)
     job = await plane.job()
     assert [(e.revision, e.step) for e in job.effective if e.revision] == [(2, 16)]
     # The wire is at least once.
-    await resumed.session.outcome(
-        resumed.next(), settled(2, applied(16, instance_id="two"))
-    )
+    await resumed.session.outcome(resumed.next(), settled(2, applied(16, instance_id="two")))
     assert await plane.update(2) == second
 
 
@@ -379,9 +375,7 @@ async def test_a_trainer_that_finished_while_away_leaves_nothing_open(plane: Use
     await plane.submit(set_rate())
     await plane.sessions.close(talk.session)
     await plane.submit(set_rate())
-    again = await plane.session(
-        phase=Phase.FINISHED, in_force=((1, 1),), outcomes=(settled(1),)
-    )
+    again = await plane.session(phase=Phase.FINISHED, in_force=((1, 1),), outcomes=(settled(1),))
     assert await delivered(again) == []
     assert await plane.states() == ["applied", "expired"]
     outcome = (await plane.update(2)).outcome

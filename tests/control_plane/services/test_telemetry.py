@@ -14,7 +14,7 @@ from control_plane.domain.session import Phase
 from control_plane.domain.update import Reading
 from control_plane.services.metrics import MetricSeries, MetricsQuery
 from control_plane.services.outbox import Acknowledgement, ItemError
-from tests.support.domain_values import NOW, hello, set_rate
+from tests.support.domain_values import NOW, applied, hello, set_rate, settled
 from tests.support.use_cases import (
     MICROS,
     Clock,
@@ -56,7 +56,11 @@ async def test_the_newest_is_seen_at_once_and_acknowledged_once_it_is_on_disk(
     await plane.telemetry.flush()
     assert only(await said(talk.session), Acknowledgement) == [Acknowledgement(2)]
     (loss, lr) = (await query(plane)).values()
-    assert [(s.step, s.time) for s in loss.samples] == [(1, MICROS), (2, MICROS + 1), (3, MICROS + 2)]
+    assert [(s.step, s.time) for s in loss.samples] == [
+        (1, MICROS),
+        (2, MICROS + 1),
+        (3, MICROS + 2),
+    ]
     assert math.isnan(loss.samples[-1].value)
     assert (loss.statistics.count, loss.statistics.non_finite_count) == (3, 1)
     assert (lr.statistics.last, lr.reduced) == (1e-5, False)
@@ -94,7 +98,9 @@ async def test_the_flusher_survives_a_store_that_comes_and_goes(plane: UseCases)
             await talk.session.heartbeat(talk.next(), heartbeat(step, loss=[1.0]))
             await eventually(lambda: not plane.telemetry._flushing.locked(), "a try")
             plane.store.away = False
-            assert await asyncio.wait_for(talk.session.outbox.get(), 10) == Acknowledgement(1 + step)
+            assert await asyncio.wait_for(talk.session.outbox.get(), 10) == Acknowledgement(
+                1 + step
+            )
         assert not flushing.done()
     finally:
         flushing.cancel()
@@ -104,9 +110,7 @@ async def test_with_too_much_in_memory_whoever_reads_waits(tmp_path: Path) -> No
     async with use_cases(tmp_path / "c.db", max_pending_samples=10) as plane:
         talk = Talk(await plane.session())
         await talk.session.heartbeat(talk.next(), heartbeat(10, loss=[1.0] * 10))
-        late = asyncio.ensure_future(
-            talk.session.heartbeat(talk.next(), heartbeat(11, loss=[2.0]))
-        )
+        late = asyncio.ensure_future(talk.session.heartbeat(talk.next(), heartbeat(11, loss=[2.0])))
         await eventually(lambda: plane.telemetry._room._waiters, "that it waits")
         assert (await plane.jobs.get("j")).progress == Progress(10)
         await plane.telemetry.flush()
@@ -239,6 +243,30 @@ async def test_readings_are_what_the_guard_rail_compares_with(plane: UseCases) -
     assert refused.value.reason is Reason.GUARD_RAIL
     assert "(1e-07)" in refused.value.message
     assert (await plane.submit(set_rate(1e-6))).revision == 1
+
+
+async def test_a_reading_counts_until_something_newer_is_known(plane: UseCases) -> None:
+    talk = Talk(await plane.session())
+    moved = Reading("learning_rate", "", 1e-7)
+    await talk.session.heartbeat(talk.next(), heartbeat(900, readings=(moved,)))
+    await plane.submit(set_rate(1e-4, force=True))
+    await talk.session.outcome(talk.next(), settled(1, applied(901, 1e-4)))
+    assert (await plane.submit(set_rate(9e-4))).revision == 2, "nine times what is in force"
+    # A new process declares anew what is in force.
+    await talk.session.heartbeat(talk.next(), heartbeat(950, readings=(moved,)))
+    await plane.session(instance_id="two", start_step=900)
+    assert (await plane.submit(set_rate(1e-4))).revision == 3
+
+
+async def test_what_came_without_samples_is_there_after_a_restart(tmp_path: Path) -> None:
+    async with use_cases(tmp_path / "c.db") as first:
+        await first.session(progress=Progress(20, 100))
+        await first.telemetry.flush()
+    async with use_cases(tmp_path / "c.db") as second:
+        assert (await second.jobs.get("j")).progress == Progress(20, 100)
+        with pytest.raises(Refusal) as refused:
+            await second.submit(set_rate(at_step=20))
+        assert refused.value.reason is Reason.STEP_IN_PAST
 
 
 async def test_a_phase_in_a_heartbeat_costs_a_write_only_when_it_is_new(plane: UseCases) -> None:

@@ -217,9 +217,7 @@ async def test_the_guard_rail_looks_at_the_value_in_force_by_now(plane: UseCases
 
 
 async def _desired(plane: UseCases) -> dict[tuple[str, str], int]:
-    return {
-        (d.change.parameter, d.change.group): d.revision for d in (await plane.job()).desired
-    }
+    return {(d.change.parameter, d.change.group): d.revision for d in (await plane.job()).desired}
 
 
 async def test_what_comes_to_nothing_gives_way_to_what_was_desired_before(
@@ -461,9 +459,7 @@ async def test_what_a_dead_process_had_expires_too(plane: UseCases, clock: Clock
     assert await plane.states() == ["expired"]
 
 
-async def test_updates_that_can_not_expire_hold_up_no_others(
-    plane: UseCases, clock: Clock
-) -> None:
+async def test_updates_that_can_not_expire_hold_up_no_others(plane: UseCases, clock: Clock) -> None:
     await plane.session("busy")
     for _ in range(100):
         await plane.submit(set_rate(deadline=NOW + SECOND), "busy")

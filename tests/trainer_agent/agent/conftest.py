@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -127,6 +126,6 @@ def mapped_files(pid: int) -> str:
 async def world(service: ScriptedAgentService, socket_dir: Path) -> AsyncIterator[World]:
     made = World(service, socket_dir)
     yield made
+    print(*made.log(), sep="\n")  # shown where a test fails
     await made.end()
-    await asyncio.sleep(0)
     assert made.tracebacks() == ""

@@ -38,7 +38,7 @@ def test_only_droppable_frames_go_and_the_rest_stays_in_order(kinds: list[Keep],
     outbox = Outbox(20 * 8)
     frames = [index.to_bytes(8, "big") for index in range(len(kinds))]
     for index, (each, keep) in enumerate(zip(frames, kinds, strict=True)):
-        outbox.append(each, keep=keep, sent=sent if index == 0 else 0)
+        outbox.append(each, keep=keep, steps=1, sent=sent if index == 0 else 0)
     droppable = sum(keep is Keep.IF_ROOM for keep in kinds)
     assert outbox.size_bytes <= 20 * 8 + 8 * (len(kinds) - droppable) + 8
     kept = len(outbox)
@@ -52,13 +52,13 @@ def test_only_droppable_frames_go_and_the_rest_stays_in_order(kinds: list[Keep],
 def test_a_long_wait_thins_the_middle_and_keeps_beginning_and_end() -> None:
     outbox = Outbox(100 * 8)
     for index in range(10_000):
-        outbox.append(index.to_bytes(8, "big"), keep=Keep.IF_ROOM)
+        outbox.append(index.to_bytes(8, "big"), keep=Keep.IF_ROOM, steps=3)
     stream = drain(outbox)
     got = [int.from_bytes(stream[i : i + 8], "big") for i in range(0, len(stream), 8)]
     assert got[:10] == list(range(10))
     assert got[-10:] == list(range(9_990, 10_000))
     assert 50 <= len(got) <= 100
-    assert outbox.dropped == 10_000 - len(got)
+    assert outbox.dropped == 3 * (10_000 - len(got))  # steps, not messages
 
 
 def test_a_new_stream_sends_a_broken_frame_again_and_leaves_out_what_the_hello_tells() -> None:
