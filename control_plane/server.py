@@ -137,7 +137,12 @@ class ControlPlane:
         """
         await check_free(Address.parse(settings.listen))
         store = await open_store(settings.database)
-        async with cls(settings, store).running() as plane:
+        try:
+            plane = cls(settings, store)
+        except BaseException:
+            await store.close()
+            raise
+        async with plane.running():
             yield plane
 
 

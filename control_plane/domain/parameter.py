@@ -327,7 +327,8 @@ def _faults(
             faults.append((Reason.GUARD_RAIL, suffix, f"{text} (limit set by the job's owner)"))
     if faults or force or rails.max_relative_change is None:
         return faults
-    current = in_force.get((name, change.group), in_force.get((name, "")))
+    # Where the value of a group is not known, no factor follows from that of the whole.
+    current = in_force.get((name, change.group))
     for suffix, factor in _relative_changes(change, current, targets):
         limit = rails.max_relative_change
         if factor > limit * (1 + 1e-9) or factor * limit * (1 + 1e-9) < 1:

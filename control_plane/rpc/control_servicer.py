@@ -161,7 +161,7 @@ class ControlPlaneServicer(control_pb2_grpc.ControlPlaneServiceServicer):
         page = await self._updates.list(
             parse_job(request.parent, "parent"),
             states,
-            newest_first=request.order != pb.UPDATE_ORDER_OLDEST_FIRST,
+            newest_first=_newest_first(request.order),
             beyond=beyond if isinstance(beyond, int) else None,
             limit=page_size(request.page_size),
         )
@@ -230,6 +230,12 @@ def _metrics_query(request: pb.QueryMetricsRequest) -> MetricsQuery:
         last=request.last or None,
         max_points=points,
     )
+
+
+def _newest_first(order: pb.UpdateOrder.ValueType) -> bool:
+    if order not in (pb.UPDATE_ORDER_UNSPECIFIED, pb.UPDATE_ORDER_OLDEST_FIRST):
+        raise invalid("order", f"got {order}, allowed: 0 (newest first), 1 (oldest first)")
+    return order == pb.UPDATE_ORDER_UNSPECIFIED
 
 
 def _known(values: Any, table: Mapping[Any, _D], field: str) -> list[_D]:

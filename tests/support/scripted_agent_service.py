@@ -111,7 +111,7 @@ class ScriptedAgentService(session_pb2_grpc.AgentServiceServicer):
     def everything(self, kind: str) -> list[Request]:
         return [request for stream in self.streams for request in stream.of(kind)]
 
-    async def until(self, condition: Callable[[], bool], timeout: float = 15.0) -> None:
+    async def until(self, condition: Callable[[], bool], timeout: float = 30.0) -> None:
         """Waits until a condition on what was recorded holds."""
         async with asyncio.timeout(timeout):
             while not condition():

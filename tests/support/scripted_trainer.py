@@ -83,7 +83,7 @@ class TrainerProcess:
         root = Path(__file__).parents[2]
         environment = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(root), str(root / "protos")]),
+            "PYTHONPATH": os.pathsep.join([str(root), str(root / "protos"), os.environ.get("PYTHONPATH","")]),
         }
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -105,12 +105,12 @@ class TrainerProcess:
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps([verb, *arguments]).encode() + b"\n")
         await self._process.stdin.drain()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             line = await self._process.stdout.readline()
         assert line, f"the trainer ended while it did {verb}"
         return json.loads(line)
 
-    async def poll_until(self, count: int, timeout: float = 10.0) -> list[str]:
+    async def poll_until(self, count: int, timeout: float = 30.0) -> list[str]:
         """Polls until so many messages have come, in short."""
         messages: list[str] = []
         async with asyncio.timeout(timeout):
@@ -119,7 +119,7 @@ class TrainerProcess:
         return messages
 
     async def ready(self) -> None:
-        assert await self.do("wait_ready", 15.0)
+        assert await self.do("wait_ready", 30.0)
 
     async def exit(self, code: int) -> int:
         """Lets the process exit at once."""

@@ -30,6 +30,10 @@ class Deliveries:
         self._held: dict[int, _Held] = {}
         self._withdrawals: dict[int, bool] = {}  # revision: passed on over this connection
 
+    def held(self) -> list[int]:
+        """Returns the revisions of all updates that are not known to be settled."""
+        return list(self._held)
+
     def deliver(self, delivery: session_pb2.Delivery, now_nanos: int) -> bool:
         """Takes a delivery.
 

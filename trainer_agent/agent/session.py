@@ -136,6 +136,7 @@ class Session:
     async def _open(self, call: _Call) -> None:
         self._deliveries.begin_stream()
         hello = self._ledger.begin_stream(self._identity)
+        self._tell_held(hello.state)
         self._sequence = 1
         try:
             async with asyncio.timeout(_WELCOME_TIMEOUT):
@@ -201,6 +202,7 @@ class Session:
         elif self._state_requested:
             self._state_requested = False
             request.state.CopyFrom(ledger.full_state(sequence))
+            self._tell_held(request.state)
         elif (outcome := ledger.next_outcome(sequence)) is not None:
             request.outcome.CopyFrom(outcome)
         elif (event := ledger.next_event(sequence)) is not None:
@@ -216,6 +218,13 @@ class Session:
             return None
         self._sequence = sequence
         return request
+
+    def _tell_held(self, state: session_pb2.FullState) -> None:
+        """Adds what the trainer has, or will get, and has said nothing of yet.
+
+        Without it the control plane would take these updates for lost on the way.
+        """
+        state.held[:] = sorted({*state.held, *self._deliveries.held()})
 
     def _heartbeat_due(self) -> bool:
         ledger = self._ledger

@@ -225,6 +225,7 @@ def test_a_groups_own_value_counts_for_the_group() -> None:
     known = {(LR, ""): 2e-5, (LR, "1"): 2e-3}
     check(SetChange(LR, 1e-2, "1"), in_force=known)
     assert refusal_of(SetChange(LR, 1e-2), in_force=known).reason is Reason.GUARD_RAIL
+    check(SetChange(LR, 1e-2, "1"), in_force={(LR, ""): 2e-5})  # unknown is no ground to refuse
 
 
 def test_a_parameter_is_changed_once_but_each_group_of_it_may_be() -> None:

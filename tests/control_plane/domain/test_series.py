@@ -20,8 +20,8 @@ def series(values: list[float]) -> list[Sample]:
     return [Sample(step, value, 1000 * step) for step, value in enumerate(values, 1)]
 
 
-@given(st.lists(plain, max_size=400), st.integers(4, 60))
-@settings(max_examples=150, deadline=None)
+@given(st.lists(plain, max_size=120), st.integers(4, 60))
+@settings(max_examples=80, deadline=None)
 def test_a_reduction_keeps_the_ends_and_the_extremes(values: list[float], points: int) -> None:
     samples = series(values)
     kept = reduce(samples, points)
@@ -37,11 +37,11 @@ def test_a_reduction_keeps_the_ends_and_the_extremes(values: list[float], points
 
 
 @given(
-    st.lists(plain, min_size=30, max_size=300),
+    st.lists(plain, min_size=30, max_size=80),
     st.data(),
-    st.integers(6, 29),
+    st.integers(5, 29),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_neither_spikes_nor_what_is_no_number_is_reduced_away(
     values: list[float], data: st.DataObject, points: int
 ) -> None:

@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from control_plane.domain.update import ActionKind
 from control_plane.rpc import convert_parameter, convert_update
+from grpc_runtime.listen import ListenError
 from midcourse.agent.v1 import session_pb2
 from midcourse.control.v1 import control_pb2 as pb
 from midcourse.control.v1 import job_pb2, parameter_pb2, update_pb2
@@ -204,6 +205,16 @@ async def test_a_trainers_actions_are_offered(plane: RunningPlane) -> None:
     assert got.spec.action.WhichOneof("kind") == "pause"
 
 
+OPERATIONS: list[dict[str, Any]] = [
+    {"set": {"value": {"integer": -(2**63)}}, "coupling": 2},
+    {"set": {"value": {"boolean": False}, "mode": 1}},
+    {"set": {"value": {"text": ""}, "mode": 2, "hold_steps": 7}},
+    {"multiply": {"factor": 0.5}},
+    {"ramp": {"value": {"number": 0.0}, "steps": 3}},
+    {"schedule": {"shape": 2, "peak": 0.0, "floor": 0.1, "steps": 3, "warmup_steps": 1}},
+    {"schedule": {"shape": 3}},
+    {"release": {}},
+]
 SPECS: list[dict[str, Any]] = [
     *({"action": {kind.value: {}}} for kind in ActionKind),
     {"action": {"roll_back": {"checkpoint": "/c/10"}}},
@@ -211,19 +222,7 @@ SPECS: list[dict[str, Any]] = [
     {"apply_at": {"step": 5}},
     {"apply_at": {"max_step": 5}},
     {"deadline": "2030-01-02T03:04:05.678901Z"},
-    *(
-        {"changes": [{"parameter": "p", "group": "0", **operation}]}
-        for operation in (
-            {"set": {"value": {"integer": -(2**63)}}, "coupling": 2},
-            {"set": {"value": {"boolean": False}, "mode": 1}},
-            {"set": {"value": {"text": ""}, "mode": 2, "hold_steps": 7}},
-            {"multiply": {"factor": 0.5}},
-            {"ramp": {"value": {"number": 0.0}, "steps": 3}},
-            {"schedule": {"shape": 2, "peak": 0.0, "floor": 0.1, "steps": 3, "warmup_steps": 1}},
-            {"schedule": {"shape": 3}},
-            {"release": {}},
-        )
-    ),
+    *({"changes": [{"parameter": "p", "group": "0", **each}]} for each in OPERATIONS),
 ]
 
 
@@ -243,6 +242,14 @@ def test_a_declaration_reads_back_as_it_was_sent() -> None:
         assert told == each
 
 
+async def test_settings_that_do_not_go_together_leave_the_database_free(tmp_path: Path) -> None:
+    with pytest.raises(ListenError):
+        async with running_plane(tmp_path / "a.db", listen="0.0.0.0:0"):
+            raise AssertionError("it listens to everybody")
+    async with running_plane(tmp_path / "a.db") as free:
+        assert isinstance(free.channel, grpc.aio.Channel)
+
+
 async def test_an_address_that_is_taken_is_told_and_nothing_stays_open(tmp_path: Path) -> None:
     async with running_plane(tmp_path / "a.db") as first:
         with pytest.raises(Exception, match=first.address):
@@ -250,3 +257,12 @@ async def test_an_address_that_is_taken_is_told_and_nothing_stays_open(tmp_path:
                 raise AssertionError("it listens twice")
     async with running_plane(tmp_path / "b.db") as free:
         assert isinstance(free.channel, grpc.aio.Channel)
+
+
+async def test_an_order_that_there_is_not_is_refused(plane: RunningPlane) -> None:
+    await plane.control.CreateJob(pb.CreateJobRequest(job_id="a"))
+    asked: Any = pb.ListUpdatesRequest(parent="jobs/a")
+    asked.order = 7
+    error = await error_of(plane.control.ListUpdates(asked))
+    assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert [violation.field for violation in error.violations] == ["order"]

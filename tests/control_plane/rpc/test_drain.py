@@ -7,31 +7,38 @@ import time
 from pathlib import Path
 
 import grpc
-import pytest
 
-from control_plane.config import ServerSettings
-from control_plane.server import ControlPlane
-from grpc_runtime.errors import from_rpc_error
-from midcourse.control.v1 import control_pb2 as api
-from midcourse.control.v1.control_pb2_grpc import ControlPlaneServiceStub
+from midcourse.control.v1 import control_pb2 as pb
+from tests.support.plane import error_of, running_plane
+from tests.support.use_cases import eventually
 
 
 async def test_an_open_watch_does_not_hold_up_the_stop(tmp_path: Path) -> None:
-    settings = ServerSettings(
-        listen="127.0.0.1:0", database=str(tmp_path / "control.db"), grace=60.0
-    )
-    async with ControlPlane.open(settings) as plane:
-        async with grpc.aio.insecure_channel(str(plane.service.address)) as channel:
-            stub = ControlPlaneServiceStub(channel)
-            watch = stub.WatchJobs(api.WatchJobsRequest())
-            first = await watch.read()
-            assert first.type == api.JOB_EVENT_TYPE_BOOKMARK
-            began = time.monotonic()
-            stopping = asyncio.ensure_future(plane.service.stop())
-            with pytest.raises(grpc.aio.AioRpcError) as ended:
-                await watch.read()
-            await stopping
+    async with running_plane(tmp_path / "control.db", grace=60.0) as plane:
+        watch = plane.control.WatchJobs(pb.WatchJobsRequest())
+        assert (await watch.read()).type == pb.JOB_EVENT_TYPE_BOOKMARK
+        began = time.monotonic()
+        stopping = asyncio.ensure_future(plane.plane.service.stop())
+        error = await error_of(watch.read())
+        await stopping
     assert time.monotonic() - began < 30
-    error = from_rpc_error(ended.value)
     assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
     assert error.retry_delay is not None
+
+
+async def test_whoever_waits_for_an_update_does_not_hold_up_the_stop(tmp_path: Path) -> None:
+    async with running_plane(tmp_path / "control.db", grace=60.0) as plane:
+        agent = await plane.agent()
+        await plane.update()
+        await agent.receive()
+        asked = pb.WaitUpdateRequest(name="jobs/j/updates/1")
+        waiting = asyncio.ensure_future(error_of(plane.control.WaitUpdate(asked)))
+        bus = plane.plane.bus
+        await eventually(lambda: bus._subscribers.get("updates/j"), "that it waits")
+        began = time.monotonic()
+        stopping = asyncio.ensure_future(plane.plane.service.stop())
+        error = await waiting
+        await agent.leave()
+        await stopping
+    assert time.monotonic() - began < 30
+    assert error.reason == "SHUTTING_DOWN"

@@ -317,17 +317,20 @@ async def test_a_drain_asks_to_go_and_everything_is_there_on_the_next_server(
 
 async def test_an_agent_that_does_not_go_is_cut_off_within_the_grace(tmp_path: Path) -> None:
     loop = asyncio.get_running_loop()
-    async with running_plane(tmp_path / "c.db", grace=0.3) as plane:
-        agent = await plane.agent()
-        number = await agent.say(heartbeat=column())
-        await agent.acknowledged(number)
+    async with running_plane(tmp_path / "c.db", grace=0.3) as plane, callers(plane.address) as own:
+        agent = await own.agent()
         began = loop.time()
-    assert loop.time() - began < 5
-    ended = await agent.end()
-    assert ended is not None
-    assert ended.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+        await plane.plane.service.stop()
+        assert loop.time() - began < 10
+        assert len(agent.of("go_away")) == 1
+        ended = await agent.end()
+        assert ended is not None
+        assert ended.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
     async with running_plane(tmp_path / "c.db") as second:
-        assert not (await second.get_job()).session.connected
+        stored = await second.plane._store.read(lambda tx: tx.job("j"))
+        assert stored is not None
+        assert stored.session is not None
+        assert not stored.session.connected, "the cut was noticed before the store was closed"
 
 
 async def test_many_updates_at_once_come_in_order(plane: RunningPlane) -> None:

@@ -84,7 +84,7 @@ class World:
         text = "".join(path.read_text("utf-8") for path in self.socket_dir.glob("*.log"))
         return text if "Traceback" in text else ""
 
-    async def until_gone(self, pid: int, timeout: float = 15.0) -> None:
+    async def until_gone(self, pid: int, timeout: float = 30.0) -> None:
         await self.service.until(lambda: not lives(pid), timeout)
 
     async def end(self) -> None:

@@ -38,7 +38,9 @@ class _JobEventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobEvent
     JOB_EVENT_TYPE_MODIFIED: _JobEventType.ValueType  # 3
     """The job, its session or one of its updates changed."""
     JOB_EVENT_TYPE_DELETED: _JobEventType.ValueType  # 4
-    """The job is gone or no longer selected; `job` has its name and uid only."""
+    """The job is gone or no longer selected; `job` has its name and uid only. A
+    resumed watch may say so of a job that it never showed.
+    """
     JOB_EVENT_TYPE_PROGRESS: _JobEventType.ValueType  # 5
     """Only progress or metrics changed. Not part of the ordered record."""
     JOB_EVENT_TYPE_BOOKMARK: _JobEventType.ValueType  # 6
@@ -56,7 +58,9 @@ JOB_EVENT_TYPE_CREATED: JobEventType.ValueType  # 2
 JOB_EVENT_TYPE_MODIFIED: JobEventType.ValueType  # 3
 """The job, its session or one of its updates changed."""
 JOB_EVENT_TYPE_DELETED: JobEventType.ValueType  # 4
-"""The job is gone or no longer selected; `job` has its name and uid only."""
+"""The job is gone or no longer selected; `job` has its name and uid only. A
+resumed watch may say so of a job that it never showed.
+"""
 JOB_EVENT_TYPE_PROGRESS: JobEventType.ValueType  # 5
 """Only progress or metrics changed. Not part of the ordered record."""
 JOB_EVENT_TYPE_BOOKMARK: JobEventType.ValueType  # 6
