@@ -58,7 +58,11 @@ class Book:
         state = session_pb2.FullState(
             parameters=[
                 parameter_pb2.ParameterSpec(
-                    name="learning_rate", current_value=parameter_pb2.Value(number=1e-3)
+                    name="learning_rate",
+                    kind=parameter_pb2.PARAMETER_KIND_NUMBER,
+                    boundary=parameter_pb2.BOUNDARY_STEP,
+                    operations=[parameter_pb2.OPERATION_SET],
+                    current_value=parameter_pb2.Value(number=1e-3),
                 )
             ],
             outcomes=list(self.outcomes.values()),
@@ -83,7 +87,7 @@ class TrainerProcess:
         root = Path(__file__).parents[2]
         environment = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(root), str(root / "protos"), os.environ.get("PYTHONPATH","")]),
+            "PYTHONPATH": os.pathsep.join([str(root), str(root / "protos")]),
         }
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -115,7 +119,13 @@ class TrainerProcess:
         messages: list[str] = []
         async with asyncio.timeout(timeout):
             while len(messages) < count:
-                messages += await self.do("poll")
+                messages += await self.poll()
+        return messages
+
+    async def poll(self) -> list[str]:
+        """Polls once, at the pace of a trainer with steps of some milliseconds."""
+        await asyncio.sleep(0.005)
+        messages: list[str] = await self.do("poll")
         return messages
 
     async def ready(self) -> None:

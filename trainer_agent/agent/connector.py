@@ -81,7 +81,7 @@ class Connector:
                     control_plane=self._target,
                     code=error.code.name,
                     reason=error.reason,
-                    message=str(error),
+                    message=error.message,
                     course=refusal.course.name,
                 )
                 if not self._go_on_after(refusal):

@@ -77,6 +77,6 @@ def judge(error: StatusError) -> Refusal:
     return Refusal(
         course=course,
         reason=error.reason or error.code.name,
-        message=str(error),
+        message=error.message,
         retry_delay=error.retry_delay,
     )

@@ -190,16 +190,16 @@ class TrainerLink:
         goodbye = link_pb2.TrainerGoodbye(error=error or "")
         self.send(link_pb2.TrainerMessage(goodbye=goodbye))
         deadline = time.monotonic() + timeout
-        while not self._over() and not self._all_sent():
+        while not self._over() and not self._all_taken():
             left = deadline - time.monotonic()
             if left <= 0 or (self._detached is not None and self._connection is None):
                 break
             self.poll()
-            if not self._all_sent():
+            if not self._all_taken():
                 self._wait(left)
-        sent = self._all_sent()
+        taken = self._all_taken()
         self._end()
-        return sent
+        return taken
 
     # ------------------------------------------------------------------------------ for each step
 
@@ -314,8 +314,9 @@ class TrainerLink:
     def _answered(self) -> bool:
         return self._state is LinkState.CONNECTED
 
-    def _all_sent(self) -> bool:
-        return self._connection is not None and not self._waiting
+    def _all_taken(self) -> bool:
+        # A process that was just started may yet die without having read what the socket holds.
+        return self._welcome is not None and not self._waiting
 
     def _over(self) -> bool:
         return self._state is LinkState.CLOSED or self._attempt_at == _NEVER

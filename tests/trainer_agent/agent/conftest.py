@@ -88,12 +88,28 @@ class World:
         await self.service.until(lambda: not lives(pid), timeout)
 
     async def end(self) -> None:
+        """Ends every process of this world; an agent left would look for other tests' servers."""
         for trainer in self.trainers:
             await trainer.kill()
-        for pid in self.agents():
-            if is_agent(pid):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        for pid in agents_of(self.socket_dir):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def agents_of(socket_dir: Path) -> list[int]:
+    """Process ids of the agents that use a directory, whether they listen yet or not."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+            if (
+                entry.name.isdigit()
+                and (entry / "cmdline")
+                .read_bytes()
+                .find(b"\0--socket-dir\0" + os.fsencode(socket_dir) + b"\0")
+                >= 0
+            ):
+                found.append(int(entry.name))
+    return found
 
 
 def lives(pid: int) -> bool:
@@ -103,11 +119,6 @@ def lives(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return stat.rpartition(")")[2].split()[0] not in "ZX"
-
-
-def is_agent(pid: int) -> bool:
-    """Tells whether a number is an agent's still."""
-    return lives(pid) and b"trainer_agent" in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def rss_in_megabytes(pid: int) -> float:

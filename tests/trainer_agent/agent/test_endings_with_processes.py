@@ -52,7 +52,7 @@ async def until_noticed(trainer: TrainerProcess) -> None:
     """Lets the trainer poll until it has noticed that its agent is gone."""
     async with asyncio.timeout(15):
         while (await trainer.do("status"))["state"] == "connected":
-            await trainer.do("poll")
+            await trainer.poll()
 
 
 async def start_agent(world: World, *arguments: str) -> asyncio.subprocess.Process:
@@ -144,8 +144,9 @@ async def test_a_forked_child_that_keeps_the_socket_does_not_hide_the_trainers_d
     trainer = await world.served_trainer()
     child = await trainer.do("fork", str(tmp_path / "child"))
     try:
-        await service.until((tmp_path / "child").exists)
-        assert (tmp_path / "child").read_text("utf-8") == "closed"
+        told_state = tmp_path / "child"
+        await service.until(lambda: told_state.exists() and bool(told_state.read_text("utf-8")))
+        assert told_state.read_text("utf-8") == "closed"
         await trainer.do("step", 1, {"loss": 1.0})
         await trainer.kill()
         told = await exit_told(service)
@@ -240,7 +241,7 @@ async def test_an_agent_that_can_not_start_does_not_stop_the_trainer(
     while complaints < 2:
         step += 1
         await trainer.do("step", step, {"loss": 1.0})
-        await trainer.do("poll")
+        await trainer.poll()
         logs = [path.read_text("utf-8") for path in world.socket_dir.glob("*.log")]
         complaints = "".join(logs).count("unrecognized arguments: --no-such-option")
     assert (await trainer.do("status"))["state"] == "connecting"
@@ -390,5 +391,5 @@ async def test_an_agent_is_small(world: World, service: ScriptedAgentService) ->
         await trainer.do("step", step, {"loss": 1.0, "learning_rate": 1e-4})
     async with asyncio.timeout(20):
         while not any(r.heartbeat.progress.step == 2000 for r in service.everything("heartbeat")):
-            await trainer.do("poll")  # sends what the socket had no room for
+            await trainer.poll()  # sends what the socket had no room for
     assert world.agent_megabytes() <= 60
