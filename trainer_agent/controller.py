@@ -174,6 +174,11 @@ class ParameterController:
 
     # What there is to tell.
 
+    @property
+    def has_news(self) -> bool:
+        """Whether there are outcomes or moved readings to take."""
+        return bool(self._outcomes or self._moved)
+
     def take_outcomes(self) -> list[session_pb2.UpdateOutcome]:
         """Return the outcomes since the last call, in order."""
         if not self._outcomes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -164,14 +164,23 @@ class SteeringSession:
             last: No step follows.
             pausing: Something else comes first, such as an evaluation.
         """
+        controller = self._controller
         self._boundary = boundary
-        self._step_nanos = time.time_ns()
-        self._receive()
-        self._controller.at_boundary(boundary, last=last)
-        self._report_step()
-        if self._step_nanos - self._sent_nanos >= REPORT_INTERVAL_NANOS or last or pausing:
+        self._step_nanos = now = time.time_ns()
+        messages = self._link.poll()
+        if messages:
+            self._take(messages)
+        controller.at_boundary(boundary, last=last)
+        step, max_steps, epoch = boundary
+        self._told = self._used
+        self._batch.add(step, now, epoch, self._told)
+        if max_steps != self._reported_max_steps and max_steps is not None:
+            self._reported_max_steps = max_steps
+            self._batch.plan(max_steps)
+        if now - self._sent_nanos >= REPORT_INTERVAL_NANOS or last or pausing:
             self._send_steps()
-        self._send_outcomes()
+        if controller.has_news:
+            self._send_news()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Report metrics, numbers that lie on the host already, with the step they belong to."""
@@ -200,7 +209,6 @@ class SteeringSession:
         self._faults.add(component)
         what = f"{type(error).__name__}: {error}"
         try:
-            self._send_steps()
             self._controller.switch_off(
                 "STEERING_SWITCHED_OFF",
                 f"steering is switched off in this training process, as {component} failed: {what}",
@@ -220,14 +228,15 @@ class SteeringSession:
         self._boundary = boundary
         self._phase = session_pb2.TRAINER_PHASE_FINISHED
         try:
-            self._receive()
+            self._take(self._link.poll())
             self._controller.finish(boundary)
         finally:
-            self._send_steps()
-            self._send_outcomes()
-            finished = session_pb2.TrainingFinished(step=boundary.global_step)
-            self._link.send(link_pb2.TrainerMessage(finished=finished))
-            self.close()
+            try:
+                self._send_news()
+            finally:
+                finished = session_pb2.TrainingFinished(step=boundary.global_step)
+                self._link.send(link_pb2.TrainerMessage(finished=finished))
+                self.close()
 
     def close(self, error: str | None = None) -> None:
         """Close the link; does nothing the second time.
@@ -237,11 +246,13 @@ class SteeringSession:
         """
         if not self._closed:
             self._closed = True
-            self._send_steps()
-            self._link.close(error=error, timeout=CLOSE_TIMEOUT)
+            try:
+                self._send_steps()
+            finally:
+                self._link.close(error=error, timeout=CLOSE_TIMEOUT)
 
-    def _receive(self) -> None:
-        for message in self._link.poll():
+    def _take(self, messages: Iterable[link_pb2.AgentMessage]) -> None:
+        for message in messages:
             match message.WhichOneof("message"):
                 case "delivery":
                     delivery = message.delivery
@@ -258,32 +269,24 @@ class SteeringSession:
                 case _:
                     pass  # the link sees to welcome and detached, a newer agent may say more
 
-    def _send_outcomes(self) -> None:
-        for outcome in self._controller.take_outcomes():
-            self._send_steps()
-            self._link.send(link_pb2.TrainerMessage(outcome=outcome))
-
-    def _report_step(self) -> None:
-        boundary, batch = self._boundary, self._batch
-        self._told, self._used = self._used, {}
-        if not batch.takes(self._told):
-            self._send_steps()
-        batch.add(boundary.global_step, self._step_nanos, boundary.epoch, self._told)
-        if boundary.max_steps is not None and boundary.max_steps != self._reported_max_steps:
-            self._reported_max_steps = boundary.max_steps
-            batch.plan(boundary.max_steps)
+    def _send_news(self) -> None:
+        """Send what updates have moved, and how they ended."""
+        self._send_steps()
         readings = self._controller.take_moved_readings()
         if readings:
-            self._send_steps()
             message = link_pb2.TrainerMessage()
-            message.step.step, message.step.time_nanos = boundary.global_step, self._step_nanos
+            message.step.step = self._boundary.global_step
+            message.step.time_nanos = self._step_nanos
             message.step.readings.extend(readings)
             self._link.send(message)
+        for outcome in self._controller.take_outcomes():
+            self._link.send(link_pb2.TrainerMessage(outcome=outcome))
 
     def _send_steps(self) -> None:
         if len(self._batch):
             self._sent_nanos = self._step_nanos
-            self._link.send(self._batch.take())
+            for message in self._batch.take():
+                self._link.send(message)
 
     def _full_state(self) -> session_pb2.FullState:
         return session_pb2.FullState(

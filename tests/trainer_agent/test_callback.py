@@ -17,6 +17,7 @@ from tests.support.tiny_runs import AtStep, outcome
 from trainer_agent import RuntimeParameterUpdateCallback, attach
 from trainer_agent.controller import ParameterController
 from trainer_agent.identity import DEFAULT_CONTROL_PLANE
+from trainer_agent.link.steps import StepBatch
 from trainer_agent.session import SteeringSession
 
 
@@ -186,8 +187,9 @@ FAILURES: dict[str, tuple[object, str]] = {
     "on_train_begin: parameters": (ParameterController, "__init__"),
     "on_optimizer_step": (ParameterController, "optimizer_stepped"),
     "on_step_end": (ParameterController, "at_boundary"),
-    "on_step_end: poll": (SteeringSession, "_receive"),
-    "on_step_end: send": (SteeringSession, "_report_step"),
+    "on_step_end: poll": (SteeringSession, "_take"),
+    "on_step_end: send": (StepBatch, "add"),
+    "reporting steps together": (StepBatch, "take"),
     "on_log": (SteeringSession, "log"),
     "on_train_end": (ParameterController, "finish"),
     "on_train_end: close": (SteeringSession, "close"),
@@ -229,6 +231,9 @@ def test_what_fails_in_a_hook_never_reaches_the_loop(
         (fault,) = script.link.faults
         assert fault.component == hook
         assert "BrokenError: broken on purpose" in fault.message
+        assert script.link.sent[-1].HasField("finished")
+    if hook == "reporting steps together":  # in whichever hook that is tried again
+        assert script.link.faults[0].component == "on_step_end"
         assert script.link.sent[-1].HasField("finished")
 
 

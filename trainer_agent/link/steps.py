@@ -6,6 +6,7 @@ most some twenty times a second it is done.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Final
 
@@ -17,60 +18,54 @@ REPORT_INTERVAL_NANOS: Final = 50_000_000
 MOST_STEPS: Final = 1_000
 """Steps in one message."""
 
+_Step = tuple[int, int, float | None, Mapping[str, float]]
+
 
 class StepBatch:
-    """Steps that wait to be reported together."""
+    """Steps that wait to be reported together.
+
+    Taking one in is on every step's way, so it does nothing but keep it.
+    """
 
     def __init__(self) -> None:
         """Begins empty."""
-        self._steps: list[int] = []
-        self._times: list[int] = []
-        self._values: list[float] = []
-        self._names: tuple[str, ...] = ()
-        self._epoch: float | None = None
+        self._steps: list[_Step] = []
         self._max_steps: int | None = None
 
     def __len__(self) -> int:
         """Returns how many steps wait."""
         return len(self._steps)
 
-    def takes(self, metrics: Mapping[str, float]) -> bool:
-        """Tells whether a step with these metrics fits to those that wait."""
-        steps = len(self._steps)
-        return not steps or (steps < MOST_STEPS and self._names == tuple(metrics))
-
     def add(
         self, step: int, time_nanos: int, epoch: float | None, metrics: Mapping[str, float]
     ) -> None:
-        """Takes a step; one that ``takes`` says yes to."""
-        if not self._steps:
-            self._names = tuple(metrics)
-        self._steps.append(step)
-        self._times.append(time_nanos)
-        self._values.extend(metrics.values())
-        self._epoch = epoch
+        """Takes a step; ``metrics`` must not be changed afterwards."""
+        self._steps.append((step, time_nanos, epoch, metrics))
 
     def plan(self, max_steps: int) -> None:
         """Has the next message tell how many steps are planned."""
         self._max_steps = max_steps
 
-    def take(self) -> link_pb2.TrainerMessage:
-        """Returns the message that reports what waits, and forgets it."""
-        message = link_pb2.TrainerMessage()
-        batch = message.steps
-        batch.steps.extend(self._steps)
-        batch.time_nanos.extend(self._times)
-        batch.names.extend(self._names)
-        batch.values.extend(self._values)
-        if self._epoch is not None:
-            batch.epoch = self._epoch
-        if self._max_steps is not None:
-            batch.max_steps = self._max_steps
-        self._max_steps = None
-        self._steps.clear()
-        self._times.clear()
-        self._values.clear()
-        return message
+    def take(self) -> Iterator[link_pb2.TrainerMessage]:
+        """Returns the messages that report what waits, and forgets it."""
+        steps, self._steps = self._steps, []
+        max_steps, self._max_steps = self._max_steps, None
+        for names, alike in itertools.groupby(steps, lambda step: tuple(step[3])):
+            every = list(alike)
+            for first in range(0, len(every), MOST_STEPS):
+                some = every[first : first + MOST_STEPS]
+                message = link_pb2.TrainerMessage()
+                batch = message.steps
+                batch.steps.extend([step for step, _, _, _ in some])
+                batch.time_nanos.extend([time_nanos for _, time_nanos, _, _ in some])
+                batch.names.extend(names)
+                batch.values.extend([value for *_, each in some for value in each.values()])
+                epoch = some[-1][2]
+                if epoch is not None:
+                    batch.epoch = epoch
+                if max_steps is not None:
+                    batch.max_steps = max_steps
+                yield message
 
 
 def reports(batch: link_pb2.StepReports) -> Iterator[link_pb2.StepReport]:

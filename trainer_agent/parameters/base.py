@@ -20,7 +20,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 Value: TypeAlias = float | int | bool | str
 """What a parameter can hold."""
@@ -178,8 +178,7 @@ def operation_of(change: Change) -> Operation:
             return Operation.RELEASE
 
 
-@dataclass(frozen=True, slots=True)
-class Boundary:
+class Boundary(NamedTuple):
     """A place between two optimizer steps.
 
     A change applied here is used first by optimizer step ``next_step``.

@@ -131,6 +131,8 @@ class Steering:
     def settle(self, global_step: int) -> None:
         """Move what varies with time to its value for the step after ``global_step``."""
         self._global_step = global_step
+        if not self.active:
+            return
         if any(over.due(global_step) for over in self._overrides):
             settled = [state.settled(global_step) for state in self.states()]
             self.commit(settled, global_step)

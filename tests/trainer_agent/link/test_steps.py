@@ -31,12 +31,12 @@ def steps_alike(draw: st.DrawFn) -> list[Step]:
 def test_what_goes_in_comes_out(steps: list[Step], max_steps: int | None) -> None:
     batch = StepBatch()
     for step in steps:
-        assert batch.takes(step[3])
         batch.add(*step)
     if max_steps is not None:
         batch.plan(max_steps)
-    message = link_pb2.TrainerMessage.FromString(batch.take().SerializeToString())
-    apart = list(reports(message.steps))
+    (message,) = batch.take()
+    read = link_pb2.TrainerMessage.FromString(message.SerializeToString())
+    apart = list(reports(read.steps))
     assert [(r.step, r.time_nanos) for r in apart] == [(s[0], s[1]) for s in steps]
     for report, (_, _, _, metrics) in zip(apart, steps, strict=True):
         assert list(report.names) == list(metrics)
@@ -51,20 +51,24 @@ def test_a_batch_is_empty_once_taken() -> None:
     batch = StepBatch()
     batch.add(1, 2, 0.5, {"loss": 1.0})
     batch.plan(10)
-    batch.take()
+    list(batch.take())
     assert not len(batch)
+    assert not list(batch.take())
     batch.add(2, 3, None, {})
-    (report,) = reports(batch.take().steps)
+    (message,) = batch.take()
+    (report,) = reports(message.steps)
     assert report == link_pb2.StepReport(step=2, time_nanos=3)
 
 
-def test_steps_with_other_metrics_and_too_many_steps_need_another_batch() -> None:
+def test_steps_with_other_metrics_and_too_many_steps_go_in_several_messages() -> None:
     batch = StepBatch()
-    for step in range(MOST_STEPS):
-        assert batch.takes({"a": 1.0})
-        batch.add(step + 1, 0, None, {"a": 1.0})
-        assert not batch.takes({"b": 1.0})
-    assert not batch.takes({"a": 1.0})
+    for step in range(MOST_STEPS + 1):
+        batch.add(step, 0, None, {"a": 1.0})
+    batch.add(MOST_STEPS + 1, 0, None, {"b": 1.0})
+    messages = list(batch.take())
+    assert [len(message.steps.steps) for message in messages] == [MOST_STEPS, 1, 1]
+    apart = [report.step for message in messages for report in reports(message.steps)]
+    assert apart == list(range(MOST_STEPS + 2))
 
 
 def test_of_a_batch_that_does_not_hold_together_whole_steps_are_taken() -> None:
