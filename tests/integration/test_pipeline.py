@@ -21,7 +21,7 @@ from tests.support.processes import Process, agents_of, free_port, serve, until
 from tests.support.tiny_runs import AtStep, set_with_torch
 
 JOB = "pipeline"
-STEPS = 400
+STEPS = 360
 STEP_SECONDS = 0.01
 _OPEN = {update_pb2.UPDATE_STATE_PENDING, update_pb2.UPDATE_STATE_DELIVERED}
 
