@@ -204,6 +204,13 @@ class ParameterController:
         """Return the revisions held for a later step."""
         return list(self._held)
 
+    def unsettled(self) -> list[int]:
+        """Return the revisions whose outcome is still to come.
+
+        They are held for a later step, or in force and not verified yet.
+        """
+        return sorted({*self._held, *(each.revision for each in self._unverified)})
+
     def unacknowledged(self) -> list[session_pb2.UpdateOutcome]:
         """Return the outcomes that nobody has confirmed to have on disk."""
         return self._lineage.unacknowledged()

@@ -292,7 +292,7 @@ class SteeringSession:
         return session_pb2.FullState(
             parameters=self._controller.specs(),
             in_force=self._controller.in_force(),
-            held=self._controller.held(),
+            held=self._controller.unsettled(),
             outcomes=self._controller.unacknowledged(),
             progress=self._progress(),
             phase=self._phase,

@@ -439,3 +439,16 @@ def test_a_state_that_does_not_fit_is_refused(loop: PlainLoop) -> None:
     ]:
         with pytest.raises(ValueError, match=says):
             loop.new_controller().load_state_dict(bad)
+
+
+def test_the_outcome_of_what_is_in_force_and_not_verified_is_still_to_come(
+    loop: PlainLoop,
+) -> None:
+    loop.deliver(1, set_change(0.5))
+    loop.deliver(2, set_change(0.4), at_step=9)
+    loop.step()
+    assert [(each.first, each.last) for each in loop.controller.in_force()] == [(1, 1)]
+    assert loop.controller.unsettled() == [1, 2]
+    loop.step()
+    assert loop.controller.unsettled() == [2]
+    assert loop.outcome(1).HasField("applied")

@@ -241,7 +241,9 @@ class FullState(_message.Message):
 
     @_builtins.property
     def held(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Revisions that the trainer holds for a later step."""
+        """Revisions whose outcome is still to come: held for a later step, or in force
+        and not verified yet.
+        """
 
     @_builtins.property
     def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___UpdateOutcome]:
