@@ -23,7 +23,7 @@ from control_plane.services.updates import UpdateService
 from control_plane.services.upkeep import Retention, Upkeep
 from control_plane.services.watch import WatchService
 from control_plane.store import open_store
-from grpc_runtime.listen import Address, check_free
+from grpc_runtime.listen import check_free
 from grpc_runtime.logging import configure_logging
 from grpc_runtime.server import Service, run
 from midcourse.agent.v1 import session_pb2_grpc
@@ -49,7 +49,9 @@ class ControlPlane:
         await plane.service.wait()
     """
 
-    def __init__(self, settings: ServerSettings, store: Store, clock: Clock = utc_now) -> None:
+    def __init__(
+        self, settings: ServerSettings, store: Store, service: Service, clock: Clock = utc_now
+    ) -> None:
         """Puts the parts together; nothing runs before `running`."""
         self.settings = settings
         self.bus = LocalBus()
@@ -68,14 +70,7 @@ class ControlPlane:
         self.watches = WatchService(store, self.bus, self.jobs, self.telemetry)
         self.upkeep = Upkeep(store, clock, self.sessions, self.updates, _retention(settings))
         self._store = store
-        self.service = Service(
-            settings.listen,
-            domain=DOMAIN,
-            translate=translate,
-            insecure=settings.insecure,
-            max_message_bytes=settings.max_message_bytes,
-            grace=settings.grace,
-        )
+        self.service = service
         use_cases = UseCases(
             self.jobs, self.updates, self.watches, self.metrics, settings.heartbeat_interval
         )
@@ -135,15 +130,23 @@ class ControlPlane:
             ListenError: If the address can not be listened on.
             StoreOpenError: If the database can not be opened.
         """
-        await check_free(Address.parse(settings.listen))
+        # The address first: whoever may not listen leaves no database behind.
+        service = _service(settings)
+        await check_free(service.address)
         store = await open_store(settings.database)
-        try:
-            plane = cls(settings, store)
-        except BaseException:
-            await store.close()
-            raise
-        async with plane.running():
+        async with cls(settings, store, service).running() as plane:
             yield plane
+
+
+def _service(settings: ServerSettings) -> Service:
+    return Service(
+        settings.listen,
+        domain=DOMAIN,
+        translate=translate,
+        insecure=settings.insecure,
+        max_message_bytes=settings.max_message_bytes,
+        grace=settings.grace,
+    )
 
 
 def _limits(settings: ServerSettings) -> SessionLimits:

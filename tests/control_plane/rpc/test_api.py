@@ -242,10 +242,11 @@ def test_a_declaration_reads_back_as_it_was_sent() -> None:
         assert told == each
 
 
-async def test_settings_that_do_not_go_together_leave_the_database_free(tmp_path: Path) -> None:
+async def test_settings_that_do_not_go_together_leave_no_database_behind(tmp_path: Path) -> None:
     with pytest.raises(ListenError):
         async with running_plane(tmp_path / "a.db", listen="0.0.0.0:0"):
             raise AssertionError("it listens to everybody")
+    assert not (tmp_path / "a.db").exists()
     async with running_plane(tmp_path / "a.db") as free:
         assert isinstance(free.channel, grpc.aio.Channel)
 
