@@ -200,12 +200,14 @@ class TelemetryHub:
         """
         live = self._live.get(job.key)
         values = job.in_force() | (live.readings if live is not None else {})
-        names = {spec.name for spec in job.parameters}
-        confirmed = {(e.parameter, e.group): e.step for e in job.effective}
-        for metric in self._telemetry(tx, job).metrics:
-            key = (metric.name, "")
-            newer = metric.step >= confirmed.get(key, 0)
-            if metric.name in names and newer and math.isfinite(metric.value):
+        metrics = {metric.name: metric for metric in self._telemetry(tx, job).metrics}
+        for spec in job.parameters:
+            key = (spec.name, "")
+            if spec.groups and key not in values and (spec.name, spec.groups[0]) in values:
+                values[key] = values[spec.name, spec.groups[0]]  # which stands for the whole
+            metric = metrics.get(spec.name)
+            confirmed = max((e.step for e in job.effective if e.parameter == spec.name), default=0)
+            if metric is not None and metric.step >= confirmed and math.isfinite(metric.value):
                 values[key] = metric.value
         return values
 

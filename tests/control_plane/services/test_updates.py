@@ -16,16 +16,27 @@ from control_plane.domain.session import Phase, TrainerEvent, Withdrawn
 from control_plane.domain.update import (
     Action,
     ActionKind,
+    Applied,
     Cancelled,
     Expired,
     ExpiryCause,
     Rejected,
+    Transition,
     UpdateSpec,
     UpdateState,
 )
 from control_plane.services.outbox import Withdrawal
 from tests.support.domain_values import NOW, SECOND, applied, set_rate, settled
-from tests.support.use_cases import Clock, Talk, UseCases, eventually, only, said, use_cases
+from tests.support.use_cases import (
+    Clock,
+    Talk,
+    UseCases,
+    eventually,
+    heartbeat,
+    only,
+    said,
+    use_cases,
+)
 
 FINISHED = TrainerEvent(Phase.FINISHED, "over", NOW)
 EXITED = TrainerEvent(Phase.EXITED, "gone", NOW)
@@ -210,6 +221,20 @@ async def test_the_guard_rail_looks_at_the_value_in_force_by_now(plane: UseCases
     with pytest.raises(Refusal):
         await plane.submit(set_rate(9e-4))
     await talk.session.outcome(talk.next(), settled(1, applied(value=1e-4)))
+    await plane.submit(set_rate(9e-4))
+
+
+async def test_values_confirmed_by_group_outdate_a_metric_from_before(plane: UseCases) -> None:
+    talk = Talk(await plane.session())
+    await talk.session.heartbeat(talk.next(), heartbeat(6, learning_rate=[2e-5]))
+    await plane.submit(set_rate(1e-4))
+    talk.session.send([await plane.update(1)])
+    await talk.receive_all()
+    by_group = tuple(Transition("learning_rate", group, 2e-5, 1e-4) for group in ("0", "1"))
+    await talk.session.outcome(talk.next(), settled(1, Applied(7, by_group, NOW, "instance-1")))
+    with pytest.raises(Refusal) as refused:
+        await plane.submit(set_rate(2e-3))
+    assert refused.value.reason is Reason.GUARD_RAIL
     await plane.submit(set_rate(9e-4))
 
 
