@@ -6,33 +6,20 @@
 ...     print(update.applied.step)
 
 Answers are the API's own messages (``midcourse.control.v1``), errors are
-:class:`MidcourseError` and its subclasses.
+:class:`MidcourseError` and its subclasses, which every client of the project raises; those of
+:class:`UpdateError` are this one's own.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Self, Unpack
 
 from control_plane import changes as changes_
-from control_plane._client.address import (
-    ADDRESS_VARIABLE,
-    DEFAULT_ADDRESS,
-)
 from control_plane._client.errors import (
-    AlreadyExistsError,
-    ConflictError,
-    DeadlineExceededError,
-    FailedPreconditionError,
-    InvalidArgumentError,
-    MidcourseError,
-    NotFoundError,
-    OutOfRangeError,
-    PermissionDeniedError,
-    ResourceExhaustedError,
-    UnauthenticatedError,
-    UnavailableError,
     UpdateError,
     UpdateNotAppliedError,
     UpdateTimeoutError,
@@ -46,9 +33,24 @@ from control_plane._client.requests import (
     metrics_request,
     update_request,
 )
-from control_plane._client.retry import RetryPolicy
-from control_plane._client.transport import Transport
+from control_plane._client.target import ADDRESS_VARIABLE, DEFAULT_ADDRESS
+from control_plane._client.transport import ControlPlaneTransport
 from control_plane._client.watch import JobWatch
+from grpc_runtime.client.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    DeadlineExceededError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    MidcourseError,
+    NotFoundError,
+    OutOfRangeError,
+    PermissionDeniedError,
+    ResourceExhaustedError,
+    UnauthenticatedError,
+    UnavailableError,
+)
+from grpc_runtime.client.retry import RetryPolicy
 from grpc_runtime.errors import FieldViolation
 from midcourse.control.v1 import control_pb2, job_pb2, update_pb2
 
@@ -113,7 +115,7 @@ class Client:
             retry: When to try again; by default 4 tries within about a second.
             credentials: TLS for the channel; by default none.
         """
-        self._transport = Transport(
+        self._transport = ControlPlaneTransport(
             address, timeout=timeout, retry=retry or RetryPolicy(), credentials=credentials
         )
         self._stub = self._transport.stub
@@ -124,8 +126,27 @@ class Client:
         return self._transport.address
 
     def close(self) -> None:
-        """Closes the connection; calls under way end with an error."""
+        """Closes the connection, if this client made it; calls under way end with an error."""
         self._transport.close()
+
+    def with_metadata(self, metadata: Sequence[tuple[str, str | bytes]]) -> Self:
+        """Returns a client over the same connection that sends this with every call.
+
+        For a service that asks on behalf of its own callers, with their credentials. What this
+        client sends itself is not added: a call never has the credentials of two. Closing the
+        client returned closes nothing; the one that made the connection owns it and must outlive
+        it. The values are never shown, in errors neither.
+
+        Args:
+            metadata: Pairs such as ``("authorization", "Bearer …")``; keys are lower case, and
+                end in ``-bin`` where the value is bytes.
+
+        Raises:
+            ValueError: A key or value is not allowed in metadata.
+        """
+        other = copy.copy(self)
+        other._transport = self._transport.with_metadata(metadata)  # noqa: SLF001 - one's own
+        return other
 
     def __enter__(self) -> Self:
         return self
@@ -223,7 +244,7 @@ class Client:
             progress_interval=interval,
         )
         return JobWatch(
-            self._stub.WatchJobs,
+            partial(self._stub.WatchJobs, metadata=self._transport.metadata),
             self._transport.translate,
             request,
             policy=self._transport.retry,

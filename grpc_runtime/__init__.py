@@ -5,6 +5,9 @@
                     field violations and retry delay, packed into ``google.rpc.Status`` and back.
                     Free of server imports, so that clients use it too.
 ``options``         channel arguments that servers and clients have to agree on.
+``client``          what the typed clients share: exceptions, retries, blocking and asynchronous
+                    calls. Free of server imports too.
+``paging``          page sizes and page tokens.
 ``interceptors``    one server interceptor: request id, principal, error translation, one log
                     event per call.
 ``auth``            who is calling: ``Principal``, ``Authenticator``, ``current_principal()``.
@@ -16,5 +19,6 @@
 ``logging``         structured logs on stderr, secrets redacted.
 ``settings``        typed settings from flags, environment, TOML file and defaults.
 ``commands``        command-line options derived from a settings model.
+``sql``             databases: SQLite in a file, or PostgreSQL, behind one interface.
 ==================  =============================================================================
 """

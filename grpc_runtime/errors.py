@@ -110,6 +110,21 @@ class StatusError(Exception):
         return f"StatusError({self.code.name}, {self.message!r}, reason={self.reason!r})"
 
 
+def invalid_argument(field: str, description: str) -> StatusError:
+    """The error for one field of a request that is not allowed.
+
+    Args:
+        field: Path of the field in the request.
+        description: What was got and what is allowed.
+    """
+    return StatusError(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        f"{field}: {description}",
+        reason="INVALID_ARGUMENT",
+        violations=[FieldViolation(field, description)],
+    )
+
+
 def to_proto(error: StatusError, *, default_domain: str = "") -> status_pb2.Status:
     """Packs an error into ``google.rpc.Status``, small enough for trailing metadata.
 

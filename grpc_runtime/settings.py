@@ -93,8 +93,8 @@ class Settings(BaseSettings):
         for name, value in _file_values(cls, config_file).items():
             values[name], origins[name] = value, f"{config_file}, table [{cls.table}]"
         environment = EnvSettingsSource(cls)
-        for name, field in cls.model_fields.items():
-            text, _, _ = environment.get_field_value(field, name)
+        for name in cls.model_fields:
+            text = environment.env_vars.get(cls.env_var(name).lower())
             if text is not None:
                 origins[name] = f"environment variable {cls.env_var(name)}"
                 values[name] = _decoded(environment, name, text, origins[name])

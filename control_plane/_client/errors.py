@@ -1,125 +1,20 @@
-"""Exceptions of the client, and what a gRPC status becomes."""
+"""What became of an update: the control plane client's own exceptions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Final
-
-import grpc
-
-from grpc_runtime.errors import FieldViolation, from_rpc_error
+from grpc_runtime.client.errors import MidcourseError
 from midcourse.control.v1 import update_pb2
-
-Code = grpc.StatusCode
-
-
-class MidcourseError(Exception):
-    """Root of everything that a client raises about the control plane.
-
-    ::
-
-        MidcourseError                  any other status, such as INTERNAL
-        ├── InvalidArgumentError        a field of the request is not allowed (see ``violations``)
-        ├── NotFoundError               no such job or update
-        ├── AlreadyExistsError          the job exists, or the request id was used otherwise
-        ├── FailedPreconditionError     not in this state: the job has ended, a guard rail, …
-        ├── ConflictError               the expected revision or etag is not the current one
-        ├── OutOfRangeError             a position or page token is gone: begin anew
-        ├── PermissionDeniedError       the caller may not do that
-        ├── UnauthenticatedError        the caller did not prove who it is
-        ├── ResourceExhaustedError      too large, or too much at once
-        ├── UnavailableError            nobody answers there, or not now
-        ├── DeadlineExceededError       no answer in time; whether it was done is unknown
-        └── UpdateError                 what became of an update (see ``update``)
-            ├── UpdateNotAppliedError   settled otherwise: rejected, expired or cancelled
-            └── UpdateTimeoutError      not settled within the time to wait; it still may be
-
-    Attributes:
-        code: gRPC status code; None where no call failed (:class:`UpdateError`).
-        message: One line for a person.
-        reason: Constant in UPPER_SNAKE for programs; empty if none was given.
-        violations: The fields of the request that were refused.
-        metadata: Values a program may want, such as the limit that was exceeded.
-        retry_delay: Seconds that the server asked to wait; None where it did not.
-        request_id: Id of the failed call in the server's log; None if unknown.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        code: grpc.StatusCode | None = None,
-        reason: str = "",
-        violations: Sequence[FieldViolation] = (),
-        metadata: Mapping[str, str] | None = None,
-        retry_delay: float | None = None,
-        request_id: str | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.message = message
-        self.code = code
-        self.reason = reason
-        self.violations = tuple(violations)
-        self.metadata = dict(metadata or {})
-        self.retry_delay = retry_delay
-        self.request_id = request_id
-
-    def __str__(self) -> str:
-        """Returns the message and every violation that it does not tell already."""
-        parts = [self.message]
-        for violation in self.violations:
-            if violation.description not in self.message:
-                field = f"{violation.field}: " if violation.field else ""
-                parts.append(f"{field}{violation.description}")
-        return "; ".join(part for part in parts if part)
-
-
-class InvalidArgumentError(MidcourseError):
-    """A field of the request is not allowed, whatever the state of the job."""
-
-
-class NotFoundError(MidcourseError):
-    """There is no such job or update."""
-
-
-class AlreadyExistsError(MidcourseError):
-    """The job exists already, or the request id was used with other content."""
-
-
-class FailedPreconditionError(MidcourseError):
-    """The job's state or a guard rail does not allow it."""
-
-
-class ConflictError(MidcourseError):
-    """The expected revision or etag is not the current one; nothing was changed."""
-
-
-class OutOfRangeError(MidcourseError):
-    """A position or page token is gone; begin anew."""
-
-
-class PermissionDeniedError(MidcourseError):
-    """The caller may not do that."""
-
-
-class UnauthenticatedError(MidcourseError):
-    """The caller did not prove who it is."""
-
-
-class ResourceExhaustedError(MidcourseError):
-    """The message is too large, or the server has too much to do."""
-
-
-class UnavailableError(MidcourseError):
-    """Nobody answers at the address, or the server is going down or overloaded."""
-
-
-class DeadlineExceededError(MidcourseError):
-    """No answer came in time. Whether the request was carried out is unknown."""
 
 
 class UpdateError(MidcourseError):
-    """What became of an update after it was accepted.
+    """What became of an update after it was accepted; no call failed.
+
+    ::
+
+        MidcourseError
+        └── UpdateError                 what became of an update (see ``update``)
+            ├── UpdateNotAppliedError   settled otherwise: rejected, expired or cancelled
+            └── UpdateTimeoutError      not settled within the time to wait; it still may be
 
     Attributes:
         update: The update as it stood.
@@ -136,53 +31,6 @@ class UpdateNotAppliedError(UpdateError):
 
 class UpdateTimeoutError(UpdateError):
     """The update was not settled within the time to wait; it stays accepted."""
-
-
-_BY_CODE: Final[dict[grpc.StatusCode, type[MidcourseError]]] = {
-    Code.INVALID_ARGUMENT: InvalidArgumentError,
-    Code.NOT_FOUND: NotFoundError,
-    Code.ALREADY_EXISTS: AlreadyExistsError,
-    Code.FAILED_PRECONDITION: FailedPreconditionError,
-    Code.ABORTED: ConflictError,
-    Code.OUT_OF_RANGE: OutOfRangeError,
-    Code.PERMISSION_DENIED: PermissionDeniedError,
-    Code.UNAUTHENTICATED: UnauthenticatedError,
-    Code.RESOURCE_EXHAUSTED: ResourceExhaustedError,
-    Code.UNAVAILABLE: UnavailableError,
-    Code.DEADLINE_EXCEEDED: DeadlineExceededError,
-}
-
-
-def from_call(error: grpc.RpcError, *, address: str) -> MidcourseError:
-    """Turns what a gRPC call raised into the client's exception.
-
-    Args:
-        error: Of the synchronous or the asynchronous API.
-        address: Where the call went; named if nobody answered there.
-    """
-    status = from_rpc_error(error)
-    message = status.message
-    if not status.reason:  # not the server's words: gRPC's own, or a proxy's
-        if status.code is Code.UNAVAILABLE:
-            message = f"no control plane answers at {address} ({_cause(message)})"
-        elif status.code is Code.DEADLINE_EXCEEDED:
-            message = f"the control plane at {address} did not answer in time"
-        elif status.code is Code.UNIMPLEMENTED:
-            message = f"the server at {address} does not know this call: {message}"
-    return _BY_CODE.get(status.code, MidcourseError)(
-        message or status.code.name,
-        code=status.code,
-        reason=status.reason,
-        violations=status.violations,
-        metadata=status.metadata,
-        retry_delay=status.retry_delay,
-        request_id=status.request_id,
-    )
-
-
-def _cause(details: str) -> str:
-    """Returns the cause at the end of gRPC's chain "failed to …: ipv4:…: Connection refused"."""
-    return details.rpartition(": ")[2].strip() or "no reason given"
 
 
 def not_applied(update: update_pb2.Update) -> UpdateNotAppliedError:

@@ -10,8 +10,8 @@ from typing import Protocol, Self
 
 import grpc
 
-from control_plane._client.errors import MidcourseError, UnavailableError
-from control_plane._client.retry import RetryPolicy, is_transient
+from grpc_runtime.client.errors import MidcourseError, UnavailableError
+from grpc_runtime.client.retry import RetryPolicy, is_transient
 from midcourse.control.v1 import control_pb2
 
 

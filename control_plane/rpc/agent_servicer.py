@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from control_plane.domain.errors import Reason, Refusal
 from control_plane.rpc import convert_session as convert
+from grpc_runtime.errors import StatusError
 from midcourse.agent.v1 import session_pb2_grpc
 
 if TYPE_CHECKING:
@@ -64,10 +65,10 @@ async def _read(session: AgentSession, requests: AsyncIterator[pb.SessionRequest
         try:
             if not await _take(session, number, request):
                 return
-        except Refusal as refusal:
+        except (Refusal, StatusError) as refusal:
             if refusal.reason not in _PER_MESSAGE:
                 raise
-            session.bad_message(number, refusal.reason, refusal.message)
+            session.bad_message(number, Reason(refusal.reason), refusal.message)
 
 
 async def _take(session: AgentSession, number: int, request: pb.SessionRequest) -> bool:

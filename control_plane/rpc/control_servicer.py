@@ -11,12 +11,12 @@ from control_plane.domain import selector
 from control_plane.domain.errors import invalid
 from control_plane.domain.names import parse_job, parse_update
 from control_plane.rpc import convert_job, convert_update
-from control_plane.rpc.convert_common import MAX_COUNT, seconds_of, time_of
-from control_plane.rpc.paging import page_size, read_token, write_token
 from control_plane.services.metrics import MetricsQuery
 from control_plane.services.telemetry import EPOCH
 from control_plane.services.updates import MAX_WAIT, Submission
 from grpc_runtime.auth import current_principal
+from grpc_runtime.convert import MAX_COUNT, seconds_of, time_of
+from grpc_runtime.paging import page_size, read_token, write_token
 from midcourse.control.v1 import control_pb2 as pb
 from midcourse.control.v1 import control_pb2_grpc
 

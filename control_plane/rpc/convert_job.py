@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from control_plane.domain.errors import invalid
 from control_plane.domain.job import Job, JobState, MetricPoint, Progress, SessionInfo, TrainerExit
 from control_plane.domain.names import job_name
-from control_plane.rpc.convert_common import count_of, duration, time_of, timestamp
 from control_plane.rpc.convert_parameter import spec, value
 from control_plane.rpc.convert_update import ACTIONS_OUT, change, update
 from control_plane.services.watch import WatchItem, WatchKind
+from grpc_runtime.convert import count_of, duration, time_of, timestamp
 from midcourse.control.v1 import control_pb2, job_pb2
 
 if TYPE_CHECKING:

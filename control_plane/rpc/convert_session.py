@@ -18,13 +18,6 @@ from control_plane.domain.session import (
     Withdrawn,
     check_protocol,
 )
-from control_plane.rpc.convert_common import (
-    count_of,
-    duration,
-    seconds_of,
-    time_of,
-    timestamp,
-)
 from control_plane.rpc.convert_job import exit_of, progress_of
 from control_plane.rpc.convert_parameter import spec_of
 from control_plane.rpc.convert_update import (
@@ -47,6 +40,13 @@ from control_plane.services.outbox import (
     Withdrawal,
 )
 from control_plane.services.telemetry import EPOCH
+from grpc_runtime.convert import (
+    count_of,
+    duration,
+    seconds_of,
+    time_of,
+    timestamp,
+)
 from midcourse.agent.v1 import session_pb2 as pb
 
 if TYPE_CHECKING:

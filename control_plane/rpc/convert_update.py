@@ -29,8 +29,8 @@ from control_plane.domain.update import (
     UpdateSpec,
     UpdateState,
 )
-from control_plane.rpc.convert_common import time_of, timestamp
 from control_plane.rpc.convert_parameter import value, value_of
+from grpc_runtime.convert import time_of, timestamp
 from midcourse.control.v1 import update_pb2 as pb
 
 _SHAPES = {

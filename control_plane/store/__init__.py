@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from control_plane.store import migrations
 from control_plane.store.errors import StoreError
-from control_plane.store.sqlite import SqliteStore
+from control_plane.store.store import SqlStore
+from grpc_runtime.sql import DatabaseOpenError, open_database
 
 if TYPE_CHECKING:
     from control_plane.services.ports import Store
@@ -28,23 +29,17 @@ async def open_store(database: str | Path) -> Store:
     Raises:
         StoreError: If it can not be opened.
     """
-    return await asyncio.to_thread(SqliteStore, _path(database))
-
-
-def _path(database: str | Path) -> Path:
-    if isinstance(database, Path):
-        return database
-    scheme, separator, rest = database.partition("://")
+    scheme, separator, _ = str(database).partition("://")
     if separator and scheme != "sqlite":
         # Only the scheme is shown: the rest may hold a password.
         raise StoreError(
             f"this version stores in SQLite only; got a {scheme}:// address, "
             "allowed: a path, or sqlite:///path"
         )
-    path = rest.removeprefix("/") if separator else database
-    if not path or path.startswith((":memory:", "file:")) or (separator and rest[:1] != "/"):
-        raise StoreError(
-            f"got {database!r} as the database, allowed: the path of a file, or sqlite:///path; "
-            "a database in memory would not be durable, so there is none"
+    try:
+        opened = await open_database(
+            database, migrations=migrations, exclusive_owner="control plane"
         )
-    return Path(path)
+    except DatabaseOpenError as error:
+        raise StoreError(str(error)) from error
+    return SqlStore(opened)

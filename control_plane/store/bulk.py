@@ -7,7 +7,7 @@ from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from control_plane.store.prepared import execute
+from grpc_runtime.sql.prepared import execute
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Table

@@ -7,9 +7,9 @@ from dataclasses import fields
 from sqlalchemy import bindparam, func, insert, select
 
 from control_plane.services.ports import Event
-from control_plane.store.prepared import Prepared
 from control_plane.store.queries import Queries
 from control_plane.store.schema import events
+from grpc_runtime.sql.prepared import Prepared
 
 _FIELDS = tuple(field.name for field in fields(Event))
 _GIVEN = tuple(name for name in _FIELDS if name != "position")

@@ -11,9 +11,9 @@ from sqlalchemy import Connection, bindparam, delete, insert, select, update
 from control_plane.domain.job import Job, JobState
 from control_plane.domain.session import Run
 from control_plane.store.bulk import write_rows
-from control_plane.store.prepared import Prepared
 from control_plane.store.queries import Queries
 from control_plane.store.schema import is_one_of, jobs, runs
+from grpc_runtime.sql.prepared import Prepared
 
 _FIELDS = tuple(field.name for field in fields(Job))
 _FIXED = frozenset({"key", "id", "uid", "create_time"})

@@ -16,9 +16,9 @@ from sqlalchemy import (
     update,
 )
 
-from control_plane.store.prepared import Prepared
 from control_plane.store.queries import Queries
 from control_plane.store.schema import events, samples, series
+from grpc_runtime.sql.prepared import Prepared
 
 _NEVER = 2**63 - 1
 

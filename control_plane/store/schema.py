@@ -7,7 +7,6 @@ text. Numbers are 64 bits wide.
 from __future__ import annotations
 
 from collections.abc import Collection
-from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -51,48 +50,7 @@ from control_plane.domain.update import (
 )
 from control_plane.services.ports import EventKind
 from control_plane.store.codec import remembering
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
-
-
-def microseconds(time: datetime) -> int:
-    """Microseconds since 1970."""
-    return (time - _EPOCH) // _MICROSECOND
-
-
-class UtcTime(TypeDecorator[datetime]):
-    """A time with UTC as its zone, as microseconds since 1970."""
-
-    impl = BigInteger
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:
-        """To the database."""
-        return None if value is None else microseconds(value)
-
-    def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:
-        """From the database."""
-        return None if value is None else _EPOCH + value * _MICROSECOND
-
-
-class Name(TypeDecorator[StrEnum]):
-    """A member of an enumeration, by its value."""
-
-    impl = String
-    cache_ok = True
-
-    def __init__(self, members: type[StrEnum]) -> None:
-        super().__init__()
-        self.members = members
-
-    def process_bind_param(self, value: StrEnum | None, dialect: Dialect) -> str | None:
-        """To the database."""
-        return None if value is None else value.value
-
-    def process_result_value(self, value: str | None, dialect: Dialect) -> StrEnum | None:
-        """From the database."""
-        return None if value is None else self.members(value)
+from grpc_runtime.sql import Name, UtcTime
 
 
 def is_one_of(column: ColumnElement[Any], names: Collection[StrEnum]) -> ColumnElement[bool]:

@@ -13,9 +13,9 @@ from control_plane.domain.series import Sample
 from control_plane.services.ports import Telemetry, TelemetryBatch
 from control_plane.store.bulk import write_rows
 from control_plane.store.codec import codec
-from control_plane.store.prepared import Prepared
 from control_plane.store.queries import Queries
 from control_plane.store.schema import jobs, samples, series, telemetry
+from grpc_runtime.sql.prepared import Prepared
 
 SeriesId = tuple[int, int, str]
 """(job key, run number, metric)."""

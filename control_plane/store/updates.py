@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import bindparam, func, insert, select, update
 
 from control_plane.domain.update import OPEN_STATES, Update, UpdateState
-from control_plane.store.prepared import Prepared
 from control_plane.store.queries import Queries
 from control_plane.store.schema import IS_OPEN, is_one_of, jobs, updates
+from grpc_runtime.sql.prepared import Prepared
 
 if TYPE_CHECKING:
     from sqlalchemy import BindParameter

@@ -365,3 +365,35 @@ def test_watch_gives_up_as_told(plane: Client, server: FakeControlPlane) -> None
     server.break_watches(unavailable())
     with pytest.raises(UnavailableError):
         next(watch)
+
+
+# On behalf of others
+
+
+def test_a_client_with_metadata_sends_it_with_every_kind_of_call(
+    plane: Client, server: FakeControlPlane
+) -> None:
+    asking = plane.with_metadata([("authorization", "Bearer s3cret")])
+    asking.get_job("my-run")
+    list(asking.list_jobs())
+    asking.set("my-run", learning_rate=1e-5, wait=True)
+    with asking.watch_jobs() as watch:
+        next(watch)
+    assert {name for name, _ in server.calls} == set(server.authorization)
+    assert set(server.authorization.values()) == {"Bearer s3cret"}
+    assert "s3cret" not in f"{asking!r}{vars(asking)!r}"
+
+
+def test_closing_a_client_with_metadata_closes_nothing(
+    plane: Client, server: FakeControlPlane
+) -> None:
+    with plane.with_metadata([("authorization", "Bearer s3cret")]) as asking:
+        assert asking.address == plane.address
+    assert plane.get_job("my-run").name == "jobs/my-run"
+    assert server.authorization["GetJob"] is None
+
+
+def test_metadata_that_grpc_would_refuse(plane: Client) -> None:
+    with pytest.raises(ValueError, match="'authorization'") as caught:
+        plane.with_metadata([("authorization", "s3cret\n")])
+    assert "s3cret" not in str(caught.value)

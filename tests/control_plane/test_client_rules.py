@@ -1,4 +1,4 @@
-"""The client's pure parts: retry policy, watch cursor, changes, the exception tree."""
+"""The client's pure parts: watch cursor, changes, the exception tree."""
 
 from __future__ import annotations
 
@@ -12,39 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from control_plane import changes, client
-from control_plane._client import errors, watch
-from control_plane.client import MidcourseError, RetryPolicy, UnavailableError
+from control_plane._client import watch
+from control_plane.client import MidcourseError, UpdateError
 from midcourse.control.v1 import control_pb2, parameter_pb2
-
-
-@given(
-    failures=st.integers(1, 10_000),
-    advised=st.none() | st.floats(0, 1000),
-    initial=st.floats(0.001, 5),
-    factor=st.floats(1, 100),
-)
-def test_backoff_is_bounded_and_honours_advice(
-    failures: int, advised: float | None, initial: float, factor: float
-) -> None:
-    policy = RetryPolicy(initial=initial, maximum=initial * factor)
-    delay = policy.backoff(failures, advised)
-    least = advised or 0.0
-    assert least <= delay <= least + policy.maximum * (1 + 1e-9)
-    assert delay <= least + initial * 2.0 ** min(failures - 1, 60) * (1 + 1e-9)
-
-
-def test_a_policy_that_makes_no_sense_is_refused() -> None:
-    with pytest.raises(ValueError, match="attempts"):
-        RetryPolicy(attempts=0)
-    with pytest.raises(ValueError, match="initial"):
-        RetryPolicy(initial=2.0, maximum=1.0)
-
-
-def test_only_the_transient_is_retried() -> None:
-    policy = RetryPolicy(attempts=3)
-    assert policy.delay(1, UnavailableError("x")) is not None
-    assert policy.delay(3, UnavailableError("x")) is None
-    assert policy.delay(1, MidcourseError("x")) is None
 
 
 @given(
@@ -103,7 +73,7 @@ def test_hold_steps_go_with_hold_only() -> None:
 
 
 def test_the_exception_tree_is_drawn_in_full() -> None:
-    drawn = errors.MidcourseError.__doc__ or ""
+    drawn = f"{MidcourseError.__doc__}{UpdateError.__doc__}"
     for name in client.__all__:
         exported = getattr(client, name)
         if isinstance(exported, type) and issubclass(exported, Exception):

@@ -75,6 +75,7 @@ class FakeControlPlane(control_pb2_grpc.ControlPlaneServiceServicer):
         series: By the job's resource name.
         settle_as: What becomes of accepted updates at once; PENDING leaves them open.
         calls: Every request, by method name, in order.
+        authorization: What the last call of each method had in its metadata under that key.
         next_step: Where updates are applied.
         script: What happens as soon as somebody watches; the arguments of `publish`.
 
@@ -86,6 +87,7 @@ class FakeControlPlane(control_pb2_grpc.ControlPlaneServiceServicer):
         self.series: dict[str, list[pb.Series]] = {}
         self.settle_as = update_pb2.UPDATE_STATE_APPLIED
         self.calls: list[tuple[str, Any]] = []
+        self.authorization: dict[str, Any] = {}
         self.page_size = 2
         self.next_step = 121
         self.script: list[tuple[Any, job_pb2.Job, update_pb2.Update | None]] = []
@@ -338,6 +340,7 @@ class FakeControlPlane(control_pb2_grpc.ControlPlaneServiceServicer):
         copy = type(request)()
         copy.CopyFrom(request)
         self.calls.append((method, copy))
+        self.authorization[method] = dict(context.invocation_metadata()).get("authorization")
         if waiting := self._failures.get(method):
             context.abort_with_status(rpc_status.to_status(to_proto(waiting.pop(0))))
 

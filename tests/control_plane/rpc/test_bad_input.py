@@ -13,7 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from control_plane.domain.errors import Reason
 from control_plane.rpc.errors import CATALOGUE
-from control_plane.rpc.paging import write_token
+from grpc_runtime.paging import write_token
 from midcourse.agent.v1 import session_pb2
 from midcourse.control.v1 import control_pb2 as pb
 from midcourse.control.v1 import job_pb2, parameter_pb2, update_pb2

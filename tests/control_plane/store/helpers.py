@@ -9,7 +9,8 @@ from typing import Any
 from sqlalchemy import Connection
 
 from control_plane.services.ports import Store, Transaction
-from control_plane.store.sqlite import SqliteStore
+from control_plane.store.store import SqlStore
+from grpc_runtime.sql.sqlite import SqliteDatabase
 from tests.support.processes import ROOT
 
 
@@ -28,8 +29,9 @@ async def run_sql(store: Store, sql: str) -> list[tuple[Any, ...]]:
 
 def set_on_writer(store: Store, pragma: str) -> None:
     """Sets something on the writer's connection while the writer is idle."""
-    assert isinstance(store, SqliteStore)
-    driver = store._writer._connection.connection.driver_connection
+    assert isinstance(store, SqlStore)
+    assert isinstance(store._database, SqliteDatabase)
+    driver = store._database._writer._connection.connection.driver_connection
     assert driver is not None
     driver.execute(f"PRAGMA {pragma}")
 

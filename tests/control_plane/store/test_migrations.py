@@ -17,6 +17,7 @@ from sqlalchemy import Connection, Engine, create_engine, event
 
 from control_plane.store import StoreError, migrations, open_store
 from control_plane.store.schema import metadata
+from grpc_runtime.sql.migrations import upgrade
 from tests.control_plane.store.helpers import environment, python
 
 
@@ -40,7 +41,7 @@ def tables(connection: Connection) -> dict[str, str]:
 
 
 def test_migrations_make_what_the_queries_expect(connection: Connection, tmp_path: Path) -> None:
-    migrations.upgrade(connection, "x.db")
+    upgrade(connection, migrations, "x.db")
     assert compare_metadata(MigrationContext.configure(connection), metadata) == []
     # That comparison overlooks conditions of indexes and tables without row ids.
     engine = engine_of(tmp_path / "expected.db")
@@ -51,10 +52,10 @@ def test_migrations_make_what_the_queries_expect(connection: Connection, tmp_pat
 
 
 def test_a_second_run_changes_nothing(connection: Connection) -> None:
-    migrations.upgrade(connection, "x.db")
+    upgrade(connection, migrations, "x.db")
     before = tables(connection)
     connection.exec_driver_sql("INSERT INTO runs VALUES (1, 1, 'i', 0, 0)")
-    migrations.upgrade(connection, "x.db")
+    upgrade(connection, migrations, "x.db")
     assert tables(connection) == before
     assert connection.exec_driver_sql("SELECT count(*) FROM runs").scalar_one() == 1
 
@@ -63,7 +64,7 @@ def test_a_migration_that_is_interrupted_leaves_nothing(tmp_path: Path) -> None:
     engine = engine_of(tmp_path / "x.db")
     with engine.connect() as connection:
         interrupted = connection.begin()
-        migrations.upgrade(connection, "x.db")
+        upgrade(connection, migrations, "x.db")
         interrupted.rollback()
     with engine.begin() as connection:
         assert tables(connection) == {}
@@ -99,22 +100,23 @@ def test_concurrent_upgrades_run_one_after_the_other(tmp_path: Path) -> None:
     with closing(sqlite3.connect(path)) as first:
         first.execute("PRAGMA journal_mode = WAL")
 
-    def upgrade(_: int) -> dict[str, str]:
+    def up_to_date(_: int) -> dict[str, str]:
         engine = engine_of(path)
         with engine.begin() as connection:
-            migrations.upgrade(connection, str(path))
+            upgrade(connection, migrations, str(path))
             made = tables(connection)
         engine.dispose()
         return made
 
     with ThreadPoolExecutor(4) as pool:
-        made = list(pool.map(upgrade, range(4)))
+        made = list(pool.map(up_to_date, range(4)))
     assert made[0]
     assert made == [made[0]] * 4
 
 
 OPEN_ONCE = """
 import asyncio, sys
+from grpc_runtime.logging import configure_logging
 from control_plane.store import StoreError, open_store
 
 async def main():
@@ -127,6 +129,7 @@ async def main():
     sys.stdin.read()
     await store.close()
 
+configure_logging()
 asyncio.run(main())
 """
 

@@ -1,0 +1,372 @@
+"""Asking questions: everything is checked first, then recorded, then answered."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+
+import structlog
+
+from analytics_service.catalogue.catalogue import Catalogue
+from analytics_service.catalogue.choice import choose
+from analytics_service.catalogue.lookup import known
+from analytics_service.catalogue.model import CatalogueModel
+from analytics_service.chat.calls import Calls, Surroundings
+from analytics_service.chat.conversation import (
+    Message,
+    MessageState,
+    ModelChoice,
+    Role,
+    Session,
+    TextPart,
+)
+from analytics_service.chat.fence import new_boundary
+from analytics_service.chat.meter import reserved
+from analytics_service.chat.plan import Caller, Limits, Plan, Question
+from analytics_service.chat.prompt import Prompt
+from analytics_service.chat.sessions import owned, title_of
+from analytics_service.chat.tools import Toolbox
+from analytics_service.chat.turn import Turn
+from analytics_service.errors import Reason, Refusal, invalid
+from analytics_service.ports import NewTurn
+from analytics_service.providers.base import ProviderRequest
+from analytics_service.providers.base import Turn as ProviderTurn
+from analytics_service.usage.estimate import upper_bound_tokens
+from analytics_service.usage.records import UsageRecord
+
+_log = structlog.get_logger(__name__)
+
+MAX_QUESTION = 100_000
+"""Characters of a question."""
+MAX_REQUEST_ID = 128
+"""Characters of a request id."""
+MAX_HISTORY = 200
+"""Messages of a session that a model is shown, if they fit."""
+CANCEL_POLL_SECONDS = 0.5
+"""How often a replica asks whether one of its answers is to stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPolicy:
+    """How models are chosen where the caller does not say.
+
+    Attributes:
+        default: Id or alias; None: the built-in default.
+        follow_successors: Take a retired model's successor instead of refusing.
+        failover: Models to try, in order, where the chosen one can not be reached.
+    """
+
+    default: str | None = None
+    follow_successors: bool = False
+    failover: tuple[str, ...] = ()
+
+
+class ChatService:
+    """Answers questions."""
+
+    def __init__(
+        self,
+        around: Surroundings,
+        catalogue: Catalogue,
+        policy: ModelPolicy,
+        limits: Limits,
+        toolbox: Callable[[Caller, Sequence[str]], Toolbox],
+        *,
+        replica: str,
+        code_of: Callable[[Refusal], int],
+    ) -> None:
+        """Puts the parts together.
+
+        Args:
+            around: Store, providers, prices, retries, clock.
+            catalogue: The models.
+            policy: How they are chosen.
+            limits: Bounds of every answer.
+            toolbox: Makes the tools with a caller's rights, for some jobs or all.
+            replica: Id of this process.
+            code_of: The gRPC status code of a refusal.
+        """
+        self._around = around
+        self._store = around.store
+        self._catalogue = catalogue
+        self._policy = policy
+        self._limits = limits
+        self._prompt = Prompt(_cautious_tokens, around.clock)
+        self._toolbox = toolbox
+        self._replica = replica
+        self._code_of = code_of
+        self._running: dict[tuple[str, int], Turn] = {}
+        self._draining = False
+
+    def choose(
+        self, requested: str | None, session: Session | None, *, follow: bool | None = None
+    ) -> ModelChoice:
+        """Chooses the model that answers.
+
+        Raises:
+            Refusal: MODEL_UNKNOWN, MODEL_RETIRED, MODEL_UNAVAILABLE.
+        """
+        if follow is None:
+            of_session = session is not None and session.follow_successor
+            follow = of_session or self._policy.follow_successors
+        return choose(
+            self._catalogue,
+            request=requested or None,
+            session=session.model_id if session is not None else None,
+            configured=self._policy.default,
+            follow=follow,
+            today=self._around.clock().date(),
+            unavailable=self.unavailable,
+        )
+
+    def unavailable(self, model: CatalogueModel) -> str | None:
+        """Why a model can not be chosen now, and what to do; None: it can."""
+        return self._around.providers.unavailable(model.provider)
+
+    async def start(self, question: Question, caller: Caller) -> Turn:
+        """Begins to answer; the caller reads the turn's events.
+
+        Raises:
+            Refusal: The request is not allowed; nothing was recorded.
+        """
+        self._check(question)
+        session, history = await self._session(question, caller)
+        is_new = question.session_id is None
+        choice = self.choose(question.model_id, session, follow=question.follow_successor)
+        plan = self._plan(question, choice, history, caller)
+        session = _after(session, question, choice)
+        record = self._record(plan, session, caller)
+        has_begun = plan.model.tools  # else the runs are looked at first
+        if has_begun:
+            request = self._prompt.request(plan, (), limits=self._limits)
+            record = reserved(record, model=plan.model, request=request, prices=self._around.prices)
+        begun = await self._store.begin_turn(
+            self._new_turn(session, is_new, question, choice), record if has_begun else None
+        )
+        number = begun.answer.number
+        record = replace(record, session_id=begun.session.id, message_number=number)
+        calls = Calls(
+            record, choice, plan.model, tuple(plan.failover), self._around, has_begun=has_begun
+        )
+        turn = Turn(
+            plan,
+            begun.answer,
+            store=self._store,
+            calls=calls,
+            prompt=self._prompt,
+            limits=self._limits,
+            clock=self._around.clock,
+            code_of=self._code_of,
+        )
+        if begun.replayed:
+            turn.replay()
+            return turn
+        key = (begun.session.id, number)
+        self._running[key] = turn
+        turn.start(on_end=lambda: self._running.pop(key, None))
+        return turn
+
+    def abandon(self, turn: Turn) -> None:
+        """Stops an answer that nobody reads any more."""
+        turn.events.detach()
+        if self._draining:
+            turn.stop(MessageState.INTERRUPTED, _stopping())
+        else:
+            turn.stop(MessageState.CANCELLED)
+
+    async def cancel(self, session_id: str, number: int | None, caller: Caller) -> Message:
+        """Stops an answer, or whatever is being written in a session; returns it as it stands.
+
+        Raises:
+            Refusal: SESSION_NOT_FOUND, MESSAGE_NOT_FOUND.
+        """
+        await owned(self._store, session_id, caller)
+        message = await self._store.get_message(session_id, number)
+        if message is None or message.role is not Role.ASSISTANT:
+            raise Refusal(
+                Reason.MESSAGE_NOT_FOUND,
+                f"sessions/{session_id} has no answer {number or ''}".rstrip(),
+            )
+        turn = self._running.get((session_id, message.number))
+        if turn is not None:
+            turn.stop(MessageState.CANCELLED)
+            await turn.wait()
+            return turn.answer
+        if message.state is MessageState.RUNNING:
+            return await self._store.request_cancel(session_id, message.number) or message
+        return message
+
+    async def watch_cancels(self) -> None:
+        """Stops what was asked to be stopped at another replica; runs for ever."""
+        while True:
+            await asyncio.sleep(CANCEL_POLL_SECONDS)
+            if not self._running:
+                continue
+            try:
+                asked = await self._store.cancels_requested(self._replica)
+            except Refusal as refusal:
+                _log.warning("cannot read what is to be cancelled", error=refusal.message)
+                continue
+            for key in asked:
+                if (turn := self._running.get(key)) is not None:
+                    turn.stop(MessageState.CANCELLED)
+
+    async def drain(self) -> None:
+        """Takes no more questions; those being answered go on."""
+        self._draining = True
+
+    async def close(self) -> None:
+        """Stops what is still being answered and waits until it is recorded."""
+        self._draining = True
+        turns = list(self._running.values())
+        for turn in turns:
+            turn.stop(MessageState.INTERRUPTED, _stopping())
+        for turn in turns:
+            with contextlib.suppress(asyncio.CancelledError):
+                await turn.wait()
+
+    def _check(self, question: Question) -> None:
+        if self._draining:
+            raise _stopping()
+        if not question.content.strip():
+            raise invalid("content", "got nothing to answer, allowed: a question")
+        if len(question.content) > MAX_QUESTION:
+            raise invalid(
+                "content",
+                f"got {len(question.content)} characters, allowed: at most {MAX_QUESTION}",
+            )
+        if len(question.request_id) > MAX_REQUEST_ID:
+            raise invalid(
+                "request_id",
+                f"got {len(question.request_id)} characters, allowed: at most {MAX_REQUEST_ID}",
+            )
+
+    async def _session(
+        self, question: Question, caller: Caller
+    ) -> tuple[Session, Sequence[Message]]:
+        if question.session_id is not None:
+            session = await owned(self._store, question.session_id, caller)
+            return session, await self._store.last_messages(session.id, MAX_HISTORY)
+        now = self._around.clock()
+        session = Session(
+            id=self._around.new_id(),
+            principal=caller.name,
+            title="",
+            model_id=None,
+            follow_successor=False,
+            created=now,
+            updated=now,
+        )
+        return session, ()
+
+    def _plan(
+        self,
+        question: Question,
+        choice: ModelChoice,
+        history: Sequence[Message],
+        caller: Caller,
+    ) -> Plan:
+        model = known(self._catalogue, choice.used)
+        wanted = question.max_output_tokens or self._limits.max_output_tokens
+        return Plan(
+            question=question,
+            choice=choice,
+            model=model,
+            failover=self._failover(model),
+            history=history,
+            toolbox=self._toolbox(caller, question.jobs),
+            boundary=new_boundary(),
+            max_output_tokens=min(wanted, model.max_output_tokens),
+        )
+
+    def _failover(self, model: CatalogueModel) -> tuple[CatalogueModel, ...]:
+        """Models that may take over: those that are told and asked in the same way."""
+        chain = (known(self._catalogue, each) for each in self._policy.failover)
+        return tuple(each for each in chain if each.id != model.id and each.tools == model.tools)
+
+    def _record(self, plan: Plan, session: Session, caller: Caller) -> UsageRecord:
+        return UsageRecord(
+            id=self._around.new_id(),
+            time=self._around.clock(),
+            principal=caller.name,
+            session_id=session.id,
+            message_number=0,
+            requested_model=plan.choice.requested,
+            used_model=plan.model.id,
+            provider=plan.model.provider,
+            round=0,
+            attempt=1,
+            replica=self._replica,
+            reserved=Decimal(0),
+        )
+
+    def _new_turn(
+        self, session: Session, is_new: bool, question: Question, choice: ModelChoice
+    ) -> NewTurn:
+        now = self._around.clock()
+        asked = Message(
+            session_id=session.id,
+            number=0,
+            role=Role.USER,
+            state=MessageState.COMPLETE,
+            parts=(TextPart(question.content),),
+            created=now,
+            ended=now,
+        )
+        answer = replace(
+            asked,
+            role=Role.ASSISTANT,
+            state=MessageState.RUNNING,
+            parts=(),
+            ended=None,
+            model=choice,
+        )
+        return NewTurn(
+            session=session,
+            is_new=is_new,
+            question=asked,
+            answer=answer,
+            request_id=question.request_id,
+            fingerprint=_fingerprint(question),
+            replica=self._replica,
+        )
+
+
+def _cautious_tokens(turn: ProviderTurn) -> int:
+    """Tokens of a part of a prompt, rather too many: half of what there can be at most."""
+    return upper_bound_tokens(ProviderRequest("", "", (turn,))) // 2
+
+
+def _after(session: Session, question: Question, choice: ModelChoice) -> Session:
+    """The session as it shall be: what the caller chose persists."""
+    if question.model_id:
+        session = replace(session, model_id=choice.used)
+    if question.follow_successor is not None:
+        session = replace(session, follow_successor=question.follow_successor)
+    if not session.title:
+        session = replace(session, title=title_of(question.content))
+    return session
+
+
+def _fingerprint(question: Question) -> str:
+    content = [
+        question.content,
+        question.session_id,
+        question.model_id,
+        question.follow_successor,
+        question.max_output_tokens,
+        question.temperature,
+        question.jobs,
+    ]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _stopping() -> Refusal:
+    return Refusal(
+        Reason.SHUTTING_DOWN, "the analytics service is shutting down; ask again", retry_delay=1.0
+    )

@@ -1,0 +1,194 @@
+"""Answers from OpenAI, and from every endpoint that speaks its chat completions."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from contextlib import aclosing
+from typing import Any, cast
+
+import openai
+from openai.types.chat import ChatCompletionChunk
+
+from analytics_service.providers import sdk, wire
+from analytics_service.providers.base import (
+    Fault,
+    Finished,
+    FinishReason,
+    ProviderError,
+    ProviderEvent,
+    ProviderRequest,
+    Served,
+    TextDelta,
+    UsageReport,
+)
+from analytics_service.providers.faults import Endpoint
+from analytics_service.providers.openai_wire import (
+    FINISH_REASONS,
+    TokenLimit,
+    arguments_of,
+    tokens_of,
+)
+from analytics_service.providers.surrogates import SurrogateJoiner
+from analytics_service.providers.tool_calls import ToolCallAssembler
+
+_TAIL_SECONDS = 5.0
+"""How long to wait for the usage once the answer has ended."""
+
+
+class OpenAIProvider:
+    """Streams chat completions with the official SDK."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        *,
+        base_url: str | None,
+        token_limit: TokenLimit,
+    ) -> None:
+        """Builds the client, which takes some 20 ms; it connects with the first call.
+
+        Args:
+            endpoint: Who is called, with the key.
+            base_url: Where it is; None: OpenAI itself.
+            token_limit: Which parameter limits the answer.
+        """
+        self._endpoint = endpoint
+        self._token_limit = token_limit
+        # What the environment says of OpenAI is for OpenAI and nobody else.
+        foreign = base_url is not None
+        self._client = openai.AsyncOpenAI(
+            api_key=endpoint.key or sdk.NO_KEY,
+            base_url=base_url,
+            max_retries=0,  # an attempt that is not on record may be billed unseen
+            default_headers=sdk.without_headers_of("OPENAI_CUSTOM_HEADERS", openai.Omit())
+            if foreign
+            else None,
+        )
+        if foreign:
+            self._client.organization = self._client.project = None
+
+    async def stream(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
+        """See `Provider.stream`."""
+        arguments = arguments_of(request, self._token_limit)
+        opening = cast(
+            "Awaitable[sdk.SdkStream]",
+            self._client.chat.completions.create(
+                **arguments, timeout=sdk.timeout(request.idle_timeout)
+            ),
+        )
+        answer = _Answer(self._endpoint)
+        events = sdk.read(opening, self._endpoint, openai.OpenAIError, request.idle_timeout)
+        async with aclosing(events) as chunks:
+            while (chunk := await _next(chunks, answer)) is not None:
+                for event in answer.events(chunk):
+                    yield event
+        finished = answer.finish()
+        for event in answer.rest():
+            yield event
+        yield finished
+
+    async def close(self) -> None:
+        """See `Provider.close`."""
+        await self._client.close()
+
+
+async def _next(chunks: AsyncIterator[Any], answer: _Answer) -> Any:
+    """The next chunk; None: there is none.
+
+    Once the answer has ended only its usage is to come: it is not waited for long, and whatever
+    happens to the stream is no failure any more.
+    """
+    try:
+        async with asyncio.timeout(_TAIL_SECONDS if answer.has_ended else None):
+            return await anext(chunks, None)
+    except (ProviderError, TimeoutError):
+        if answer.has_ended:
+            return None
+        raise
+
+
+class _Answer:
+    """One answer, as its chunks tell it."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._text = SurrogateJoiner()
+        self._tools = ToolCallAssembler()
+        self._has_tools = False
+        self._is_served = False
+        self._is_refused = False
+        self._finish = ""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the reason is told why it ended; then only the usage is to come."""
+        return bool(self._finish)
+
+    def events(self, chunk: Any) -> list[ProviderEvent]:
+        """What a chunk tells."""
+        if not isinstance(chunk, ChatCompletionChunk):
+            raise self._broken(f"{type(chunk).__name__} where a chunk was expected")
+        # The SDK does not check what it decodes: any field may be missing or something else.
+        events: list[ProviderEvent] = []
+        if not self._is_served and isinstance(model := wire.field(chunk, "model"), str) and model:
+            self._is_served = True
+            events.append(Served(model))
+        for choice in wire.items(chunk, "choices"):
+            delta = wire.field(choice, "delta")
+            if wire.field(choice, "index") in (0, None):
+                self._take_tool_calls(delta)
+                if text := self._take_text(delta):
+                    events.append(TextDelta(text))
+                self._finish = wire.string(choice, "finish_reason") or self._finish
+        if (tokens := tokens_of(chunk.usage)) is not None:
+            events.append(UsageReport(tokens))
+        return events
+
+    def _take_text(self, delta: Any) -> str:
+        refusal = wire.string(delta, "refusal")
+        self._is_refused |= bool(refusal)
+        return self._text.feed(wire.string(delta, "content") + refusal)
+
+    def _take_tool_calls(self, delta: Any) -> None:
+        for piece in wire.items(delta, "tool_calls"):
+            function = wire.field(piece, "function")
+            arguments = wire.field(function, "arguments")
+            if arguments is not None and not isinstance(arguments, str):
+                arguments = json.dumps(arguments)  # some endpoints send the object itself
+            index = wire.field(piece, "index")
+            self._has_tools = True
+            self._tools.add(
+                call_id=wire.string(piece, "id"),
+                index=index if isinstance(index, int) else None,
+                name=wire.string(function, "name"),
+                arguments=arguments,
+            )
+
+    def rest(self) -> list[ProviderEvent]:
+        """What is whole only at the end."""
+        text = self._text.rest()
+        return [*([TextDelta(text)] if text else []), *self._tools.requests()]
+
+    def finish(self) -> Finished:
+        """The end.
+
+        Raises:
+            ProviderError: It did not end.
+        """
+        if not self._finish:
+            raise self._broken("the answer ended without a finish reason")
+        reason = FINISH_REASONS.get(self._finish)
+        if reason is None:
+            raise self._broken(f"the answer ended for an unknown reason: {self._finish!r}")
+        if self._is_refused:
+            reason = FinishReason.REFUSAL
+        elif reason is FinishReason.STOP and self._has_tools:
+            reason = FinishReason.TOOL_CALLS  # as some endpoints put it
+        elif reason is FinishReason.TOOL_CALLS and not self._has_tools:
+            raise self._broken("the answer ended in tool calls, but has none")
+        return Finished(reason)
+
+    def _broken(self, what: str) -> ProviderError:
+        return self._endpoint.error(Fault.STREAM_BROKEN, what)

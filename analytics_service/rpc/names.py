@@ -1,0 +1,52 @@
+"""Resource names of sessions and messages."""
+
+from __future__ import annotations
+
+from grpc_runtime.convert import MAX_COUNT
+from grpc_runtime.errors import invalid_argument
+
+_MAX_ID = 64
+
+
+def session_name(session_id: str) -> str:
+    """sessions/{session}."""
+    return f"sessions/{session_id}"
+
+
+def message_name(session_id: str, number: int) -> str:
+    """sessions/{session}/messages/{number}."""
+    return f"sessions/{session_id}/messages/{number}"
+
+
+def parse_session(name: str, field: str) -> str:
+    """The id in a session's name.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT, if it is none.
+    """
+    collection, _, session_id = name.partition("/")
+    if collection != "sessions" or not _is_id(session_id):
+        raise invalid_argument(field, f"got {name[:100]!r}, allowed: sessions/{{session}}")
+    return session_id
+
+
+def parse_message(name: str, field: str) -> tuple[str, int | None]:
+    """The session's id and the number in a message's name; None: it names the session only.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT, if it is neither.
+    """
+    session, separator, number = name.partition("/messages/")
+    if not separator:
+        return parse_session(session, field), None
+    if not (number.isascii() and number.isdigit() and 0 < int(number[:20]) <= MAX_COUNT):
+        raise invalid_argument(
+            field, f"got {name[:100]!r}, allowed: sessions/{{session}}/messages/{{number}}"
+        )
+    return parse_session(session, field), int(number[:20])
+
+
+def _is_id(text: str) -> bool:
+    return 0 < len(text) <= _MAX_ID and all(
+        c.isascii() and (c.isalnum() or c in "-_") for c in text
+    )

@@ -1,0 +1,251 @@
+"""The analytics service put together. The only place that knows all."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import structlog
+
+from analytics_service.advice import Advice
+from analytics_service.catalogue.listing import ListedModel, listing
+from analytics_service.catalogue.load import load_catalogue
+from analytics_service.catalogue.lookup import known
+from analytics_service.chat.calls import Surroundings
+from analytics_service.chat.plan import Caller, Limits
+from analytics_service.chat.service import ChatService, ModelPolicy
+from analytics_service.chat.sessions import SessionService
+from analytics_service.chat.tools import Toolbox
+from analytics_service.ids import new_id
+from analytics_service.providers import local
+from analytics_service.providers.registry import Providers
+from analytics_service.providers.retry import RetryPolicy
+from analytics_service.rpc.errors import DOMAIN, code_of, translate
+from analytics_service.rpc.servicer import AnalyticsServicer, UseCases
+from analytics_service.store import open_store
+from analytics_service.upkeep import Retention, Upkeep
+from analytics_service.usage.prices import PriceBook
+from analytics_service.usage.service import UsageService
+from control_plane.client import Client
+from grpc_runtime.listen import check_free
+from grpc_runtime.logging import configure_logging
+from grpc_runtime.server import Service, run
+from midcourse.analytics.v1 import analytics_pb2_grpc
+
+if TYPE_CHECKING:
+    from analytics_service.catalogue.load import LoadedCatalogue
+    from analytics_service.config import AnalyticsSettings
+    from analytics_service.ports import Clock, Store
+
+_log = structlog.get_logger(__name__)
+
+
+def utc_now() -> datetime:
+    """The time."""
+    return datetime.now(UTC)
+
+
+class Analytics:
+    """An analytics service in this event loop.
+
+    async with Analytics.open(settings) as analytics:
+        print(analytics.service.address)
+        await analytics.service.wait()
+    """
+
+    def __init__(
+        self,
+        settings: AnalyticsSettings,
+        loaded: LoadedCatalogue,
+        store: Store,
+        service: Service,
+        clock: Clock = utc_now,
+    ) -> None:
+        """Puts the parts together; nothing runs before `running`.
+
+        Raises:
+            Refusal: MODEL_UNKNOWN, for a model that the settings name.
+        """
+        self.settings = settings
+        self.service = service
+        self._store = store
+        self._clock = clock
+        self._catalogue = loaded.catalogue
+        for name in (settings.default_model, *settings.failover):
+            if name is not None:
+                known(self._catalogue, name)
+        self.providers = Providers(
+            self._catalogue.providers,
+            os.environ,
+            local=lambda _spec: local.LocalProvider(),
+            local_unavailable=local.unavailable,
+        )
+        self._prices = PriceBook(loaded.catalogue, loaded.prices)
+        self._plane = Client(settings.control_plane, timeout=settings.tool_timeout)
+        replica = f"{os.getpid()}-{secrets.token_hex(4)}"
+        around = Surroundings(
+            store=store,
+            providers=self.providers,
+            prices=self._prices,
+            retry=RetryPolicy(attempts=settings.attempts),
+            clock=clock,
+            new_id=new_id,
+        )
+        self.chat = ChatService(
+            around,
+            self._catalogue,
+            ModelPolicy(
+                settings.default_model, settings.follow_successors, tuple(settings.failover)
+            ),
+            _limits(settings),
+            self._toolbox,
+            replica=replica,
+            code_of=code_of,
+        )
+        self.upkeep = Upkeep(
+            store,
+            clock,
+            replica,
+            _retention(settings),
+            is_alone=not settings.database.startswith("postgresql"),
+        )
+        self.service.add(
+            analytics_pb2_grpc.add_AnalyticsServiceServicer_to_server,
+            AnalyticsServicer(
+                UseCases(
+                    chat=self.chat,
+                    sessions=SessionService(store, clock, self.chat.choose, new_id),
+                    usage=UsageService(store, self._catalogue, clock),
+                    advice=Advice(store, self.models, clock, settings.max_output_tokens),
+                    models=self.models,
+                )
+            ),
+        )
+        self.service.on_drain(self.chat.drain)
+
+    def models(self) -> list[ListedModel]:
+        """The models as they are today."""
+        return listing(
+            self._catalogue,
+            self._prices,
+            default=self.settings.default_model,
+            unavailable=self.chat.unavailable,
+            now=self._clock(),
+        )
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Analytics]:
+        """Serves while the block runs, then drains, settles and closes the store."""
+        chores: list[asyncio.Task[None]] = []
+        try:
+            await self.upkeep.begin()
+            # What SDKs and connections take is not to be part of somebody's first answer.
+            await self.providers.warm()
+            chores += [
+                asyncio.create_task(self.upkeep.run(), name="upkeep"),
+                asyncio.create_task(self.chat.watch_cancels(), name="cancels"),
+            ]
+            for chore in chores:
+                chore.add_done_callback(self._chore_ended)
+            await self.service.start()
+            try:
+                yield self
+            finally:
+                await self.service.stop()
+        finally:
+            await self.chat.close()
+            for chore in chores:
+                chore.cancel()
+            await asyncio.gather(*chores, return_exceptions=True)
+            await self.providers.close()
+            self._plane.close()
+            await self._store.close()
+
+    def _toolbox(self, caller: Caller, jobs: Sequence[str]) -> Toolbox:
+        return Toolbox(self._plane.with_metadata(caller.metadata), jobs, self._clock)
+
+    def _chore_ended(self, chore: asyncio.Task[None]) -> None:
+        """A chore that ends by itself is a bug: without it the service would lie by silence."""
+        if chore.cancelled():
+            return
+        _log.critical(
+            "a background task failed; stopping", task=chore.get_name(), exc_info=chore.exception()
+        )
+        self._stopping = asyncio.ensure_future(self.service.stop())
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, settings: AnalyticsSettings) -> AsyncIterator[Analytics]:
+        """Opens the store and serves while the block runs.
+
+        Raises:
+            CatalogueError: The catalogue's file can not be used.
+            ListenError: The address can not be listened on.
+            DatabaseOpenError: The database can not be opened.
+            Refusal: A model that the settings name is not known.
+        """
+        loaded = load_catalogue(settings.catalogue)
+        # The address first: whoever may not listen leaves no database behind.
+        service = Service(
+            settings.listen,
+            domain=DOMAIN,
+            translate=translate,
+            insecure=settings.insecure,
+            max_message_bytes=settings.max_message_bytes,
+            grace=settings.grace,
+        )
+        await check_free(service.address)
+        store = await open_store(settings.database)
+        try:
+            made = cls(settings, loaded, store, service)
+        except BaseException:
+            await store.close()
+            raise
+        async with made.running() as analytics:
+            yield analytics
+
+
+def _limits(settings: AnalyticsSettings) -> Limits:
+    return Limits(
+        max_output_tokens=settings.max_output_tokens,
+        max_rounds=settings.max_rounds,
+        turn_seconds=settings.turn_timeout,
+        idle_seconds=settings.idle_timeout,
+    )
+
+
+def _retention(settings: AnalyticsSettings) -> Retention:
+    def days(number: float) -> timedelta | None:
+        return timedelta(days=number) if number > 0 else None
+
+    return Retention(days(settings.retain_sessions_days), days(settings.retain_usage_days))
+
+
+async def _serve(settings: AnalyticsSettings) -> None:
+    async with Analytics.open(settings) as analytics:
+        _log.info(
+            "serving",
+            address=str(analytics.service.address),
+            control_plane=settings.control_plane,
+            models=sum(listed.unavailable is None for listed in analytics.models()),
+        )
+        async with analytics.service.stopping_on_signals():
+            await analytics.service.wait()
+
+
+def serve(settings: AnalyticsSettings) -> None:
+    """Serves until SIGTERM or SIGINT.
+
+    Raises:
+        CatalogueError: The catalogue's file can not be used.
+        ListenError: The address can not be listened on.
+        DatabaseOpenError: The database can not be opened.
+        Refusal: A model that the settings name is not known.
+    """
+    configure_logging(level=settings.log_level, log_format=settings.log_format)
+    run(_serve(settings))

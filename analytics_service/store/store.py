@@ -1,0 +1,221 @@
+"""The store over any SQL database."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+from decimal import Decimal
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+from analytics_service.chat.conversation import Message, Session
+from analytics_service.errors import Reason, Refusal
+from analytics_service.ports import Clock, NewTurn, SessionChange, SessionCursor, TurnBegun
+from analytics_service.store import budgets, calls, recovery, retention, sessions, turns, usage
+from analytics_service.store.budgets import MissingWindowsError
+from analytics_service.store.errors import refusing
+from analytics_service.usage.records import (
+    Budget,
+    BudgetKey,
+    UsageFilter,
+    UsageGroup,
+    UsageRecord,
+    UsageSummary,
+)
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from grpc_runtime.sql import Database
+
+T = TypeVar("T")
+
+_ATTEMPTS = 8
+"""How often a call is begun, at most, while others change the budgets that it falls under."""
+
+
+class SqlStore:
+    """Implements `analytics_service.ports.Store`. To be used from one event loop."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        """Takes over a database that has the store's tables.
+
+        Args:
+            database: To be closed with the store.
+            clock: Tells which month is the present one.
+        """
+        self._database = database
+        self._clock = clock
+
+    async def create_session(self, session: Session) -> None:
+        """See `Store`."""
+        await self._write(lambda connection: sessions.create(connection, session))
+
+    async def get_session(self, session_id: str) -> Session | None:
+        """See `Store`."""
+        return await self._read(lambda connection: sessions.get(connection, session_id))
+
+    async def list_sessions(
+        self, principal: str | None, after: SessionCursor | None, limit: int
+    ) -> Sequence[Session]:
+        """See `Store`."""
+        return await self._read(
+            lambda connection: sessions.listing(connection, principal, after, limit)
+        )
+
+    async def change_session(
+        self, session_id: str, change: SessionChange, now: datetime, version: int | None
+    ) -> Session:
+        """See `Store`."""
+        return await self._write(
+            lambda connection: sessions.change(connection, session_id, change, now, version)
+        )
+
+    async def delete_session(self, session_id: str, version: int | None) -> None:
+        """See `Store`."""
+        await self._write(lambda connection: sessions.remove(connection, session_id, version))
+
+    async def list_messages(self, session_id: str, after: int, limit: int) -> Sequence[Message]:
+        """See `Store`."""
+        return await self._read(
+            lambda connection: sessions.next_messages(connection, session_id, after, limit)
+        )
+
+    async def last_messages(self, session_id: str, limit: int) -> Sequence[Message]:
+        """See `Store`."""
+        return await self._read(
+            lambda connection: sessions.last_messages(connection, session_id, limit)
+        )
+
+    async def get_message(self, session_id: str, number: int | None) -> Message | None:
+        """See `Store`."""
+        return await self._read(lambda connection: sessions.message(connection, session_id, number))
+
+    async def find_turn(self, principal: str, request_id: str) -> tuple[str, Message] | None:
+        """See `Store`."""
+        return await self._read(lambda connection: turns.find(connection, principal, request_id))
+
+    async def begin_turn(self, turn: NewTurn, call: UsageRecord | None) -> TurnBegun:
+        """See `Store`."""
+
+        async def attempt() -> TurnBegun | None:
+            try:
+                return await self._write(lambda connection: turns.begin(connection, turn, call))
+            except turns.RepeatedError:
+                # None if what it led to was deleted meanwhile: then it is a new one.
+                return await self._read(lambda connection: turns.replay(connection, turn))
+
+        return await self._with_windows(attempt, call)
+
+    async def begin_call(self, call: UsageRecord) -> None:
+        """See `Store`."""
+
+        def work(connection: Connection) -> bool:
+            budgets.guard(connection, alone=False)
+            calls.begin(connection, call)
+            return True
+
+        await self._with_windows(lambda: self._write(work), call)
+
+    async def end_call(self, call: UsageRecord, answer: Message | None = None) -> None:
+        """See `Store`."""
+        await self._write(lambda connection: calls.end(connection, call, answer))
+
+    async def end_turn(self, answer: Message) -> Message:
+        """See `Store`."""
+        return await self._write(lambda connection: turns.end(connection, answer))
+
+    async def request_cancel(self, session_id: str, number: int) -> Message | None:
+        """See `Store`."""
+        return await self._write(
+            lambda connection: sessions.request_cancel(connection, session_id, number)
+        )
+
+    async def cancels_requested(self, replica: str) -> Sequence[tuple[str, int]]:
+        """See `Store`."""
+        return await self._read(lambda connection: sessions.cancels_requested(connection, replica))
+
+    async def beat(self, replica: str, now: datetime) -> None:
+        """See `Store`."""
+        await self._write(lambda connection: recovery.beat(connection, replica, now))
+
+    async def recover(self, replica: str, silent_before: datetime, now: datetime) -> int:
+        """See `Store`."""
+        return await self._write(
+            lambda connection: recovery.recover(connection, replica, silent_before, now)
+        )
+
+    async def list_usage(
+        self, which: UsageFilter, before: str | None, limit: int
+    ) -> Sequence[UsageRecord]:
+        """See `Store`."""
+        return await self._read(lambda connection: usage.listing(connection, which, before, limit))
+
+    async def sum_usage(self, which: UsageFilter, group: UsageGroup) -> Sequence[UsageSummary]:
+        """See `Store`."""
+        return await self._read(lambda connection: usage.summed(connection, which, group))
+
+    async def get_budget(self, key: BudgetKey, now: datetime) -> Budget:
+        """See `Store`."""
+        return await self._read(lambda connection: budgets.get(connection, key, now))
+
+    async def list_budgets(self, now: datetime) -> Sequence[Budget]:
+        """See `Store`."""
+        return await self._read(lambda connection: budgets.listing(connection, now))
+
+    async def set_budget(self, key: BudgetKey, limit: Decimal | None, now: datetime) -> Budget:
+        """See `Store`."""
+        return await self._write(lambda connection: budgets.set_limit(connection, key, limit, now))
+
+    async def budget_left(self, principal: str, model_id: str, now: datetime) -> Decimal | None:
+        """See `Store`."""
+        return await self._read(
+            lambda connection: budgets.left(connection, principal, model_id, now)
+        )
+
+    async def prune(
+        self, *, sessions_before: datetime | None, usage_before: datetime | None, limit: int
+    ) -> int:
+        """See `Store`."""
+        now = self._clock()
+        return await self._write(
+            lambda connection: retention.prune(
+                connection,
+                sessions_before=sessions_before,
+                usage_before=usage_before,
+                limit=limit,
+                now=now,
+            )
+        )
+
+    async def close(self) -> None:
+        """See `Store`."""
+        await self._database.close()
+
+    async def _with_windows(
+        self, attempt: Callable[[], Awaitable[T | None]], call: UsageRecord | None
+    ) -> T:
+        """Attempts to begin a call, and makes the windows of budgets that it lacks."""
+        for _ in range(_ATTEMPTS):
+            try:
+                result = await attempt()
+            except MissingWindowsError:
+                assert call is not None
+                await self._write(partial(budgets.make_windows, call=call))
+            else:
+                if result is not None:
+                    return result
+        raise Refusal(
+            Reason.STORE_UNAVAILABLE,
+            f"{_ATTEMPTS} attempts collided with others who change the same budgets or delete the "
+            "same sessions; try again",
+            retry_delay=1.0,
+        )
+
+    async def _read(self, work: Callable[[Connection], T]) -> T:
+        with refusing():
+            return await self._database.read(work)
+
+    async def _write(self, work: Callable[[Connection], T]) -> T:
+        with refusing():
+            return await self._database.write(work)

@@ -1,0 +1,74 @@
+"""Page sizes, and page tokens: opaque to callers, good after a restart."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+from typing import Final
+
+import grpc
+
+from grpc_runtime.convert import MAX_COUNT
+from grpc_runtime.errors import StatusError, invalid_argument
+
+DEFAULT_SIZE: Final = 100
+MAX_SIZE: Final = 1_000
+
+
+def page_size(asked: int) -> int:
+    """The size of a page; 0 stands for the default, too many for the most.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT, if it is negative.
+    """
+    if asked < 0:
+        raise invalid_argument(
+            "page_size", f"got {asked}, allowed: 0 (for {DEFAULT_SIZE}) to {MAX_SIZE}"
+        )
+    return min(asked or DEFAULT_SIZE, MAX_SIZE)
+
+
+def write_token(after: str | int | None, query: str) -> str:
+    """A token for going on after something; empty where there is nothing more.
+
+    Args:
+        after: Where to go on.
+        query: What was asked for; the next page must ask for the same.
+    """
+    if after is None:
+        return ""
+    raw = json.dumps([after, _digest(query)], separators=(",", ":"))
+    return base64.urlsafe_b64encode(raw.encode()).decode().rstrip("=")
+
+
+def read_token(token: str, query: str) -> str | int | None:
+    """Where to go on; None for an empty token: at the start.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT with reason PAGE_TOKEN_INVALID, for a token that was made up
+            or for another query.
+    """
+    if not token:
+        return None
+    try:
+        padded = token + "=" * (-len(token) % 4)
+        after, digest = json.loads(base64.urlsafe_b64decode(padded.encode("ascii")))
+    except (ValueError, TypeError, binascii.Error, RecursionError):
+        after, digest = None, ""
+    ours = digest == _digest(query)
+    if ours and isinstance(after, str):
+        return after
+    if ours and type(after) is int and 0 <= after <= MAX_COUNT:
+        return after
+    raise StatusError(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        f"page_token {token[:60]!r} is not from a page of this very query; "
+        "begin again without a token",
+        reason="PAGE_TOKEN_INVALID",
+    )
+
+
+def _digest(query: str) -> str:
+    return hashlib.sha256(query.encode()).hexdigest()[:12]

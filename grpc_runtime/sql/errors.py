@@ -1,0 +1,39 @@
+"""What can go wrong with a database.
+
+::
+
+    DatabaseOpenError           can not be opened
+    DatabaseUnavailableError    open, but can not be read or written now
+    DatabaseClosedError         closed by its owner
+    TransactionLostError        work went on after the database had undone its transaction
+"""
+
+from __future__ import annotations
+
+
+class DatabaseOpenError(Exception):
+    """The database can not be opened. The message says why and what to do, and no secrets."""
+
+
+class DatabaseUnavailableError(Exception):
+    """The database can not be read or written now. The message says why and what to do.
+
+    Attributes:
+        retry_delay: Seconds after which another attempt makes sense; None if only a
+            person can help, or if it is unknown whether the last one took effect.
+    """
+
+    def __init__(self, message: str, retry_delay: float | None) -> None:
+        super().__init__(message)
+        self.retry_delay = retry_delay
+
+
+class DatabaseClosedError(Exception):
+    """The database was closed."""
+
+    def __init__(self) -> None:
+        super().__init__("the database is closed; open it again")
+
+
+class TransactionLostError(RuntimeError):
+    """The database has undone a transaction, and the work in it went on as if it had not."""

@@ -1,0 +1,154 @@
+"""Values for tests of the analytics service's store."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from itertools import count
+from typing import Any
+
+from analytics_service.chat.conversation import (
+    Message,
+    MessageState,
+    ModelChoice,
+    ModelSource,
+    Role,
+    Session,
+    TextPart,
+)
+from analytics_service.ports import NewTurn, Store, TurnBegun
+from analytics_service.usage.records import (
+    BudgetKey,
+    CallOutcome,
+    Period,
+    UsageFilter,
+    UsageRecord,
+)
+from analytics_service.usage.tokens import TokenUsage
+
+NOW = datetime(2027, 3, 14, 15, 9, 26, 535897, tzinfo=UTC)
+SECOND = timedelta(seconds=1)
+DAY = timedelta(days=1)
+DOLLAR = Decimal(1)
+ALL_DAY = BudgetKey(None, None, Period.DAY)
+ALL_MONTH = BudgetKey(None, None, Period.MONTH)
+
+_numbers = count(1)
+
+
+def session(session_id: str = "s", **fields: Any) -> Session:
+    return replace(
+        Session(
+            id=session_id,
+            principal="ann",
+            title="Why did it diverge?",
+            model_id=None,
+            follow_successor=False,
+            created=NOW,
+            updated=NOW,
+        ),
+        **fields,
+    )
+
+
+def question(text: str = "Why?", **fields: Any) -> Message:
+    return replace(
+        Message(
+            session_id="",
+            number=0,
+            role=Role.USER,
+            state=MessageState.COMPLETE,
+            parts=(TextPart(text),),
+            created=NOW,
+            ended=NOW,
+        ),
+        **fields,
+    )
+
+
+def answer(**fields: Any) -> Message:
+    return replace(
+        Message(
+            session_id="",
+            number=0,
+            role=Role.ASSISTANT,
+            state=MessageState.RUNNING,
+            parts=(),
+            created=NOW,
+            ended=None,
+            model=ModelChoice("m", ModelSource.REQUEST, "m"),
+        ),
+        **fields,
+    )
+
+
+def turn(
+    of: Session | None = None,
+    *,
+    is_new: bool = True,
+    request_id: str = "",
+    fingerprint: str = "f",
+    replica: str = "r1",
+    at: datetime = NOW,
+) -> NewTurn:
+    return NewTurn(
+        session=of or session(),
+        is_new=is_new,
+        question=question(created=at, ended=at),
+        answer=answer(created=at),
+        request_id=request_id,
+        fingerprint=fingerprint,
+        replica=replica,
+    )
+
+
+def call(call_id: str | None = None, **fields: Any) -> UsageRecord:
+    """A running call that reserves a dollar; ids ascend."""
+    return replace(
+        UsageRecord(
+            id=call_id or f"u{next(_numbers):09}",
+            time=NOW,
+            principal="ann",
+            session_id="s",
+            message_number=2,
+            requested_model="alias",
+            used_model="m",
+            provider="p",
+            round=0,
+            attempt=1,
+            replica="r1",
+            reserved=DOLLAR,
+        ),
+        **fields,
+    )
+
+
+def ended(of: UsageRecord, cost: Decimal | str | None = "0.25", **fields: Any) -> UsageRecord:
+    """The call at its end; without a cost it is unknown."""
+    changes: dict[str, Any] = {
+        "outcome": CallOutcome.COMPLETED,
+        "tokens": TokenUsage(input=100, output=10),
+        "cost": None if cost is None else Decimal(cost),
+        "unknown_reason": "" if cost is not None else "no price",
+        "duration": 2.5,
+    }
+    return replace(of, **changes | fields)
+
+
+async def begin(store: Store, of: NewTurn, first: UsageRecord | None = None) -> TurnBegun:
+    return await store.begin_turn(of, first)
+
+
+async def finish(store: Store, begun: TurnBegun, at: datetime = NOW + SECOND) -> Message:
+    return await store.end_turn(replace(begun.answer, state=MessageState.COMPLETE, ended=at))
+
+
+async def all_usage(store: Store) -> list[UsageRecord]:
+    """All records, the newest first."""
+    return list(await store.list_usage(UsageFilter(), None, 100_000))
+
+
+async def one_usage(store: Store, call_id: str) -> UsageRecord:
+    [found] = [each for each in await all_usage(store) if each.id == call_id]
+    return found

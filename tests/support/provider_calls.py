@@ -1,0 +1,84 @@
+"""Calls of providers, for tests."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass, replace
+
+import pytest
+
+from analytics_service.providers.base import (
+    Provider,
+    ProviderError,
+    ProviderEvent,
+    ProviderRequest,
+    TextDelta,
+    ToolRequest,
+    ToolSpec,
+    UsageReport,
+    UserTurn,
+)
+from analytics_service.usage.tokens import TokenUsage
+
+KEY = "sk-test-0123456789abcdef"
+"""A key that no error may repeat."""
+
+QUESTION = ProviderRequest(
+    model="a-model",
+    system="Be brief.",
+    turns=(UserTurn("Which jobs are running?"),),
+    tools=(
+        ToolSpec(
+            "list_jobs",
+            "Lists jobs.",
+            {"type": "object", "properties": {"limit": {"type": "integer"}}},
+        ),
+    ),
+    idle_timeout=10.0,
+)
+PLAIN_QUESTION = replace(QUESTION, tools=())
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What came of a call."""
+
+    events: tuple[ProviderEvent, ...]
+    error: ProviderError | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(event.text for event in self.events if isinstance(event, TextDelta))
+
+    @property
+    def tools(self) -> list[ToolRequest]:
+        return [event for event in self.events if isinstance(event, ToolRequest)]
+
+    @property
+    def tokens(self) -> TokenUsage | None:
+        reports = [event.tokens for event in self.events if isinstance(event, UsageReport)]
+        return reports[-1] if reports else None
+
+
+async def hear(provider: Provider, request: ProviderRequest = QUESTION) -> Heard:
+    """Makes a call and listens to its end, be it an error."""
+    events: list[ProviderEvent] = []
+    try:
+        async for event in provider.stream(request):
+            events.append(event)  # noqa: PERF401 - those before an error count
+    except ProviderError as error:
+        return Heard(tuple(events), error)
+    return Heard(tuple(events))
+
+
+async def failure(provider: Provider, request: ProviderRequest = QUESTION) -> ProviderError:
+    """Makes a call that is to fail; nothing of the error may show the key."""
+    with pytest.raises(ProviderError) as caught:
+        async for _ in provider.stream(request):
+            pass
+    error = caught.value
+    shown = "".join(traceback.format_exception(error))
+    for text in (shown, str(error), repr(error), repr(vars(error))):
+        assert KEY not in text
+    assert error.__context__ is None  # the SDK's exceptions may repeat it
+    return error
