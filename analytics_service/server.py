@@ -82,7 +82,7 @@ class Analytics:
         self.providers = Providers(
             self._catalogue.providers,
             os.environ,
-            local=lambda _spec: local.LocalProvider(),
+            local=local.LocalProvider,
             local_unavailable=local.unavailable,
         )
         self._prices = PriceBook(loaded.catalogue, loaded.prices)

@@ -87,7 +87,7 @@ class AsyncClient:
         session: str = "",
         max_cost_band: calls.Band | None = None,
         max_cost: Amount | None = None,
-        require_tools: bool = False,
+        allow_without_tools: bool = False,
     ) -> pb.RecommendModelResponse:
         """As :meth:`Client.recommend_model`."""
         return await self._run(
@@ -96,7 +96,7 @@ class AsyncClient:
                 session=session,
                 max_cost_band=max_cost_band,
                 max_cost=max_cost,
-                require_tools=require_tools,
+                allow_without_tools=allow_without_tools,
             )
         )
 

@@ -304,7 +304,7 @@ def recommend_model(
     session: str,
     max_cost_band: Band | None,
     max_cost: Amount | None,
-    require_tools: bool,
+    allow_without_tools: bool,
 ) -> Call[pb.RecommendModelResponse]:
     """Asks for advice."""
     return _call(
@@ -316,7 +316,7 @@ def recommend_model(
             if max_cost_band is None
             else _known(max_cost_band, BANDS, "max_cost_band"),
             max_cost="" if max_cost is None else amount_text(max_cost),
-            require_tools=require_tools,
+            allow_without_tools=allow_without_tools,
         ),
         lambda response: response,
     )

@@ -112,7 +112,7 @@ class Client:
         session: str = "",
         max_cost_band: calls.Band | None = None,
         max_cost: Amount | None = None,
-        require_tools: bool = False,
+        allow_without_tools: bool = False,
     ) -> pb.RecommendModelResponse:
         """Returns which model is likely good enough for a question and cheapest: advice only.
 
@@ -122,7 +122,7 @@ class Client:
             max_cost_band: Dearest band to recommend, such as "$$"; by default any.
             max_cost: Most that the answer may cost, in US dollars; by default what the caller's
                 budgets leave.
-            require_tools: Leave out models that can not call tools.
+            allow_without_tools: Recommend models too that can not call tools.
 
         Raises:
             NotFoundError: There is no such session.
@@ -134,7 +134,7 @@ class Client:
                 session=session,
                 max_cost_band=max_cost_band,
                 max_cost=max_cost,
-                require_tools=require_tools,
+                allow_without_tools=allow_without_tools,
             )
         )
 

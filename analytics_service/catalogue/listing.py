@@ -10,7 +10,7 @@ from decimal import Decimal
 from analytics_service.catalogue.catalogue import Catalogue
 from analytics_service.catalogue.choice import BUILT_IN_DEFAULT
 from analytics_service.catalogue.model import CatalogueModel, CostBand, Stage
-from analytics_service.usage.prices import PriceBook, band
+from analytics_service.usage.prices import PriceBook, blended
 from analytics_service.usage.records import Rates
 
 
@@ -63,11 +63,6 @@ def listing(
     return sorted(listed, key=_order)
 
 
-def blended(rates: Rates) -> Decimal:
-    """What a model costs, in one number: US dollars per million tokens, a quarter written."""
-    return (3 * rates.input + rates.output) / 4
-
-
 def _listed(
     catalogue: Catalogue,
     prices: PriceBook,
@@ -85,13 +80,14 @@ def _listed(
         stage=stage,
         rates=rates,
         rises_with_length=listed is not None and listed.rises_with_length,
-        band=None if rates is None else band(rates),
-        unavailable=_why_not(model, stage, rates, unavailable, now.date()),
+        band=None if listed is None else listed.band,
+        unavailable=_why_not(catalogue, model, stage, rates, unavailable, now.date()),
         is_default=model is default,
     )
 
 
 def _why_not(
+    catalogue: Catalogue,
     model: CatalogueModel,
     stage: Stage,
     rates: Rates | None,
@@ -100,7 +96,8 @@ def _why_not(
 ) -> str | None:
     if stage is Stage.RETIRED:
         since = f" on {model.shutdown}" if model.shutdown else ""
-        instead = f"; its successor is {model.successor}" if model.successor else ""
+        successor = catalogue.live_successor(model, today)
+        instead = "" if successor is None else f"; its successor is {successor.id}"
         return f"retired{since}{instead}"
     if rates is None:
         return "no price is known for it; give `prices` in a catalogue file"

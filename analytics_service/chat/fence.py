@@ -44,6 +44,11 @@ def clipped(text: str, limit: int) -> str:
     return f"{text[:limit]}… [{len(text) - limit} more characters]"
 
 
+def whole(text: str) -> str:
+    """Returns a text without halves of characters, which can be neither sent nor stored."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def one_line(text: str, limit: int) -> str:
     """Returns a text that shows on one line: cut, and every unseen character made a space."""
     seen = "".join(" " if _is_unseen(each) else each for each in clipped(text, limit))

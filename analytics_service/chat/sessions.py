@@ -136,7 +136,8 @@ async def owned(store: Store, session_id: str, caller: Caller) -> Session:
 
 def title_of(question: str) -> str:
     """A title made of a session's first question."""
-    line = " ".join(question.split())
+    seen = "".join(each if each.isprintable() else " " for each in question)
+    line = " ".join(seen.split())
     if len(line) <= _TITLE_OF_QUESTION:
         return line
     return line[: _TITLE_OF_QUESTION - 1].rstrip() + "…"

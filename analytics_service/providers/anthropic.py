@@ -39,13 +39,14 @@ class AnthropicProvider:
             base_url: Where it is; None: Anthropic itself.
         """
         self._endpoint = endpoint
+        key = endpoint.key or sdk.NO_KEY
         # What the environment says of Anthropic is for Anthropic and nobody else.
         foreign = base_url is not None
         self._client = anthropic.AsyncAnthropic(
-            api_key=endpoint.key or sdk.NO_KEY,
+            api_key=key,
             base_url=base_url,
             max_retries=0,  # an attempt that is not on record may be billed unseen
-            default_headers=sdk.without_headers_of("ANTHROPIC_CUSTOM_HEADERS", anthropic.Omit())
+            default_headers=sdk.own_headers(key, "ANTHROPIC_CUSTOM_HEADERS", anthropic.Omit())
             if foreign
             else None,
         )

@@ -41,8 +41,9 @@ _NAMES = {
     "context_length_exceeded": Fault.CONTEXT_TOO_LONG,
     "exceed_context_size_error": Fault.CONTEXT_TOO_LONG,
     "request_too_large": Fault.CONTEXT_TOO_LONG,
-    "invalid_request_error": Fault.REFUSED,
 }
+_ANY_REQUEST_ERROR = "invalid_request_error"
+"""Says less than the status and the words that come with it."""
 _STATUSES: dict[int, Fault] = {
     HTTPStatus.UNAUTHORIZED: Fault.UNAUTHENTICATED,
     HTTPStatus.FORBIDDEN: Fault.UNAUTHENTICATED,
@@ -60,8 +61,8 @@ _TOO_LONG = re.compile(
 _NO_MODEL = re.compile(r"\bmodel\b.{0,120}\b(not found|does not exist|not exist)", re.IGNORECASE)
 
 _KEY_LIKE = re.compile(
-    r"\b(?:sk|pk|rk|key|xai|gsk|hf)[-_][\w*.\-]{6,}"  # a key with a usual prefix
-    r"|[^\s'\":,;]*\*{3,}[^\s'\":,;]*"  # a key with its middle starred out, as OpenAI shows it
+    r"\b(?:sk|pk|rk|key|xai|gsk|hf)[-_](?=[\w*.\-]*[\d*])[\w*.\-]{6,}"  # with a usual prefix
+    r"|[^\s'\":,;]{0,64}\*{3,}[^\s'\":,;]{0,64}"  # one with its middle starred out, as OpenAI's
 )
 
 
@@ -88,7 +89,7 @@ class Endpoint:
         retry_after: float | None = None,
     ) -> ProviderError:
         """An error about this endpoint, its text freed of keys."""
-        message = f"{self.name}: {self.clean(what)}"
+        message = f"{self.name}: {self.clean(what, 2 * _LONGEST)}"
         if fault is Fault.UNAUTHENTICATED and self.key_env is not None:
             message += f" (its key is read from {self.key_env})"
         return ProviderError(fault, message, status=status, retry_after=retry_after)
@@ -112,6 +113,7 @@ class Endpoint:
             now: The present, for a Retry-After that is a date; by default the clock's.
         """
         names, said = _names_and_words(body)
+        said = self.clean(said)
         if status is None and (number := _status_among(names)) is not None:
             status = number  # routers send the upstream's status as the name
         fault = fault_of(status, names, said)
@@ -126,14 +128,15 @@ class Endpoint:
         wait = retry_after(headers or {}, now or datetime.now(UTC))
         return self.error(fault, told, status=status, retry_after=wait)
 
-    def clean(self, text: str) -> str:
-        """One line of bounded length without keys or control characters."""
+    def clean(self, text: str, longest: int = _LONGEST) -> str:
+        """One line of at most so many characters, without keys and control characters."""
+        text = " ".join(text.split())
         if self.key:
             text = text.replace(self.key, REDACTED)
-        text = _KEY_LIKE.sub(REDACTED, " ".join(text.split()))
-        event = redact(None, "", {"text": text})
-        text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in event["text"])
-        return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+        text = _KEY_LIKE.sub(REDACTED, text[: 4 * longest])
+        text = str(redact(None, "", {"text": text})["text"])
+        text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+        return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def fault_of(status: int | None, names: tuple[str, ...], words: str) -> Fault:
@@ -144,23 +147,19 @@ def fault_of(status: int | None, names: tuple[str, ...], words: str) -> Fault:
         names: The body's names of the error, the most telling first.
         words: What the body says for people.
     """
-    is_request_error = status is None or HTTPStatus.BAD_REQUEST <= status < 500
-    if is_request_error and status != HTTPStatus.TOO_MANY_REQUESTS:
+    if status is not None and status >= 500:
+        return Fault.UNAVAILABLE
+    for name in names:
+        if name in _NAMES:
+            return _NAMES[name]
+    if status != HTTPStatus.TOO_MANY_REQUESTS:  # which may speak of too many tokens a minute
         if _TOO_LONG.search(words):
             return Fault.CONTEXT_TOO_LONG
         if _NO_MODEL.search(words):
             return Fault.MODEL_NOT_FOUND
-    if status is not None and status >= 500:
-        return Fault.UNAVAILABLE
-    by_status = None if status is None else _STATUSES.get(status)
-    for name in names:
-        fault = _NAMES.get(name)
-        # The most general of names says less than the status.
-        if fault is not None and (name != "invalid_request_error" or by_status is None):
-            return fault
-    if by_status is not None:
-        return by_status
-    return Fault.STREAM_BROKEN if status is None else Fault.REFUSED
+    if status is not None:
+        return _STATUSES.get(status, Fault.REFUSED)
+    return Fault.REFUSED if _ANY_REQUEST_ERROR in names else Fault.STREAM_BROKEN
 
 
 def retry_after(headers: Mapping[str, str], now: datetime) -> float | None:

@@ -15,7 +15,9 @@ from typing import Any, Final
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers.utils import logging
 
+from analytics_service.providers import local_gguf
 from analytics_service.providers.base import (
     Fault,
     Finished,
@@ -27,8 +29,6 @@ from analytics_service.providers.base import (
     UsageReport,
     UserTurn,
 )
-from analytics_service.providers.local_conversion import silence
-from analytics_service.providers.local_weights import WeightsError
 from analytics_service.providers.prompt import Round, normalized
 from analytics_service.usage.tokens import TokenUsage
 
@@ -36,6 +36,8 @@ _CHUNK: Final = 128
 """Tokens of a prompt that are read at once: a few tenths of a second, then it can be stopped."""
 _HELD: Final = 8
 """Most tokens whose text is held back because it may be a part of a character."""
+_UNREADABLE: Final = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
+"""What transformers raises where a folder holds no model, or a broken one."""
 _CUT: Final = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -54,26 +56,33 @@ class Engine:
         self._marks = tuple(token.content for token in added if token.special)
 
     @classmethod
-    def open(cls, directory: Path, threads: int) -> Engine:
-        """Opens a checkpoint; nothing is asked of any network.
+    def open(cls, source: Path, threads: int) -> Engine:
+        """Opens a model; nothing is asked of any network.
 
         Args:
-            directory: A folder as transformers saves a model and its tokenizer.
+            source: A GGUF file, or a folder as transformers saves a model and its tokenizer.
             threads: Threads that the calling thread computes with.
 
         Raises:
-            WeightsError: It can not be read.
+            ProviderError: It can not be read.
         """
         torch.set_num_threads(threads)
-        silence()
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        model: Any
+        tokenizer: Any
         try:
-            tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                directory, local_files_only=True, dtype=torch.float32
-            )
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise WeightsError(f"the checkpoint {directory} can not be read: {error}") from error
-        return cls(directory.name, model.eval(), tokenizer)
+            if source.is_dir():
+                tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+                model = AutoModelForCausalLM.from_pretrained(
+                    source, local_files_only=True, dtype=torch.float32
+                )
+            else:
+                model, tokenizer = local_gguf.read(source)
+        except (*_UNREADABLE, local_gguf.GgufError) as error:
+            raise ProviderError(
+                Fault.MODEL_NOT_FOUND, f"the local model {source} can not be read: {error}"
+            ) from error
+        return cls(source.stem, model.eval(), tokenizer)
 
     def answer(
         self, request: ProviderRequest, is_stopped: Callable[[], bool]

@@ -56,13 +56,14 @@ class OpenAIProvider:
         """
         self._endpoint = endpoint
         self._token_limit = token_limit
+        key = endpoint.key or sdk.NO_KEY
         # What the environment says of OpenAI is for OpenAI and nobody else.
         foreign = base_url is not None
         self._client = openai.AsyncOpenAI(
-            api_key=endpoint.key or sdk.NO_KEY,
+            api_key=key,
             base_url=base_url,
             max_retries=0,  # an attempt that is not on record may be billed unseen
-            default_headers=sdk.without_headers_of("OPENAI_CUSTOM_HEADERS", openai.Omit())
+            default_headers=sdk.own_headers(key, "OPENAI_CUSTOM_HEADERS", openai.Omit())
             if foreign
             else None,
         )

@@ -7,7 +7,7 @@ import importlib.util
 import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from analytics_service.catalogue.model import Protocol, ProviderSpec
 from analytics_service.providers.base import Fault, Provider, ProviderError
@@ -16,7 +16,7 @@ from analytics_service.providers.faults import Endpoint
 if TYPE_CHECKING:
     from analytics_service.providers.openai_wire import TokenLimit
 
-LocalFactory = Callable[[ProviderSpec], Provider]
+LocalFactory: TypeAlias = Callable[[], Provider]
 """Builds the provider that answers in this process."""
 
 _SDKS = {Protocol.OPENAI: "openai", Protocol.ANTHROPIC: "anthropic"}
@@ -116,7 +116,7 @@ class Providers:
             if self._local is None:
                 return Fault.UNAVAILABLE, f"{name} is not set up in this service"
             reason = self._local_unavailable()
-            return None if reason is None else (Fault.UNAVAILABLE, reason)
+            return None if reason is None else (Fault.UNAVAILABLE, f"{name}: {reason}")
         package = _SDKS[spec.protocol]
         if importlib.util.find_spec(package) is None:
             return Fault.UNAVAILABLE, (
@@ -160,4 +160,4 @@ class Providers:
                 return AnthropicProvider(endpoint, base_url=spec.base_url)
             case Protocol.LOCAL:
                 assert self._local is not None  # else it has a fault
-                return self._local(spec)
+                return self._local()

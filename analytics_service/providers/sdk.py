@@ -41,15 +41,20 @@ def timeout(idle: float) -> httpx2.Timeout:
     return httpx2.Timeout(idle, connect=min(idle, CONNECT_SECONDS))
 
 
-def without_headers_of(variable: str, omit: object) -> dict[str, str]:
-    """Default headers that take back those which an SDK adds from the environment.
+def own_headers(key: str, variable: str, omit: object) -> dict[str, str]:
+    """Default headers for an endpoint that is not the SDK's own.
+
+    They carry its key, and take back those that the SDK adds from the environment.
 
     Args:
+        key: The endpoint's key.
         variable: Environment variable with headers, one in a line.
         omit: The SDK's mark for a header that is not to be sent.
     """
-    lines = os.environ.get(variable, "").split("\n")
-    return {line.partition(":")[0].strip(): cast(str, omit) for line in lines if ":" in line}
+    lines = [line for line in os.environ.get(variable, "").split("\n") if ":" in line]
+    names = {line.partition(":")[0].strip() for line in lines}
+    unwanted = {name: cast(str, omit) for name in names if name.lower() != "authorization"}
+    return {**unwanted, "Authorization": f"Bearer {key}"}
 
 
 async def read(

@@ -164,13 +164,10 @@ class AnalyticsServicer(analytics_pb2_grpc.AnalyticsServiceServicer):
         group = convert_usage.group_of(request.group_by)
         caller = _caller(context)
         sums = await self._usage.summaries(which, group, caller)
-        all_group = UsageGroup.ALL
-        totals = (
-            sums if group is all_group else await self._usage.summaries(which, all_group, caller)
-        )
+        total = await self._usage.total(which, caller)
         response = pb.GetUsageResponse(
             summaries=[convert_usage.summary(each, group) for each in sums],
-            total=convert_usage.summary(totals[0], all_group),
+            total=convert_usage.summary(total, UsageGroup.ALL),
         )
         if request.page_size:
             size = page_size(request.page_size)
@@ -226,7 +223,7 @@ class AnalyticsServicer(analytics_pb2_grpc.AnalyticsServiceServicer):
             max_cost=convert_usage.amount_of(request.max_cost, "max_cost")
             if request.max_cost
             else None,
-            need_tools=request.require_tools,
+            need_tools=not request.allow_without_tools,
             caller=_caller(context),
         )
         return convert_model.recommendation(advice, self._advice.evaluation)

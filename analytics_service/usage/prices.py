@@ -30,9 +30,14 @@ _INPUT_SHARE = Decimal("0.75")
 _OUTPUT_SHARE = Decimal("0.25")
 
 
+def blended(rates: Rates) -> Decimal:
+    """What a model costs in one number: US dollars per million tokens, a quarter written."""
+    return _INPUT_SHARE * rates.input + _OUTPUT_SHARE * rates.output
+
+
 def band(rates: Rates) -> CostBand:
     """The band that 0.75 × input + 0.25 × output falls into, in US dollars per million tokens."""
-    mixed = _INPUT_SHARE * rates.input + _OUTPUT_SHARE * rates.output
+    mixed = blended(rates)
     if mixed == 0:
         return CostBand.FREE
     if mixed < Decimal("0.5"):

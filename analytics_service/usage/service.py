@@ -20,6 +20,7 @@ from analytics_service.usage.records import (
     UsageRecord,
     UsageSummary,
 )
+from analytics_service.usage.tokens import UNKNOWN
 
 MAX_LIMIT = Decimal(1_000_000)
 """Highest limit of a budget, in US dollars."""
@@ -49,6 +50,17 @@ class UsageService:
             Refusal: NOT_ALLOWED, SESSION_NOT_FOUND, MODEL_UNKNOWN, INVALID_ARGUMENT.
         """
         return await self._store.sum_usage(await self._allowed(which, caller), group)
+
+    async def total(self, which: UsageFilter, caller: Caller) -> UsageSummary:
+        """Returns the sum of all.
+
+        Raises:
+            Refusal: As `summaries`.
+        """
+        for summary in await self.summaries(which, UsageGroup.ALL, caller):
+            return summary
+        nothing = Decimal(0)
+        return UsageSummary("", 0, 0, UNKNOWN, nothing, 0, nothing)
 
     async def records(
         self, which: UsageFilter, before: str | None, limit: int, caller: Caller

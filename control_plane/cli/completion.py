@@ -1,16 +1,17 @@
-"""Shell completion of what the control plane knows. Quick, and silent where it fails."""
+"""Shell completion of what the services know. Quick, and silent where it fails."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
 from control_plane.cli.session import GlobalOptions
 
 if TYPE_CHECKING:
+    from analytics_service.client import Client as AnalyticsClient
     from control_plane.client import Client
 
 _PATIENCE_S = 1.0
@@ -65,20 +66,59 @@ def complete_metric(context: typer.Context, incomplete: str) -> list[str]:
         return []
 
 
+def complete_model(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Returns the models that can be chosen and begin so, with their names."""
+    from analytics_service.client import MidcourseError
+
+    try:
+        with _analytics_client(context) as analytics:
+            return [
+                (model.model_id, model.display_name)
+                for model in analytics.list_models(available_only=True)
+                if model.model_id.startswith(incomplete)
+            ]
+    except (MidcourseError, ValueError):
+        return []
+
+
+def complete_session(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Returns the sessions that begin so, with their titles."""
+    from analytics_service.client import MidcourseError
+    from control_plane.cli.analytics.words import session_id
+
+    try:
+        with _analytics_client(context) as analytics:
+            known = ((session_id(one.name), one.title) for one in analytics.list_sessions())
+            return list(islice((one for one in known if one[0].startswith(incomplete)), _MOST))
+    except (MidcourseError, ValueError):
+        return []
+
+
 def _client(context: typer.Context) -> Client:
     from control_plane.client import Client, RetryPolicy
 
-    return Client(_server(context), timeout=_PATIENCE_S, retry=RetryPolicy(attempts=1))
+    address = _address(context, "server")
+    return Client(address, timeout=_PATIENCE_S, retry=RetryPolicy(attempts=1))
 
 
-def _server(context: typer.Context) -> str | None:
-    return next((s for s in _servers(context) if s), None)
+def _analytics_client(context: typer.Context) -> AnalyticsClient:
+    from analytics_service.client import Client, RetryPolicy
+
+    address = _address(context, "analytics")
+    return Client(address, timeout=_PATIENCE_S, retry=RetryPolicy(attempts=1))
 
 
-def _servers(context: typer.Context) -> Iterator[str | None]:
+def _address(context: typer.Context, option: Literal["server", "analytics"]) -> str | None:
+    return next((address for address in _addresses(context, option) if address), None)
+
+
+def _addresses(
+    context: typer.Context, option: Literal["server", "analytics"]
+) -> Iterator[str | None]:
     """Yields the addresses given: after the verb, then before it, where no callback ran yet."""
-    yield context.params.get("server")
-    if before := context.find_object(GlobalOptions):
-        yield before.server
-    if context.parent is not None:
-        yield context.parent.params.get("server")
+    at: Any = context
+    while at is not None:
+        yield at.params.get(option)
+        if isinstance(at.obj, GlobalOptions):
+            yield getattr(at.obj, option)
+        at = at.parent

@@ -3,25 +3,43 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 
 import typer
 
+from control_plane.cli import printable
 from control_plane.cli.exits import CommandError, ExitCode
 
 if TYPE_CHECKING:
     from control_plane.client import MidcourseError
 
 
-def report(message: str) -> None:
-    """Prints a message on stderr as one line."""
+def report(message: str, details: Sequence[str] = ()) -> None:
+    """Prints a message on stderr as one line, and details, each on a line of its own."""
     colour = False if os.environ.get("NO_COLOR") else None  # None: if stderr is a terminal
     typer.secho("midcourse: ", fg="red", bold=True, nl=False, err=True, color=colour)
-    typer.echo(" ".join(message.split()), err=True)
+    typer.echo(printable.line(message), err=True)
+    for detail in details:
+        typer.echo(f"  {printable.line(detail)}", err=True)
 
 
-def from_client(error: MidcourseError) -> CommandError:
-    """Returns the message and exit code for an error of the client."""
+CONTROL_PLANE_HINT: Final = (
+    "is `midcourse serve` running there? --server or MIDCOURSE_CONTROL_PLANE name another place"
+)
+ANALYTICS_HINT: Final = (
+    "is `midcourse analytics serve` running there?"
+    " --analytics or MIDCOURSE_ANALYTICS name another place"
+)
+
+
+def from_client(error: MidcourseError, hint: str = CONTROL_PLANE_HINT) -> CommandError:
+    """Returns the message and exit code for an error of a client.
+
+    Args:
+        error: What the client raised.
+        hint: What to do where nobody answers.
+    """
     from control_plane import client
 
     message = str(error)
@@ -30,10 +48,7 @@ def from_client(error: MidcourseError) -> CommandError:
             return CommandError(message, ExitCode.NOT_FOUND)
         case client.UnavailableError() | client.DeadlineExceededError():
             if not error.reason:
-                message += (
-                    "; is `midcourse serve` running there?"
-                    " --server or MIDCOURSE_CONTROL_PLANE name another place"
-                )
+                message += f"; {hint}"
             return CommandError(message, ExitCode.UNREACHABLE)
         case client.ResourceExhaustedError() if error.retry_delay is not None:
             return CommandError(f"{message}; try again later", ExitCode.UNREACHABLE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 
 
 class ExitCode(enum.IntEnum):
@@ -11,9 +12,9 @@ class ExitCode(enum.IntEnum):
     OK = 0, "done"
     FAILURE = 1, "another failure"
     USAGE = 2, "the command line is wrong"
-    NOT_FOUND = 3, "no such job or update"
+    NOT_FOUND = 3, "no such job, update, session or answer"
     REFUSED = 4, "refused: invalid, in conflict, not now or not allowed"
-    UNREACHABLE = 5, "the control plane does not answer"
+    UNREACHABLE = 5, "the control plane, the analytics service or a provider does not answer"
     NOT_APPLIED = 6, "the update was rejected, expired or cancelled"
     TIMEOUT = 7, "the time to wait is over, the update still open"
     JOB_FAILED = 8, "the watched job failed"
@@ -37,14 +38,16 @@ def help_text() -> str:
 
 
 class CommandError(Exception):
-    """Ends the command with one line on stderr.
+    """Ends the command with a line on stderr.
 
     Attributes:
         message: What was wrong and what to do.
         code: Exit code.
+        details: More lines, where several things are wrong at once.
     """
 
-    def __init__(self, message: str, code: ExitCode) -> None:
+    def __init__(self, message: str, code: ExitCode, details: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.message = message
         self.code = code
+        self.details = tuple(details)

@@ -12,22 +12,16 @@ from collections.abc import Sequence
 from typing import Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
 
 from control_plane.cli import jobs, metrics, updates, watch
 from control_plane.cli.errors import from_client, report
 from control_plane.cli.exits import CommandError, ExitCode, help_text
-from control_plane.cli.lazy import LazyCommand
+from control_plane.cli.lazy import AnalyticsServeCommand, LazyGroup, ServeCommand
 from control_plane.cli.session import GlobalOptions, OutputOption, ServerOption, Session, verb
 
 
-class Commands(TyperGroup):
+class Commands(LazyGroup):
     """The verbs; every failure ends in one line on stderr and a documented exit code."""
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
-        """Finds a command, and loads it where it is loaded only when it is run."""
-        name, command, rest = super().resolve_command(ctx, args)
-        return name, command.load() if isinstance(command, LazyCommand) else command, rest
 
     def invoke(self, ctx: Any) -> Any:
         """Runs a verb."""
@@ -69,7 +63,7 @@ class Commands(TyperGroup):
                 **extra,
             )
         except CommandError as error:
-            report(error.message)
+            report(error.message, error.details)
             code = error.code
         except typer.Abort:
             code = ExitCode.FAILURE
@@ -144,6 +138,21 @@ def _serve() -> None:
     """Run a control plane."""
 
 
+def _serve_analytics() -> None:
+    """Run an analytics service."""
+
+
+def _analytics_group(context: typer.Context) -> None:
+    """Run an analytics service."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), nl=False)
+
+
+_analytics = typer.Typer(cls=LazyGroup, rich_markup_mode=None, invoke_without_command=True)
+_analytics.callback()(_analytics_group)
+_analytics.command("serve", cls=AnalyticsServeCommand)(_serve_analytics)
+
+
 app.command("jobs")(jobs.list_jobs)
 app.command("job")(jobs.show_job)
 app.command("watch")(watch.watch)
@@ -152,7 +161,8 @@ app.command("history")(updates.history)
 app.command("set")(updates.set_parameters)
 app.command("cancel")(updates.cancel)
 app.command("delete")(jobs.delete)
-app.command("serve", cls=LazyCommand)(_serve)
+app.command("serve", cls=ServeCommand)(_serve)
+app.add_typer(_analytics, name="analytics")
 app.command("version")(show_version)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import typer
 
 from control_plane.cli.exits import CommandError, ExitCode
+from control_plane.cli.lazy import standalone
 from control_plane.cli.session import GlobalOptions
 from control_plane.config import ServerSettings
 from grpc_runtime.commands import with_settings
@@ -35,14 +36,4 @@ def serve(context: typer.Context, settings: ServerSettings) -> None:
 
 def command() -> Any:
     """Returns the command, ready to be run by the group."""
-    app = typer.Typer(
-        add_completion=False,
-        rich_markup_mode=None,
-        context_settings={"help_option_names": ["--help", "-h"]},
-    )
-    app.command("serve")(serve)
-    made: Any = typer.main.get_command(app)
-    for option in made.params:
-        # The texts are escaped for rich's markup.
-        option.help = (option.help or "").replace(r"\[", "[")
-    return made
+    return standalone("serve", serve)

@@ -6,10 +6,10 @@ import difflib
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec, TypeVar
 
 import typer
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from control_plane.client import Client
 
 P = ParamSpec("P")
+S = TypeVar("S")
 
 ServerOption = Annotated[
     str | None,
@@ -29,6 +30,15 @@ ServerOption = Annotated[
         metavar="ADDRESS",
         help="Control plane: host:port or unix:/path."
         " (env MIDCOURSE_CONTROL_PLANE; default 127.0.0.1:50051)",
+    ),
+]
+AnalyticsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--analytics",
+        metavar="ADDRESS",
+        help="Analytics service: host:port or unix:/path."
+        " (env MIDCOURSE_ANALYTICS; default 127.0.0.1:50052)",
     ),
 ]
 OutputOption = Annotated[
@@ -91,10 +101,30 @@ def _suggestion(job: str, known: list[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class GlobalOptions:
-    """The options given before the verb."""
+    """The options that may stand before the verb.
+
+    Attributes:
+        server: Address of the control plane; None leaves it to the environment and the default.
+        output: Format of what is printed; None: a table.
+        analytics: Address of the analytics service; as with ``server``.
+    """
 
     server: str | None = None
     output: OutputFormat | None = None
+    analytics: str | None = None
+
+    def then(self, later: GlobalOptions) -> GlobalOptions:
+        """Returns these options as what stands later on the command line changes them."""
+        return GlobalOptions(
+            later.server or self.server,
+            later.output or self.output,
+            later.analytics or self.analytics,
+        )
+
+
+def options_before(context: typer.Context) -> GlobalOptions:
+    """Returns the options that stand before a verb."""
+    return context.find_object(GlobalOptions) or GlobalOptions()
 
 
 def verb(command: Callable[Concatenate[Session, P], None]) -> Callable[..., None]:
@@ -102,23 +132,42 @@ def verb(command: Callable[Concatenate[Session, P], None]) -> Callable[..., None
 
     The command also takes ``--server`` and ``--output``, which may stand before the verb too.
     """
+    options = {"server": ServerOption, "output": OutputOption}
+    return with_session(
+        command, options, lambda given: Session(given.server, Output(given.output or "table"))
+    )
+
+
+def with_session(
+    command: Callable[Concatenate[S, P], None],
+    options: Mapping[str, Any],
+    begin: Callable[[GlobalOptions], S],
+) -> Callable[..., None]:
+    """Turns a function that takes some session first into a typer command.
+
+    Args:
+        command: The function.
+        options: The global options that the command takes too, as typer reads them.
+        begin: Makes the session of the options given.
+    """
     signature = inspect.signature(command)
     hints = typing.get_type_hints(command, include_extras=True)
     _, *own = signature.parameters.values()
 
     @functools.wraps(command)
     def wrapper(context: typer.Context, **arguments: Any) -> None:
-        before = context.find_object(GlobalOptions) or GlobalOptions()
-        server = arguments.pop("server") or before.server
-        output = arguments.pop("output") or before.output or "table"
-        command(Session(server, Output(output)), **arguments)  # type: ignore[call-arg]  # by name
+        here = GlobalOptions(**{name: arguments.pop(name) for name in options})
+        session = begin(options_before(context).then(here))
+        command(session, **arguments)  # type: ignore[call-arg]  # by name
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [
         inspect.Parameter("context", keyword, annotation=typer.Context),
         *(p.replace(annotation=hints[p.name], kind=keyword) for p in own),
-        inspect.Parameter("server", keyword, default=None, annotation=ServerOption),
-        inspect.Parameter("output", keyword, default=None, annotation=OutputOption),
+        *(
+            inspect.Parameter(name, keyword, default=None, annotation=option)
+            for name, option in options.items()
+        ),
     ]
     # typer reads both.
     wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -94,7 +94,7 @@ class _Form:
         return rows
 
     def _converters(self, cursor: DBAPICursor) -> list[tuple[int, _Convert]]:
-        found = []
+        found: list[tuple[int, _Convert]] = []
         for index, (column, described) in enumerate(
             zip(self._columns, cursor.description, strict=False)
         ):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import count
 from typing import Any
+
+import pytest
+from sqlalchemy import Connection
 
 from analytics_service.chat.conversation import (
     Message,
@@ -17,7 +22,10 @@ from analytics_service.chat.conversation import (
     Session,
     TextPart,
 )
+from analytics_service.errors import Reason, Refusal
 from analytics_service.ports import NewTurn, Store, TurnBegun
+from analytics_service.store.schema import metadata
+from analytics_service.store.store import SqlStore
 from analytics_service.usage.records import (
     BudgetKey,
     CallOutcome,
@@ -152,3 +160,31 @@ async def all_usage(store: Store) -> list[UsageRecord]:
 async def one_usage(store: Store, call_id: str) -> UsageRecord:
     [found] = [each for each in await all_usage(store) if each.id == call_id]
     return found
+
+
+def refused(reason: Reason, words: str) -> AbstractContextManager[object]:
+    """Expects a refusal for a reason, whose message has the words."""
+    return pytest.raises(
+        Refusal,
+        match=re.escape(words),
+        check=lambda error: error.reason is reason,
+    )
+
+
+async def run_sql(store: Store, *statements: str) -> list[tuple[Any, ...]]:
+    """Runs SQL in one transaction of the store's; returns the rows of the last statement."""
+
+    def work(connection: Connection) -> list[tuple[Any, ...]]:
+        for statement in statements[:-1]:
+            connection.exec_driver_sql(statement)
+        last = connection.exec_driver_sql(statements[-1])
+        return [tuple(row) for row in last] if last.returns_rows else []
+
+    assert isinstance(store, SqlStore)
+    return await store._database.write(work)
+
+
+async def clear(store: Store) -> None:
+    """Empties all tables."""
+    names = [table.name for table in reversed(metadata.sorted_tables)]
+    await run_sql(store, *(f"DELETE FROM {name}" for name in names))

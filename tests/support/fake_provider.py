@@ -33,7 +33,7 @@ A reply is a list of parts, told one after another, then its finish and its usag
 `Reply(finish=None)` ends without a finish, though the HTTP response is whole. Reasons are
 OpenAI's; they are translated for Anthropic.
 
-As a process, for tests that kill and for benchmarks::
+As a process, for tests that kill and for benchmarks (`fake_provider_process` runs it)::
 
     python -m tests.support.fake_provider --port 0 --deltas 50 --interval-ms 5
 
@@ -47,9 +47,12 @@ import asyncio
 import contextlib
 import json
 import signal
+import subprocess
+import sys
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from tests.support.fake_provider_script import (
@@ -89,6 +92,7 @@ __all__ = [
     "error_event",
     "event",
     "fake_provider",
+    "fake_provider_process",
     "finish",
     "garbage",
     "gate",
@@ -342,6 +346,29 @@ class _Connection(asyncio.Protocol):
                     return False
         transport.write(b"0\r\n\r\n")
         return True
+
+
+@dataclass(frozen=True)
+class FakeProcess:
+    """A fake in a process of its own."""
+
+    process: subprocess.Popen[str]
+    openai_url: str
+    anthropic_url: str
+
+
+@contextlib.contextmanager
+def fake_provider_process(*options: str) -> Iterator[FakeProcess]:
+    """Runs a fake with the options of the command; ends it with SIGKILL."""
+    command = [sys.executable, "-m", "tests.support.fake_provider", *options]
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            urls = json.loads(process.stdout.readline())
+            yield FakeProcess(process, urls["openai"], urls["anthropic"])
+        finally:
+            process.kill()
 
 
 async def _main() -> None:

@@ -33,7 +33,7 @@ Step: TypeAlias = bytes | Gate | Pause | Stall | Cut
 
 def steps(reply: Reply, path: str, body: Mapping[str, Any]) -> Iterator[Step]:
     """What is sent and waited for, one after another."""
-    model = reply.model or str(body.get("model", ""))
+    model = str(body.get("model", "")) if reply.model is None else reply.model
     teller: _OpenAI | _Anthropic = (
         _Anthropic(reply, model) if is_anthropic(path) else _OpenAI(reply, model, body)
     )

@@ -38,6 +38,7 @@ async def report(agent: ScriptedAgent, *columns: pb.MetricColumn, step: int = ST
     heartbeat.progress.step = step
     heartbeat.progress.max_steps = 100
     await agent.acknowledged(await agent.say(heartbeat=heartbeat))
+    assert not agent.of("item_error")
 
 
 async def start_run(plane: Callers, job: str = "demo", **fields: Any) -> ScriptedAgent:

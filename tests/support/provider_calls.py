@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from analytics_service.providers.anthropic import AnthropicProvider
 from analytics_service.providers.base import (
     Provider,
     ProviderError,
@@ -18,6 +19,8 @@ from analytics_service.providers.base import (
     UsageReport,
     UserTurn,
 )
+from analytics_service.providers.faults import Endpoint
+from analytics_service.providers.openai import OpenAIProvider
 from analytics_service.usage.tokens import TokenUsage
 
 KEY = "sk-test-0123456789abcdef"
@@ -37,6 +40,18 @@ QUESTION = ProviderRequest(
     idle_timeout=10.0,
 )
 PLAIN_QUESTION = replace(QUESTION, tools=())
+
+
+def openai_provider_at(url: str) -> OpenAIProvider:
+    return OpenAIProvider(
+        Endpoint("OpenAI", "OPENAI_API_KEY", KEY),
+        base_url=url,
+        token_limit="max_completion_tokens",
+    )
+
+
+def anthropic_provider_at(url: str) -> AnthropicProvider:
+    return AnthropicProvider(Endpoint("Anthropic", "ANTHROPIC_API_KEY", KEY), base_url=url)
 
 
 @dataclass(frozen=True)

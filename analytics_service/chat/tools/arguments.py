@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -18,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from analytics_service.chat.fence import clipped
+from analytics_service.chat.fence import clipped, whole
 from control_plane.client import job_id
 
 MAX_POINTS: Final = 200
@@ -35,12 +36,21 @@ class Arguments(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+def _check_whole(value: str) -> str:
+    if whole(value) != value:
+        raise ValueError("has halves of characters (lone surrogates)")
+    return value
+
+
+Text = Annotated[StrictStr, AfterValidator(_check_whole)]
+
+
 def _plain_job_id(value: object) -> object:
     return job_id(value) if isinstance(value, str) else value
 
 
 JobId = Annotated[
-    str,
+    Text,
     BeforeValidator(_plain_job_id),
     Field(min_length=1, max_length=63, description="Id of the job, as list_jobs returns it."),
 ]
@@ -53,7 +63,7 @@ UpdateStateName = Literal["pending", "delivered", "applied", "rejected", "expire
 class ListJobsArguments(Arguments):
     """Of list_jobs."""
 
-    selector: str = Field(
+    selector: Text = Field(
         default="",
         max_length=500,
         description=(
@@ -77,7 +87,7 @@ class MetricSeriesArguments(Arguments):
     """Of metric_series."""
 
     job: JobId
-    metrics: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(
+    metrics: list[Annotated[Text, Field(min_length=1, max_length=200)]] = Field(
         default=[],
         max_length=MAX_METRICS,
         description=(
@@ -146,7 +156,7 @@ FIELDS: Final[Mapping[str, tuple[frozenset[str], frozenset[str]]]] = {
 class ChangeArguments(Arguments):
     """One change of one parameter."""
 
-    parameter: str = Field(
+    parameter: Text = Field(
         min_length=1,
         max_length=100,
         description="Name of the parameter, as get_job lists it, such as learning_rate.",
@@ -164,7 +174,7 @@ class ChangeArguments(Arguments):
         StrictBool
         | Annotated[StrictInt, Field(ge=-_MAX_INTEGER - 1, le=_MAX_INTEGER)]
         | StrictFloat
-        | Annotated[StrictStr, Field(max_length=200)]
+        | Annotated[Text, Field(max_length=200)]
         | None
     ) = Field(default=None, description="With set, peak, hold and ramp: the new value.")
     factor: float | None = Field(default=None, gt=0, description="With multiply: the factor.")
@@ -181,7 +191,7 @@ class ChangeArguments(Arguments):
         default=None, description="With schedule: steps of linear warm-up to the peak."
     )
     floor: float | None = Field(default=None, description="With schedule: value at its end.")
-    group: str = Field(
+    group: Text = Field(
         default="",
         max_length=100,
         description="One parameter group of the optimizer. Empty: all, their ratios kept.",
@@ -212,7 +222,7 @@ class ProposeUpdateArguments(Arguments):
     changes: list[ChangeArguments] = Field(
         min_length=1, max_length=8, description="All take effect at one step, or none does."
     )
-    rationale: str = Field(
+    rationale: Text = Field(
         min_length=1,
         max_length=1_000,
         description="Why, for the person who decides; it is recorded with the change.",
@@ -241,7 +251,7 @@ def describe_faults(error: ValidationError) -> str:
     lines = [_fault(each["loc"], each["msg"], each["input"]) for each in faults[:_MAX_PROBLEMS]]
     if len(faults) > _MAX_PROBLEMS:
         lines.append(f"and {len(faults) - _MAX_PROBLEMS} more")
-    return "wrong arguments: " + "; ".join(lines)
+    return whole("wrong arguments: " + "; ".join(lines))
 
 
 def _fault(place: tuple[int | str, ...], message: str, given: object) -> str:

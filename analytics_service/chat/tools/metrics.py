@@ -27,7 +27,7 @@ from midcourse.control.v1 import control_pb2
 EXAMINED_POINTS: Final = 4_000
 """Most samples of a metric that are looked at for spikes; more come reduced, spikes kept."""
 
-SHOWN_POINTS: Final = 480
+SHOWN_POINTS: Final = 320
 """Most points that one call returns, all metrics together."""
 
 MAX_SPIKES: Final = 10

@@ -11,7 +11,7 @@ import grpc
 from analytics_service.chat.conversation import Citation, ErrorInfo, ProposalPart
 from analytics_service.chat.fence import clipped
 from analytics_service.chat.tools.arguments import ChangeArguments, ProposeUpdateArguments
-from analytics_service.chat.tools.tool import Reading, Tool, ToolError
+from analytics_service.chat.tools.tool import Reading, Tool
 from analytics_service.chat.tools.values import number, operation_of, without_absent
 from control_plane import changes
 from control_plane.client import (
@@ -35,7 +35,7 @@ def propose_update(client: Client, arguments: ProposeUpdateArguments) -> Reading
     """Drafts an update of a job and has the control plane check it."""
     job = arguments.job
     revision = client.get_job(job).desired.revision
-    drafted = [_change(each) for each in arguments.changes]
+    drafted = [_BUILDERS[each.operation](each) for each in arguments.changes]
     request = _request(arguments, drafted, revision)
     result: dict[str, Any] = {
         "job": job,
@@ -86,13 +86,6 @@ def _request(
         request_id=str(uuid.uuid4()),
         expected_revision=revision,
     )
-
-
-def _change(of: ChangeArguments) -> update_pb2.Change:
-    try:
-        return _BUILDERS[of.operation](of)
-    except ValueError as error:  # such as a number of steps beyond 64 bits
-        raise ToolError(f"{of.parameter}: {error}") from error
 
 
 def _set(of: ChangeArguments) -> update_pb2.Change:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, Protocol
+from enum import IntEnum
+from typing import Any, Final, NamedTuple, Protocol
 
 from analytics_service.chat.fence import one_line
 
@@ -41,36 +42,55 @@ class Read(Protocol):
 def sentences(readings: Sequence[Read], max_length: int = MAX_LENGTH) -> str:
     """Says what was read, line by line; what does not fit is left out, and that is said.
 
-    Each job gets an equal share of the room, so that no job crowds out another.
+    Each job gets an equal share of the room, so that no job crowds out another, and its spikes
+    and changes come before the rest.
     """
-    groups: dict[str, list[str]] = {}
+    groups: dict[str, list[_Line]] = {}
     for reading in readings:
         job = str((reading.arguments or {}).get("job", ""))
         groups.setdefault(job, []).extend(_lines(reading))
     share = max_length // max(1, len(groups))
-    return "\n".join(line for lines in groups.values() for line in _within(lines, share))
+    ranked = (sorted(lines, key=lambda line: line.rank) for lines in groups.values())
+    return "\n".join(line for lines in ranked for line in _within(lines, share))
 
 
-def _within(lines: Iterable[str], room: int) -> Iterator[str]:
+class _Rank(IntEnum):
+    """What comes first where there is not room for all."""
+
+    STATE = 0
+    SPIKE = 1
+    CHANGE = 2
+    METRIC = 3
+    DETAIL = 4
+
+
+class _Line(NamedTuple):
+    rank: _Rank
+    text: str
+
+
+def _within(lines: Iterable[_Line], room: int) -> Iterator[str]:
     room -= len(_CUT) + 1
     for line in lines:
-        room -= len(line) + 1
+        room -= len(line.text) + 1
         if room < 0:
             yield _CUT
             return
-        yield line
+        yield line.text
 
 
-def _lines(reading: Read) -> Iterator[str]:
+def _lines(reading: Read) -> Iterator[_Line]:
     if reading.result is None:
         about = (reading.arguments or {}).get("job")
         place = f" of job {_name(about)}" if about else ""
-        yield f"{reading.tool}{place} could not be read: {one_line(reading.error, 300)}."
+        said = f"{reading.tool}{place} could not be read: {one_line(reading.error, 300)}."
+        yield _Line(_Rank.STATE, said)
         return
     match reading.tool:
         case "list_jobs":
             jobs = [_name(each["job"]) for each in reading.result["jobs"]]
-            yield f"Jobs: {', '.join(jobs)}." if jobs else "There are no jobs."
+            said = f"Jobs: {', '.join(jobs)}." if jobs else "There are no jobs."
+            yield _Line(_Rank.STATE, said)
         case "get_job":
             yield from _job(reading.result)
         case "metric_series":
@@ -81,7 +101,7 @@ def _lines(reading: Read) -> Iterator[str]:
             pass
 
 
-def _job(job: Mapping[str, Any]) -> Iterator[str]:
+def _job(job: Mapping[str, Any]) -> Iterator[_Line]:
     name = _name(job["job"])
     parts = [str(job.get("state", "in an unknown state"))]
     if method := job.get("method"):
@@ -90,31 +110,35 @@ def _job(job: Mapping[str, Any]) -> Iterator[str]:
         end = f" of {_number(job['max_steps'])}" if "max_steps" in job else ""
         parts.append(f"step {_number(job['step'])}{end}")
     message = job.get("state_message", "")
-    yield f"Job {name}: {', '.join(parts)}.{' ' + one_line(message, 200) if message else ''}"
+    said = f"Job {name}: {', '.join(parts)}.{' ' + one_line(message, 200) if message else ''}"
+    yield _Line(_Rank.STATE, said)
     if ended := job.get("trainer_exit"):
         said = one_line(str(ended.get("message", "")), 200)
-        yield f"The trainer of {name} ended: exit code {ended.get('exit_code', 'unknown')}. {said}"
+        code = ended.get("exit_code", "unknown")
+        yield _Line(_Rank.STATE, f"The trainer of {name} ended: exit code {code}. {said}")
     if labels := job.get("labels"):
         shown = list(labels.items())[:_MAX_LABELS]
-        yield f"Labels of {name}: {', '.join(f'{_name(k)}={_name(v)}' for k, v in shown)}."
+        said = ", ".join(f"{_name(key)}={_name(value)}" for key, value in shown)
+        yield _Line(_Rank.DETAIL, f"Labels of {name}: {said}.")
     for parameter in job.get("parameters", [])[:_MAX_PARAMETERS]:
         values = [
             _number(each["value"]) for each in parameter.get("in_force", []) if "value" in each
         ]
         if values:
-            yield f"{_name(parameter['parameter'])} of {name} is {' / '.join(values)} now."
+            said = f"{_name(parameter['parameter'])} of {name} is {' / '.join(values)} now."
+            yield _Line(_Rank.DETAIL, said)
 
 
-def _metrics(result: Mapping[str, Any]) -> Iterator[str]:
+def _metrics(result: Mapping[str, Any]) -> Iterator[_Line]:
     name = _name(result["job"])
     if not result["series"]:
-        yield f"Job {name} has no metrics yet."
+        yield _Line(_Rank.METRIC, f"Job {name} has no metrics yet.")
     for series in result["series"]:
         metric, of = f"{_name(series['metric'])} of {name}", series["statistics"]
         for spike in series["spikes"][:_MAX_SPIKES]:
-            yield _spike(metric, spike)
+            yield _Line(_Rank.SPIKE, _spike(metric, spike))
         if not series["spikes"]:
-            yield f"{metric} has no spikes."
+            yield _Line(_Rank.SPIKE, f"{metric} has no spikes.")
         line = (
             f"{metric}: steps {_number(of['first_step'])} to {_number(of['last_step'])}, from "
             f"{_number(of['first_value'])} to {_number(of['last_value'])}"
@@ -130,7 +154,7 @@ def _metrics(result: Mapping[str, Any]) -> Iterator[str]:
                 f"; {_number(of['non_finite_count'])} samples are NaN or infinite, the first at "
                 f"step {_number(of['first_non_finite_step'])}"
             )
-        yield line + "."
+        yield _Line(_Rank.METRIC, line + ".")
 
 
 def _spike(metric: str, spike: Mapping[str, Any]) -> str:
@@ -148,10 +172,10 @@ def _spike(metric: str, spike: Mapping[str, Any]) -> str:
     )
 
 
-def _updates(result: Mapping[str, Any]) -> Iterator[str]:
+def _updates(result: Mapping[str, Any]) -> Iterator[_Line]:
     name = _name(result["job"])
     if not result["updates"]:
-        yield f"Nothing was changed in {name}."
+        yield _Line(_Rank.CHANGE, f"Nothing was changed in {name}.")
     for update in result["updates"]:
         at = update.get("applied_at_step")
         state = update.get("state", "in an unknown state")
@@ -161,10 +185,11 @@ def _updates(result: Mapping[str, Any]) -> Iterator[str]:
             f"{_name(update.get('author', 'somebody'))}."
         )
         if rejected := update.get("rejected"):
-            line += f" Rejected: {one_line(rejected.get('message', ''), 200)}"
+            why = one_line(rejected.get("message") or rejected.get("reason", ""), 200)
+            line += f" Rejected because: {why.rstrip('.')}."
         if reason := update.get("reason"):
-            line += f" Reason given: “{one_line(reason, _REASON_LENGTH)}”"
-        yield line
+            line += f" Reason given: “{one_line(reason, _REASON_LENGTH)}”."
+        yield _Line(_Rank.CHANGE, line)
 
 
 def _what(update: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from analytics_service.chat.conversation import Citation, ProposalPart
-from analytics_service.chat.fence import clipped
+from analytics_service.chat.fence import clipped, whole
 from analytics_service.chat.tools.arguments import describe_faults
 from analytics_service.chat.tools.bounds import bounded
 from analytics_service.chat.tools.digest import jobs_in_question, requests_about
@@ -113,14 +113,14 @@ class Toolbox:
             error = f"the tool did not answer within {self._timeout:g} s; ask for less at once"
         return ToolOutcome(
             request.call_id,
-            request.name,
+            whole(request.name),
             None if request.arguments is None else plain_json(request.arguments),
             result,
-            clipped(error, MAX_ERROR_LENGTH),
+            clipped(whole(error), MAX_ERROR_LENGTH),
             reading.citations,
             reading.proposal,
             time.monotonic() - started,
-            request.raw,
+            whole(request.raw),
         )
 
     async def digest(self, question: str) -> tuple[ToolOutcome, ...]:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from analytics_service.chat.fence import TEXT_LENGTH, clipped
+from analytics_service.chat.fence import TEXT_LENGTH, clipped, whole
 from control_plane import changes
 from midcourse.control.v1 import parameter_pb2, update_pb2
 
@@ -57,10 +57,10 @@ def plain_json(value: Any, depth: int = 0) -> Any:
         return number(value)
     if depth < _DEPTH:
         if isinstance(value, Mapping):
-            return {_whole(str(key)): plain_json(each, depth + 1) for key, each in value.items()}
+            return {whole(str(key)): plain_json(each, depth + 1) for key, each in value.items()}
         if isinstance(value, (list, tuple)):
             return [plain_json(each, depth + 1) for each in value]
-    return _whole(value if isinstance(value, str) else "…")
+    return whole(value if isinstance(value, str) else "…")
 
 
 def size_of(result: object) -> int:
@@ -101,8 +101,3 @@ def _schedule(schedule: update_pb2.ScheduleChange) -> dict[str, Any]:
         "floor": number(schedule.floor),
         "steps": number(schedule.steps) if schedule.HasField("steps") else None,
     }
-
-
-def _whole(text: str) -> str:
-    """A text without halves of characters, which no encoding has."""
-    return text.encode("utf-8", "replace").decode()

@@ -116,24 +116,24 @@ def test_all_problems_are_told_at_once_each_with_line_and_key() -> None:
     assert problems(text) == [
         "mine.toml:1: modles: got an unknown key, allowed: providers, models. Did you mean models?",
         (
-            'mine.toml:9: models[0].provider: got "labs", allowed: openai, anthropic, xai, local, lab. '
-            "Did you mean lab?"
+            'mine.toml:9: models[0].provider: got "labs", allowed: openai, anthropic, xai, local, '
+            "lab. Did you mean lab?"
         ),
         (
-            'mine.toml:10: models[0].context_window: got "big", allowed: a whole number of tokens of '
-            "1 or more"
+            'mine.toml:10: models[0].context_window: got "big", allowed: a whole number of tokens '
+            "of 1 or more"
         ),
         (
             "mine.toml:11: models[0].contxt_window: got an unknown key, allowed: id, display_name, "
-            "provider, provider_model, aliases, context_window, max_output_tokens, tools, tier, stage, "
-            "shutdown, successor, note, prices. Did you mean context_window?"
+            "provider, provider_model, aliases, context_window, max_output_tokens, tools, tier, "
+            "stage, shutdown, successor, note, prices. Did you mean context_window?"
         ),
         "mine.toml:12: models[1]: the key context_window is missing",
         "mine.toml:15: models[1].tools: got 1, allowed: true or false",
         "mine.toml:16: models[1].prices: the key output is missing; a price of 0 is written out",
         (
-            "mine.toml:17: models[1].prices.input: got -1, allowed: US dollars per million tokens: a "
-            'number or a text such as "0.15", from 0 up to 1000000, with at most 12 decimals'
+            "mine.toml:17: models[1].prices.input: got -1, allowed: US dollars per million tokens: "
+            'a number or a text such as "0.15", from 0 up to 1000000, with at most 12 decimals'
         ),
     ]
 

@@ -20,7 +20,7 @@ from analytics_service.chat.fence import (
 )
 
 BOUNDARY = new_boundary()
-TEXT = st.text() | st.sampled_from(
+TEXT = st.text(max_size=40) | st.sampled_from(
     [
         BOUNDARY,
         f"</{BOUNDARY}>",
@@ -37,8 +37,8 @@ JSON = st.recursive(
     | st.integers()
     | st.floats(allow_nan=False, allow_infinity=False)
     | TEXT,
-    lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner),
-    max_leaves=20,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=6,
 )
 
 
@@ -54,7 +54,7 @@ def inside(fenced: str) -> str:
     return content
 
 
-@given(st.dictionaries(TEXT, JSON))
+@given(st.dictionaries(TEXT, JSON, max_size=4))
 def test_json_reads_back_and_stays_inside(value: dict[str, object]) -> None:
     content = inside(fence_json(value, BOUNDARY))
     assert "\n" not in content

@@ -64,7 +64,9 @@ def test_known_answers() -> None:
 
 def test_nothing_finite_is_unknown_not_zero() -> None:
     summary = summarize(series([math.inf, math.nan]))
-    assert summary.minimum is summary.maximum is summary.mean is summary.slope is None
+    assert summary.minimum is None
+    assert summary.maximum is None
+    assert (summary.mean, summary.slope) == (None, None)
     assert summary.first == Point(1, math.inf)
     assert summary.first_non_finite_step == 1
 

@@ -73,7 +73,7 @@ CASES = {
                 session="sessions/s1",
                 max_cost_band=model_pb2.COST_BAND_MEDIUM,
                 max_cost="100",
-                require_tools=True,
+                allow_without_tools=True,
             )
         ],
         [pb.RecommendModelResponse(model_id="mini")],
@@ -83,7 +83,7 @@ CASES = {
             "session": "s1",
             "max_cost_band": "$$",
             "max_cost": Decimal("1E+2"),
-            "require_tools": True,
+            "allow_without_tools": True,
         },
     ),
     "a recommendation without wishes": Case(

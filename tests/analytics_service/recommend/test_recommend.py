@@ -207,6 +207,12 @@ def test_every_model_is_an_option_once_and_in_order(
     assert kinds == sorted(kinds)
     good = [price_of(o.candidate) for o in options if not o.excluded and o.good_enough]
     assert good == sorted(good)
+    weak = [
+        (-TIERS.index(o.candidate.tier), price_of(o.candidate))
+        for o in options
+        if not o.excluded and not o.good_enough
+    ]
+    assert weak == sorted(weak)
     for option in options:
         assert len(option.reasons) >= 2
         excluded = [reason for reason in option.reasons if reason.startswith("Excluded: ")]
@@ -378,6 +384,19 @@ def test_the_nearest_model_is_named_with_what_to_do() -> None:
     assert recommendation.best is None
     assert [violation.rule for violation in recommendation.loosen] == [Rule.BUDGET]
     assert "Max comes nearest: raise the budget to $0.027." in recommendation.reasons
+
+
+def test_the_nearest_model_is_the_one_that_the_fewest_constraints_exclude() -> None:
+    cheaper = replace(
+        LARGE, model_id="far", display_name="Far", input_price=Decimal(2), supports_tools=False
+    )
+    asked = replace(ASKED, max_band=CostBand.MEDIUM)
+    recommendation = recommend(HARD, [cheaper, LARGE], asked)
+    assert recommendation.reasons[-1] == "Max comes nearest: allow cost band $$$."
+    both = recommend(HARD, [cheaper], asked)
+    assert both.reasons[-1] == (
+        "Far comes nearest: allow models that can not call tools and allow cost band $$$."
+    )
 
 
 def test_a_weaker_model_that_fits_is_named_but_not_recommended() -> None:

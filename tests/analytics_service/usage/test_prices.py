@@ -61,7 +61,7 @@ def test_every_model_has_a_price_and_a_band() -> None:
 
 
 @pytest.mark.parametrize("model", LISTED, ids=lambda model: model.id)
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(COUNTS, COUNTS, COUNTS, COUNTS)
 def test_costs_equal_the_price_list_to_the_last_digit(
     model: CatalogueModel, uncached: int, output: int, read: int, write: int
@@ -75,7 +75,7 @@ def test_costs_equal_the_price_list_to_the_last_digit(
 
 
 @pytest.mark.parametrize("model", list(CATALOGUE), ids=lambda model: model.id)
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(COUNTS, COUNTS, COUNTS, COUNTS)
 def test_the_rates_that_are_reported_give_the_cost(
     model: CatalogueModel, uncached: int, output: int, read: int, write: int
@@ -91,7 +91,7 @@ def test_the_rates_that_are_reported_give_the_cost(
 
 
 @pytest.mark.parametrize("model", list(CATALOGUE), ids=lambda model: model.id)
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(st.data(), COUNTS, COUNTS)
 def test_no_call_costs_more_than_its_upper_bound(
     model: CatalogueModel, data: st.DataObject, most_input: int, most_output: int

@@ -917,7 +917,7 @@ class RecommendModelRequest(_message.Message):
     SESSION_FIELD_NUMBER: _builtins.int
     MAX_COST_BAND_FIELD_NUMBER: _builtins.int
     MAX_COST_FIELD_NUMBER: _builtins.int
-    REQUIRE_TOOLS_FIELD_NUMBER: _builtins.int
+    ALLOW_WITHOUT_TOOLS_FIELD_NUMBER: _builtins.int
     content: _builtins.str
     """The question."""
     session: _builtins.str
@@ -928,8 +928,8 @@ class RecommendModelRequest(_message.Message):
     """Most that the answer may cost, in US dollars, as a decimal number in text; empty: what the
     caller's budgets leave.
     """
-    require_tools: _builtins.bool
-    """Leave out models that can not call tools."""
+    allow_without_tools: _builtins.bool
+    """Recommend models too that can not call tools, and are given a digest of the runs instead."""
     def __init__(
         self,
         *,
@@ -937,11 +937,11 @@ class RecommendModelRequest(_message.Message):
         session: _builtins.str = ...,
         max_cost_band: _model_pb2.CostBand.ValueType = ...,
         max_cost: _builtins.str = ...,
-        require_tools: _builtins.bool = ...,
+        allow_without_tools: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "max_cost", b"max_cost", "max_cost_band", b"max_cost_band", "require_tools", b"require_tools", "session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_without_tools", b"allow_without_tools", "content", b"content", "max_cost", b"max_cost", "max_cost_band", b"max_cost_band", "session", b"session"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -85,6 +85,8 @@ async def test_an_invalid_draft_says_why(demo: RunningPlane, tools: Toolbox) -> 
     assert proposal.error is not None
     assert proposal.error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
     assert proposal.error.reason
+    result, _ = await propose(tools, changes=[{**out_of_bounds, "value": 2**70}])
+    assert result["valid"] is False
     unknown = {"parameter": "dropout", "operation": "multiply", "factor": 2.0}
     result, _ = await propose(tools, changes=[unknown])
     assert result["valid"] is False
@@ -104,7 +106,6 @@ async def test_an_invalid_draft_says_why(demo: RunningPlane, tools: Toolbox) -> 
         ({"operation": "multiply", "factor": 2.0, "value": 1.0}, "does not take value"),
         ({"operation": "multiply", "factor": -1.0}, "changes.0.factor: "),
         ({"operation": "set", "value": float("nan")}, "changes.0.value"),
-        ({"operation": "set", "value": 2**70}, "changes.0.value"),
         ({"operation": "submit"}, "'set', 'peak'"),
     ],
 )

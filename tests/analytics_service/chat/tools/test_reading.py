@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import statistics
 
@@ -17,7 +18,7 @@ from tests.support.tool_calls import asked, fail, read
 
 
 async def test_list_jobs(demo: RunningPlane, tools: Toolbox, client: Client) -> None:
-    client.create_job("idle", labels={"team": "vision"})
+    await asyncio.to_thread(client.create_job, "idle", labels={"team": "vision"})
     listed = await read(tools, "list_jobs")
     assert [each["job"] for each in listed["jobs"]] == ["demo", "idle"]
     assert listed["more"] is False
@@ -130,7 +131,7 @@ async def test_what_is_no_number_is_told_as_text(plane: RunningPlane, tools: Too
 
 
 async def test_a_job_without_anything_says_so(tools: Toolbox, client: Client) -> None:
-    client.create_job("idle")
+    await asyncio.to_thread(client.create_job, "idle")
     assert (await read(tools, "metric_series", job="idle"))["series"] == []
     assert (await read(tools, "update_history", job="idle"))["updates"] == []
     job = await read(tools, "get_job", job="idle")
@@ -148,7 +149,8 @@ async def test_results_are_bounded_and_say_what_is_missing(
     assert listed["jobs"][0]["labels_left_out"] == 40
     names = [f"metric/{i}/" + "m" * 150 for i in range(8)]
     values = [1 / 3 + i for i in range(3_000)]
-    await run.report(agents[0], *(run.column(name, values) for name in names), step=3_000)
+    for name in names:
+        await run.report(agents[0], run.column(name, values), step=3_000)
     answer = await read(tools, "metric_series", job="job-00", metrics=names, max_points=200)
     assert len(answer["series"]) == 8
     assert all(each["statistics"]["count"] == 3_000 for each in answer["series"])
