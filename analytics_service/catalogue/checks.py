@@ -47,7 +47,9 @@ def provider_problems(entry: Entry) -> Iterator[Problem]:
         yield entry.problem("", 'the key protocol is missing, such as protocol = "openai"')
     url, protocol = values.get("base_url"), values.get("protocol")
     if protocol is Protocol.LOCAL and not entry.built_in:
-        yield entry.problem("protocol", 'got "local", allowed: "openai", "anthropic"')
+        yield entry.problem(
+            "protocol", 'got "local", allowed: "openai", "openai-responses", "anthropic"'
+        )
     if protocol is Protocol.LOCAL and url is not None:
         yield entry.problem("base_url", "a provider in this process has none")
     if (

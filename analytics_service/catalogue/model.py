@@ -39,6 +39,8 @@ class Protocol(StrEnum):
 
     OPENAI = "openai"
     """OpenAI's chat completions, which many endpoints speak."""
+    OPENAI_RESPONSES = "openai-responses"
+    """OpenAI's Responses API, the only one in which its newer models call tools."""
     ANTHROPIC = "anthropic"
     LOCAL = "local"
     """In this process."""

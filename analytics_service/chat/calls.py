@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
+_OUR_FAULTS = (Fault.REFUSED, Fault.CONTEXT_TOO_LONG)
+"""Another model would not fare better: the question itself is at fault."""
+
 _REASONS = {
     Fault.RATE_LIMITED: Reason.PROVIDER_RATE_LIMITED,
     Fault.UNAVAILABLE: Reason.PROVIDER_UNAVAILABLE,
@@ -130,6 +133,7 @@ class Calls:
             Refusal: No attempt succeeded, or a budget does not allow one.
         """
         attempt = failures = 0
+        waited = 0.0
         while True:
             attempt += 1
             record = await self._begun(number, attempt, request)
@@ -140,9 +144,10 @@ class Calls:
                 failures += 1
                 delay = None
                 if not meter.has_begun:
-                    delay = self._around.retry.delay(failures, error, random.random)
+                    delay = self._around.retry.delay(failures, error, random.random, waited=waited)
                 if delay is None:
-                    took_over = number == 0 and not meter.has_begun and self._fail_over(error)
+                    may = number == 0 and not meter.has_begun and error.fault not in _OUR_FAULTS
+                    took_over = may and self._fail_over(error)
                     if not took_over:
                         raise self._refusal(error, attempt) from error
                     request = replace(
@@ -152,9 +157,10 @@ class Calls:
                             request.max_output_tokens, self.model.max_output_tokens
                         ),
                     )
-                    failures, delay = 0, 0.0
+                    failures, delay, waited = 0, 0.0, 0.0
                 await events.put(Retried(error.message, delay, self.choice))
                 await asyncio.sleep(delay)
+                waited += delay
 
     async def _begun(self, number: int, attempt: int, request: ProviderRequest) -> UsageRecord:
         if self._has_begun:
@@ -186,7 +192,7 @@ class Calls:
         record: UsageRecord | None = None
         try:
             provider = self._around.providers.get(self.model.provider)
-            async with aclosing(provider.stream(request)) as stream:  # type: ignore[type-var]  # an async generator
+            async with aclosing(provider.stream(request)) as stream:
                 async for event in stream:
                     meter.feed(event)
                     match event:

@@ -162,7 +162,8 @@ class _Answer:
         Raises:
             ProviderError: It did not end.
         """
-        if not self._has_stopped:
+        # The reason to stop comes with the last counts: what may follow it adds nothing.
+        if not self._has_stopped and not self._stop_reason:
             raise self._broken("the answer ended without message_stop")
         if self._tools:
             raise self._broken("the answer ended within a tool call")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol, TypeAlias
@@ -201,10 +201,10 @@ class ProviderError(Exception):
 class Provider(Protocol):
     """Answers. One object serves many calls at once."""
 
-    def stream(self, request: ProviderRequest) -> AsyncIterator[ProviderEvent]:
+    def stream(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
         """Streams one answer; ends with `Finished`.
 
-        To close the iterator (an async generator) or to cancel the task that awaits it stops
+        To close the generator or to cancel the task that awaits it stops
         the call at the provider.
 
         Raises:

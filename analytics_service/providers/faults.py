@@ -41,6 +41,10 @@ _NAMES = {
     "context_length_exceeded": Fault.CONTEXT_TOO_LONG,
     "exceed_context_size_error": Fault.CONTEXT_TOO_LONG,
     "request_too_large": Fault.CONTEXT_TOO_LONG,
+    "invalid_prompt": Fault.REFUSED,
+    "bio_policy": Fault.REFUSED,
+    "misalignment_policy_violation": Fault.REFUSED,
+    "data_residency_mismatch": Fault.REFUSED,
 }
 _ANY_REQUEST_ERROR = "invalid_request_error"
 """Says less than the status and the words that come with it."""

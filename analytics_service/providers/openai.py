@@ -1,10 +1,9 @@
-"""Answers from OpenAI, and from every endpoint that speaks its chat completions."""
+"""Answers from every endpoint that speaks OpenAI's chat completions."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
 from typing import Any, cast
 
@@ -24,6 +23,7 @@ from analytics_service.providers.base import (
     UsageReport,
 )
 from analytics_service.providers.faults import Endpoint
+from analytics_service.providers.openai_client import client_of
 from analytics_service.providers.openai_wire import (
     FINISH_REASONS,
     TokenLimit,
@@ -32,9 +32,6 @@ from analytics_service.providers.openai_wire import (
 )
 from analytics_service.providers.surrogates import SurrogateJoiner
 from analytics_service.providers.tool_calls import ToolCallAssembler
-
-_TAIL_SECONDS = 5.0
-"""How long to wait for the usage once the answer has ended."""
 
 
 class OpenAIProvider:
@@ -56,19 +53,7 @@ class OpenAIProvider:
         """
         self._endpoint = endpoint
         self._token_limit = token_limit
-        key = endpoint.key or sdk.NO_KEY
-        # What the environment says of OpenAI is for OpenAI and nobody else.
-        foreign = base_url is not None
-        self._client = openai.AsyncOpenAI(
-            api_key=key,
-            base_url=base_url,
-            max_retries=0,  # an attempt that is not on record may be billed unseen
-            default_headers=sdk.own_headers(key, "OPENAI_CUSTOM_HEADERS", openai.Omit())
-            if foreign
-            else None,
-        )
-        if foreign:
-            self._client.organization = self._client.project = None
+        self._client = client_of(endpoint, base_url)
 
     async def stream(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
         """See `Provider.stream`."""
@@ -82,7 +67,7 @@ class OpenAIProvider:
         answer = _Answer(self._endpoint)
         events = sdk.read(opening, self._endpoint, openai.OpenAIError, request.idle_timeout)
         async with aclosing(events) as chunks:
-            while (chunk := await _next(chunks, answer)) is not None:
+            while (chunk := await sdk.following(chunks, has_ended=answer.has_ended)) is not None:
                 for event in answer.events(chunk):
                     yield event
         finished = answer.finish()
@@ -93,21 +78,6 @@ class OpenAIProvider:
     async def close(self) -> None:
         """See `Provider.close`."""
         await self._client.close()
-
-
-async def _next(chunks: AsyncIterator[Any], answer: _Answer) -> Any:
-    """The next chunk; None: there is none.
-
-    Once the answer has ended only its usage is to come: it is not waited for long, and whatever
-    happens to the stream is no failure any more.
-    """
-    try:
-        async with asyncio.timeout(_TAIL_SECONDS if answer.has_ended else None):
-            return await anext(chunks, None)
-    except (ProviderError, TimeoutError):
-        if answer.has_ended:
-            return None
-        raise
 
 
 class _Answer:

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 from analytics_service.providers.base import FinishReason, ProviderRequest, UserTurn
 from analytics_service.providers.prompt import Round, normalized
-from analytics_service.providers.wire import count
+from analytics_service.providers.wire import count, field
 from analytics_service.usage.tokens import TokenUsage
 
 TokenLimit: TypeAlias = Literal["max_completion_tokens", "max_tokens"]
@@ -89,19 +89,43 @@ def messages_of(request: ProviderRequest) -> list[dict[str, Any]]:
 
 
 def tokens_of(usage: object) -> TokenUsage | None:
-    """Reads a `usage` object; None: it says nothing.
+    """Reads a `usage` object; None: it says nothing."""
+    prompt_details = field(usage, "prompt_tokens_details")
+    completion_details = field(usage, "completion_tokens_details")
+    return tokens_by_kind(
+        prompt=count(usage, "prompt_tokens"),
+        completion=count(usage, "completion_tokens"),
+        total=count(usage, "total_tokens"),
+        cached=count(prompt_details, "cached_tokens"),
+        written=count(prompt_details, "cache_write_tokens"),
+        reasoning=count(completion_details, "reasoning_tokens"),
+    )
+
+
+def tokens_by_kind(
+    *,
+    prompt: int | None,
+    completion: int | None,
+    total: int | None,
+    cached: int | None,
+    written: int | None,
+    reasoning: int | None,
+) -> TokenUsage | None:
+    """Takes counts apart that include each other; None: they say nothing.
 
     OpenAI counts reasoning among the completion's tokens, others beside them. Which it is shows
     in the total; where that is missing, more reasoning than completion can only lie beside it.
+
+    Args:
+        prompt: Tokens of the prompt, those of the cache included.
+        completion: Tokens of the answer, with or without reasoning.
+        total: Tokens of both and of reasoning.
+        cached: Tokens of the prompt from the cache.
+        written: Tokens of the prompt that were written to the cache.
+        reasoning: Tokens spent on reasoning.
     """
-    prompt, completion = count(usage, "prompt_tokens"), count(usage, "completion_tokens")
     if not prompt and not completion:
         return None  # some endpoints send zeros until they know
-    total = count(usage, "total_tokens")
-    prompt_details = getattr(usage, "prompt_tokens_details", None)
-    cached = count(prompt_details, "cached_tokens")
-    written = count(prompt_details, "cache_write_tokens")
-    reasoning = count(getattr(usage, "completion_tokens_details", None), "reasoning_tokens")
     fresh = prompt
     if prompt is not None:
         fresh = prompt - (cached or 0) - (written or 0)

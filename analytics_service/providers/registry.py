@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 LocalFactory: TypeAlias = Callable[[], Provider]
 """Builds the provider that answers in this process."""
 
-_SDKS = {Protocol.OPENAI: "openai", Protocol.ANTHROPIC: "anthropic"}
+_SDKS = {
+    Protocol.OPENAI: "openai",
+    Protocol.OPENAI_RESPONSES: "openai",
+    Protocol.ANTHROPIC: "anthropic",
+}
 _COUNT_REASONING = ("openai", "x-ai")
 """Price lists of the providers that limit answers by max_completion_tokens."""
 _KEY = re.compile(r"[!-~]+")
@@ -154,6 +158,10 @@ class Providers:
                     else "max_tokens"
                 )
                 return OpenAIProvider(endpoint, base_url=spec.base_url, token_limit=limit)
+            case Protocol.OPENAI_RESPONSES:
+                from analytics_service.providers.openai_responses import OpenAIResponsesProvider
+
+                return OpenAIResponsesProvider(endpoint, base_url=spec.base_url)
             case Protocol.ANTHROPIC:
                 from analytics_service.providers.anthropic import AnthropicProvider
 

@@ -7,6 +7,7 @@ HTTP library or of `json`, depending on the SDK.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from typing import Any, Protocol, cast
@@ -20,6 +21,8 @@ NO_KEY = "none"
 """Stands in for a key where none is needed: without one the SDKs look for keys of their own."""
 CONNECT_SECONDS = 10.0
 """Most seconds to connect."""
+TAIL_SECONDS = 5.0
+"""Most seconds to wait for what follows the end of an answer."""
 
 
 class SdkStream(Protocol):
@@ -84,6 +87,27 @@ async def read(
             await stream.close()
     # Raised out here, it does not drag along the SDK's exception, which may repeat a key.
     raise failure
+
+
+async def following(events: AsyncIterator[Any], *, has_ended: bool) -> Any:
+    """The next event; None: there is none.
+
+    Args:
+        events: Of `read`.
+        has_ended: The answer is whole. Its usage may be to come, and the end of the HTTP
+            response, without which the connection can not be used again. Neither is waited for
+            long, and whatever happens to the stream is no failure any more.
+
+    Raises:
+        ProviderError: The call failed.
+    """
+    try:
+        async with asyncio.timeout(TAIL_SECONDS if has_ended else None):
+            return await anext(events, None)
+    except (ProviderError, TimeoutError):
+        if has_ended:
+            return None
+        raise
 
 
 def _failure(

@@ -14,14 +14,35 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from control_plane.cli import jobs, metrics, updates, watch
+from control_plane.cli.analytics import budget, chat, models, sessions, usage
 from control_plane.cli.errors import from_client, report
 from control_plane.cli.exits import CommandError, ExitCode, help_text
 from control_plane.cli.lazy import AnalyticsServeCommand, LazyGroup, ServeCommand
-from control_plane.cli.session import GlobalOptions, OutputOption, ServerOption, Session, verb
+from control_plane.cli.session import (
+    AnalyticsOption,
+    GlobalOptions,
+    OutputOption,
+    ServerOption,
+    Session,
+    verb,
+)
 
 
 class Commands(LazyGroup):
     """The verbs; every failure ends in one line on stderr and a documented exit code."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Writes the verbs into the help, by what they are for."""
+        shown = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        width = max(len(name) for name, _ in shown)
+        by_panel: dict[str, list[tuple[str, str]]] = {}
+        for name, command in shown:
+            short = command.get_short_help_str(formatter.width - width - 6) if command else ""
+            panel = getattr(command, "rich_help_panel", None) or "Commands"
+            by_panel.setdefault(panel, []).append((name.ljust(width), short))
+        for panel, rows in by_panel.items():
+            with formatter.section(panel):
+                formatter.write_dl(rows)
 
     def invoke(self, ctx: Any) -> Any:
         """Runs a verb."""
@@ -109,6 +130,7 @@ def _print_version(wanted: bool) -> None:
 def root(
     context: typer.Context,
     server: ServerOption = None,
+    analytics: AnalyticsOption = None,
     output: OutputOption = None,
     version: Annotated[  # noqa: ARG001 - its callback acts
         bool,
@@ -117,8 +139,8 @@ def root(
         ),
     ] = False,
 ) -> None:
-    """Watch and correct training jobs while they run."""
-    context.obj = GlobalOptions(server, output)
+    """Watch, correct and question training jobs while they run."""
+    context.obj = GlobalOptions(server, output, analytics)
     if context.invoked_subcommand is None:
         typer.echo(context.get_help(), nl=False)
 
@@ -145,7 +167,7 @@ def _serve_analytics() -> None:
 def _analytics_group(context: typer.Context) -> None:
     """Run an analytics service."""
     if context.invoked_subcommand is None:
-        typer.echo(context.get_help(), nl=False)
+        typer.echo(context.get_help())
 
 
 _analytics = typer.Typer(cls=LazyGroup, rich_markup_mode=None, invoke_without_command=True)
@@ -153,17 +175,29 @@ _analytics.callback()(_analytics_group)
 _analytics.command("serve", cls=AnalyticsServeCommand)(_serve_analytics)
 
 
-app.command("jobs")(jobs.list_jobs)
-app.command("job")(jobs.show_job)
-app.command("watch")(watch.watch)
-app.command("metrics")(metrics.metrics)
-app.command("history")(updates.history)
-app.command("set")(updates.set_parameters)
-app.command("cancel")(updates.cancel)
-app.command("delete")(jobs.delete)
-app.command("serve", cls=ServeCommand)(_serve)
-app.add_typer(_analytics, name="analytics")
-app.command("version")(show_version)
+_RUNS, _CHANGES, _QUESTIONS, _SERVERS = (
+    "See runs",
+    "Change runs",
+    "Ask about runs",
+    "Run servers",
+)
+app.command("jobs", rich_help_panel=_RUNS)(jobs.list_jobs)
+app.command("job", rich_help_panel=_RUNS)(jobs.show_job)
+app.command("watch", rich_help_panel=_RUNS)(watch.watch)
+app.command("metrics", rich_help_panel=_RUNS)(metrics.metrics)
+app.command("history", rich_help_panel=_RUNS)(updates.history)
+app.command("set", rich_help_panel=_CHANGES)(updates.set_parameters)
+app.command("cancel", rich_help_panel=_CHANGES)(updates.cancel)
+app.command("delete", rich_help_panel=_CHANGES)(jobs.delete)
+app.command("chat", rich_help_panel=_QUESTIONS)(chat.chat)
+app.command("recommend", rich_help_panel=_QUESTIONS)(models.recommend)
+app.command("models", rich_help_panel=_QUESTIONS)(models.list_models)
+app.add_typer(sessions.sessions, name="sessions", rich_help_panel=_QUESTIONS)
+app.command("usage", rich_help_panel=_QUESTIONS)(usage.usage)
+app.add_typer(budget.budget, name="budget", rich_help_panel=_QUESTIONS)
+app.command("serve", cls=ServeCommand, rich_help_panel=_SERVERS)(_serve)
+app.add_typer(_analytics, name="analytics", rich_help_panel=_SERVERS)
+app.command("version", rich_help_panel=_SERVERS)(show_version)
 
 
 def main() -> None:

@@ -6,10 +6,14 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from tests.bench import callback_cost, live_update
+from tests.bench import callback_cost, chat, live_update
 from tests.bench.report import Row, show
 
-PARTS = {"live-update": live_update.rows, "callback-cost": callback_cost.rows}
+PARTS = {
+    "live-update": live_update.rows,
+    "callback-cost": callback_cost.rows,
+    "chat": chat.rows,
+}
 
 
 def main() -> None:

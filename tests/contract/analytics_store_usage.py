@@ -77,10 +77,12 @@ class UsageContract:
         assert await all_usage(store) == [replace(end, error="it \N{REPLACEMENT CHARACTER} broke")]
 
     async def test_what_a_call_has_reserved_is_history(self, store: Store) -> None:
+        await store.set_budget(ALL_MONTH, Decimal(9), NOW)
         begun = call("u1", reserved=Decimal(2))
         await store.begin_call(begun)
         await store.end_call(ended(replace(begun, reserved=Decimal(0), principal="eve")))
         assert await one_usage(store, "u1") == ended(begun)
+        assert (await store.get_budget(ALL_MONTH, NOW)).reserved == 0
 
     @pytest.mark.parametrize(
         ("cost", "kept"),

@@ -59,6 +59,9 @@ def provider_keys(**changes: str | None) -> Any:
             if value is None:
                 os.environ.pop(name, None)
         os.environ.pop("ANALYTICS_DEFAULT_MODEL", None)
+        # Reading the system's certificates is most of what building a client takes.
+        os.environ.pop("SSL_CERT_FILE", None)
+        os.environ["SSL_CERT_DIR"] = os.devnull
         yield
 
 

@@ -1,4 +1,4 @@
-"""A fake of the providers' HTTP, speaking OpenAI's chat completions and Anthropic's messages.
+"""A fake of the providers' HTTP: OpenAI's responses and chat completions, Anthropic's messages.
 
 In tests::
 
@@ -31,7 +31,7 @@ A reply is a list of parts, told one after another, then its finish and its usag
 ==========================  ====================================================================
 
 `Reply(finish=None)` ends without a finish, though the HTTP response is whole. Reasons are
-OpenAI's; they are translated for Anthropic.
+those of chat completions; they are translated for the others.
 
 As a process, for tests that kill and for benchmarks (`fake_provider_process` runs it)::
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
+from tests.support.fake_provider_responses import Responses
 from tests.support.fake_provider_script import (
     Cut,
     ErrorEvent,
@@ -21,11 +22,17 @@ from tests.support.fake_provider_script import (
     ToolCalls,
     Usage,
 )
+from tests.support.fake_provider_sse import pieces_by_turns, sse
 
 
 def is_anthropic(path: str) -> bool:
     """Whether a request to this path speaks Anthropic's format."""
     return path.endswith("/messages")
+
+
+def is_responses(path: str) -> bool:
+    """Whether a request to this path speaks the format of OpenAI's Responses API."""
+    return path.endswith("/responses")
 
 
 Step: TypeAlias = bytes | Gate | Pause | Stall | Cut
@@ -34,9 +41,13 @@ Step: TypeAlias = bytes | Gate | Pause | Stall | Cut
 def steps(reply: Reply, path: str, body: Mapping[str, Any]) -> Iterator[Step]:
     """What is sent and waited for, one after another."""
     model = str(body.get("model", "")) if reply.model is None else reply.model
-    teller: _OpenAI | _Anthropic = (
-        _Anthropic(reply, model) if is_anthropic(path) else _OpenAI(reply, model, body)
-    )
+    teller: _OpenAI | Responses | _Anthropic
+    if is_anthropic(path):
+        teller = _Anthropic(reply, model)
+    elif is_responses(path):
+        teller = Responses(reply, model)
+    else:
+        teller = _OpenAI(reply, model, body)
     yield from teller.start()
     is_finished = has_tools = False
     for part in reply.parts:
@@ -53,7 +64,7 @@ def steps(reply: Reply, path: str, body: Mapping[str, Any]) -> Iterator[Step]:
                 is_finished = True
                 yield from teller.finish(reason)
             case Event(data, name):
-                yield _sse(data, name if is_anthropic(path) else None)
+                yield sse(data, name if is_anthropic(path) else None)
             case ErrorEvent(kind, message):
                 yield teller.error(kind, message)
                 return
@@ -67,11 +78,6 @@ def steps(reply: Reply, path: str, body: Mapping[str, Any]) -> Iterator[Step]:
         yield from teller.finish(reason)
     if is_finished:
         yield from teller.end()
-
-
-def _sse(data: str, name: str | None = None) -> bytes:
-    head = f"event: {name}\n" if name else ""
-    return f"{head}data: {data}\n\n".encode()
 
 
 class _OpenAI:
@@ -88,7 +94,7 @@ class _OpenAI:
 
     def _chunk(self, delta: Mapping[str, Any], reason: str | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "finish_reason": reason}
-        return _sse(f'{self._head}"choices":[{json.dumps(choice)}]}}')
+        return sse(f'{self._head}"choices":[{json.dumps(choice)}]}}')
 
     def start(self) -> Iterator[bytes]:
         yield self._chunk({"role": "assistant", "content": ""})
@@ -114,7 +120,7 @@ class _OpenAI:
                     ]
                 }
             )
-        for index, piece in _turns([call.split() for call in calls]):
+        for index, piece in pieces_by_turns(calls):
             yield self._chunk(
                 {"tool_calls": [{"index": first + index, "function": {"arguments": piece}}]}
             )
@@ -125,8 +131,8 @@ class _OpenAI:
     def end(self) -> Iterator[bytes]:
         usage = self._usage
         if usage is not None and self._asked:
-            yield _sse(f'{self._head}"choices":[],"usage":{json.dumps(self._counts(usage))}}}')
-        yield _sse("[DONE]")
+            yield sse(f'{self._head}"choices":[],"usage":{json.dumps(self._counts(usage))}}}')
+        yield sse("[DONE]")
 
     @staticmethod
     def _counts(usage: Usage) -> dict[str, Any]:
@@ -149,7 +155,7 @@ class _OpenAI:
 
     @staticmethod
     def error(kind: str, message: str) -> bytes:
-        return _sse(json.dumps({"error": {"message": message, "type": kind, "code": kind}}))
+        return sse(json.dumps({"error": {"message": message, "type": kind, "code": kind}}))
 
 
 _STOP_REASONS = {
@@ -171,7 +177,7 @@ class _Anthropic:
 
     @staticmethod
     def _event(kind: str, **content: Any) -> bytes:
-        return _sse(json.dumps({"type": kind, **content}), kind)
+        return sse(json.dumps({"type": kind, **content}), kind)
 
     def start(self) -> Iterator[bytes]:
         message: dict[str, Any] = {
@@ -221,7 +227,7 @@ class _Anthropic:
         for index, call in enumerate(calls, first):
             block = {"type": "tool_use", "id": call.call_id, "name": call.name, "input": {}}
             yield self._event("content_block_start", index=index, content_block=block)
-        for index, piece in _turns([call.split() for call in calls]):
+        for index, piece in pieces_by_turns(calls):
             yield self._event(
                 "content_block_delta",
                 index=first + index,
@@ -247,14 +253,6 @@ class _Anthropic:
     @classmethod
     def error(cls, kind: str, message: str) -> bytes:
         return cls._event("error", error={"type": kind, "message": message})
-
-
-def _turns(lists: list[list[str]]) -> Iterator[tuple[int, str]]:
-    """The items of several lists taking turns, each with the number of its list."""
-    for position in range(max(map(len, lists), default=0)):
-        for number, pieces in enumerate(lists):
-            if position < len(pieces):
-                yield number, pieces[position]
 
 
 def http_error(failure: Failure, path: str) -> bytes:

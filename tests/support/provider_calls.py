@@ -95,5 +95,7 @@ async def failure(provider: Provider, request: ProviderRequest = QUESTION) -> Pr
     shown = "".join(traceback.format_exception(error))
     for text in (shown, str(error), repr(error), repr(vars(error))):
         assert KEY not in text
-    assert error.__context__ is None  # the SDK's exceptions may repeat it
+    # The SDK's exceptions may repeat it.
+    assert error.__context__ is None
+    assert error.__cause__ is None
     return error

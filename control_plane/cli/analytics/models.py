@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from decimal import Decimal
+from typing import Annotated, Literal, TypeAlias
 
 import typer
 
@@ -10,9 +11,6 @@ from control_plane.cli.analytics.money import parse_amount
 from control_plane.cli.analytics.options import QuestionArgument, SessionOption
 from control_plane.cli.analytics.session import AnalyticsSession, analytics_verb
 from control_plane.cli.exits import CommandError, ExitCode
-
-if TYPE_CHECKING:
-    from decimal import Decimal
 
 BandName: TypeAlias = Literal["free", "$", "$$", "$$$", "$$$$"]
 
@@ -52,7 +50,7 @@ def recommend(
         BandName | None, typer.Option("--max-band", help="Dearest band to recommend.")
     ] = None,
     max_cost: Annotated[
-        "Decimal | None",
+        Decimal | None,
         typer.Option(
             "--max-cost",
             parser=parse_amount,
@@ -60,8 +58,9 @@ def recommend(
             help="Most that the answer may cost, in US dollars; by default what budgets leave.",
         ),
     ] = None,
-    tools: Annotated[
-        bool, typer.Option("--tools", help="Leave out models that can not call tools.")
+    allow_without_tools: Annotated[
+        bool,
+        typer.Option("--allow-without-tools", help="Recommend models too that can not call tools."),
     ] = False,
 ) -> None:
     """Say which model is likely good enough for a question and cheapest. Advice only."""
@@ -71,7 +70,7 @@ def recommend(
             session=in_session,
             max_cost_band=max_band,
             max_cost=max_cost,
-            require_tools=tools,
+            allow_without_tools=allow_without_tools,
         )
     if session.output.is_json:
         session.output.message(advice)

@@ -206,7 +206,7 @@ FREE = "prices = { input = 0, output = 0 }\n"
         ),
         (
             '[[providers]]\nid = "x"\nprotocol = "local"',
-            'got "local", allowed: "openai", "anthropic"',
+            'got "local", allowed: "openai", "openai-responses", "anthropic"',
         ),
         (LAB + 'price_list = "opnai"', "Did you mean openai?"),
         (

@@ -164,6 +164,7 @@ async def test_an_answer_without_a_finish_is_broken(fake: FakeProvider, provider
     assert heard.text == "Hel"
     assert heard.error is not None
     assert heard.error.fault is Fault.STREAM_BROKEN
+    assert "without" in heard.error.message
     assert not any(isinstance(event, Finished) for event in heard.events)
 
 

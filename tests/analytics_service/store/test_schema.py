@@ -22,7 +22,8 @@ from tests.support.analytics_store import ALL_DAY, DAY, NOW, call, ended, finish
 
 
 def differences(connection: Connection) -> list[Any]:
-    return compare_metadata(MigrationContext.configure(connection), metadata)
+    found: list[Any] = compare_metadata(MigrationContext.configure(connection), metadata)
+    return found
 
 
 async def test_migrations_make_what_the_queries_expect_in_sqlite(store: Store) -> None:

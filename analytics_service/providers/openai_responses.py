@@ -1,0 +1,215 @@
+"""Answers from OpenAI by its Responses API, without which its newer models call no tools."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable
+from contextlib import aclosing
+from typing import Any, cast
+
+import openai
+
+from analytics_service.providers import sdk, wire
+from analytics_service.providers.base import (
+    Fault,
+    Finished,
+    FinishReason,
+    ProviderError,
+    ProviderEvent,
+    ProviderRequest,
+    Served,
+    TextDelta,
+    UsageReport,
+)
+from analytics_service.providers.faults import Endpoint
+from analytics_service.providers.openai_client import client_of
+from analytics_service.providers.openai_responses_wire import (
+    INCOMPLETE_REASONS,
+    arguments_of,
+    tokens_of,
+)
+from analytics_service.providers.surrogates import SurrogateJoiner
+from analytics_service.providers.tool_calls import tool_request
+
+
+class OpenAIResponsesProvider:
+    """Streams responses with the official SDK."""
+
+    def __init__(self, endpoint: Endpoint, *, base_url: str | None) -> None:
+        """Builds the client, which takes some 20 ms; it connects with the first call.
+
+        Args:
+            endpoint: Who is called, with the key.
+            base_url: Where it is; None: OpenAI itself.
+        """
+        self._endpoint = endpoint
+        self._client = client_of(endpoint, base_url)
+
+    async def stream(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
+        """See `Provider.stream`."""
+        opening = cast(
+            "Awaitable[sdk.SdkStream]",
+            self._client.responses.create(
+                **arguments_of(request), timeout=sdk.timeout(request.idle_timeout)
+            ),
+        )
+        answer = _Answer(self._endpoint)
+        events = sdk.read(opening, self._endpoint, openai.OpenAIError, request.idle_timeout)
+        async with aclosing(events) as raw_events:
+            while (raw := await sdk.following(raw_events, has_ended=answer.has_ended)) is not None:
+                for event in answer.events(raw):
+                    yield event
+        yield answer.finish()
+
+    async def close(self) -> None:
+        """See `Provider.close`."""
+        await self._client.close()
+
+
+class _FunctionCall:
+    """A function_call item that is being written."""
+
+    def __init__(self, item: Any) -> None:
+        self._id = wire.string(item, "call_id")
+        self._name = wire.string(item, "name")
+        self.arguments = wire.string(item, "arguments")
+
+    def request(self, item: Any) -> ProviderEvent:
+        """The whole call, as its last event tells it, or else as those before have."""
+        return tool_request(
+            wire.string(item, "call_id") or self._id,
+            wire.string(item, "name") or self._name,
+            wire.string(item, "arguments") or self.arguments,
+        )
+
+
+class _FunctionCalls:
+    """The calls that are being written."""
+
+    def __init__(self) -> None:
+        self._open: list[tuple[str, Any, _FunctionCall]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._open)
+
+    def begin(self, item: Any, index: Any) -> None:
+        """Takes the first event of a call."""
+        self._open.append((wire.string(item, "id"), index, _FunctionCall(item)))
+
+    def find(self, item_id: str, index: Any) -> _FunctionCall | None:
+        """Finds a call by the id of its item; some endpoints change that, then by its place."""
+        by_id = [call for known, _, call in self._open if known and known == item_id]
+        by_index = [call for _, known, call in self._open if known == index]
+        return next(iter(by_id or by_index), None)
+
+    def end(self, item: Any, index: Any) -> ProviderEvent:
+        """Takes the last event of a call, which has it whole."""
+        call = self.find(wire.string(item, "id"), index)
+        self._open = [entry for entry in self._open if entry[2] is not call]
+        return (call or _FunctionCall(item)).request(item)
+
+
+class _Answer:
+    """One answer, as its events tell it."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._text = SurrogateJoiner()
+        self._calls = _FunctionCalls()
+        self._has_tools = False
+        self._is_served = False
+        self._is_refused = False
+        self._end: Any = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its last event has come."""
+        return self._end is not None
+
+    def events(self, event: Any) -> list[ProviderEvent]:
+        """What an event tells; kinds that are not known here tell nothing."""
+        # The SDK does not check what it decodes, and gives events of a kind that it does not know
+        # the class of another.
+        served = self._serve(wire.field(event, "response"))
+        match wire.string(event, "type"):
+            case "response.output_text.delta":
+                return self._said(self._text.feed(wire.string(event, "delta")))
+            case "response.refusal.delta":
+                self._is_refused = True
+                return self._said(self._text.feed(wire.string(event, "delta")))
+            case "response.output_item.added" | "response.output_item.done":
+                return self._take_item(event)
+            case "response.function_call_arguments.delta":
+                if (call := self._call_of(event)) is not None:
+                    call.arguments += wire.string(event, "delta")
+            case "response.function_call_arguments.done":
+                if (call := self._call_of(event)) is not None:
+                    call.arguments = wire.string(event, "arguments") or call.arguments
+            case "response.completed" | "response.incomplete" | "response.failed" | "error":
+                self._end = event
+                tokens = tokens_of(wire.field(wire.field(event, "response"), "usage"))
+                usage = [] if tokens is None else [UsageReport(tokens)]
+                return [*served, *self._said(self._text.rest()), *usage]
+            case _:
+                pass
+        return served
+
+    def _serve(self, response: Any) -> list[ProviderEvent]:
+        model = wire.string(response, "model")
+        if self._is_served or not model:
+            return []
+        self._is_served = True
+        return [Served(model)]
+
+    def _take_item(self, event: Any) -> list[ProviderEvent]:
+        item, index = wire.field(event, "item"), wire.field(event, "output_index")
+        if wire.string(item, "type") != "function_call":
+            return []
+        self._has_tools = True
+        if wire.string(event, "type") == "response.output_item.done":
+            return [self._calls.end(item, index)]
+        self._calls.begin(item, index)
+        return []
+
+    def _call_of(self, event: Any) -> _FunctionCall | None:
+        return self._calls.find(wire.string(event, "item_id"), wire.field(event, "output_index"))
+
+    @staticmethod
+    def _said(text: str) -> list[ProviderEvent]:
+        return [TextDelta(text)] if text else []
+
+    def finish(self) -> Finished:
+        """The end.
+
+        Raises:
+            ProviderError: It did not end, or in a failure.
+        """
+        response = wire.field(self._end, "response")
+        match wire.string(self._end, "type"):
+            case "response.completed":
+                return Finished(self._reason())
+            case "response.incomplete":
+                why = wire.string(wire.field(response, "incomplete_details"), "reason")
+                reason = INCOMPLETE_REASONS.get(why)
+                if reason is None:
+                    raise self._broken(f"the answer ended for an unknown reason: {why!r}")
+                return Finished(FinishReason.REFUSAL if self._is_refused else reason)
+            case "response.failed":
+                raise self._failed(wire.field(response, "error"))
+            case "error":
+                raise self._failed(self._end)
+            case _:
+                raise self._broken("the answer ended without response.completed")
+
+    def _reason(self) -> FinishReason:
+        if self._calls:
+            raise self._broken("the answer ended within a tool call")
+        if self._is_refused:
+            return FinishReason.REFUSAL
+        return FinishReason.TOOL_CALLS if self._has_tools else FinishReason.STOP
+
+    def _failed(self, error: Any) -> ProviderError:
+        names = ("code", "type", "message")
+        return self._endpoint.refusal({name: wire.field(error, name) for name in names})
+
+    def _broken(self, what: str) -> ProviderError:
+        return self._endpoint.error(Fault.STREAM_BROKEN, what)
