@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from analytics_service.catalogue.load import LoadedCatalogue
     from analytics_service.config import AnalyticsSettings
     from analytics_service.ports import Clock, Store
+    from grpc_runtime.auth import Authenticator
 
 _log = structlog.get_logger(__name__)
 
@@ -180,8 +181,20 @@ class Analytics:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(cls, settings: AnalyticsSettings) -> AsyncIterator[Analytics]:
+    async def open(
+        cls,
+        settings: AnalyticsSettings,
+        *,
+        clock: Clock = utc_now,
+        authenticator: Authenticator | None = None,
+    ) -> AsyncIterator[Analytics]:
         """Opens the store and serves while the block runs.
+
+        Args:
+            settings: The settings.
+            clock: Tells the time.
+            authenticator: Decides who a caller is; by default callers on this host are anonymous
+                and may do everything, and there are no others.
 
         Raises:
             CatalogueError: The catalogue's file can not be used.
@@ -194,15 +207,16 @@ class Analytics:
         service = Service(
             settings.listen,
             domain=DOMAIN,
+            authenticator=authenticator,
             translate=translate,
             insecure=settings.insecure,
             max_message_bytes=settings.max_message_bytes,
             grace=settings.grace,
         )
         await check_free(service.address)
-        store = await open_store(settings.database)
+        store = await open_store(settings.database, clock=clock)
         try:
-            made = cls(settings, loaded, store, service)
+            made = cls(settings, loaded, store, service, clock)
         except BaseException:
             await store.close()
             raise

@@ -62,7 +62,11 @@ class AnthropicProvider:
         answer = _Answer(self._endpoint)
         events = sdk.read(opening, self._endpoint, anthropic.AnthropicError, request.idle_timeout)
         async with aclosing(events) as raw_events:
-            async for raw_event in raw_events:
+            while True:
+                # The reason to stop comes with the last counts: what may follow adds nothing.
+                raw_event = await sdk.following(raw_events, has_ended=answer.has_ended)
+                if raw_event is None:
+                    break
                 for event in answer.events(raw_event):
                     yield event
         yield answer.finish()
@@ -156,15 +160,19 @@ class _Answer:
     def _said(text: str) -> list[ProviderEvent]:
         return [TextDelta(text)] if text else []
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the answer is whole."""
+        return bool(self._stop_reason)
+
     def finish(self) -> Finished:
         """The end.
 
         Raises:
             ProviderError: It did not end.
         """
-        # The reason to stop comes with the last counts: what may follow it adds nothing.
-        if not self._has_stopped and not self._stop_reason:
-            raise self._broken("the answer ended without message_stop")
+        if not self._has_stopped and not self.has_ended:
+            raise self._broken("the answer ended without a reason to stop")
         if self._tools:
             raise self._broken("the answer ended within a tool call")
         reason = FINISH_REASONS.get(self._stop_reason)

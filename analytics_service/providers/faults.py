@@ -91,12 +91,15 @@ class Endpoint:
         *,
         status: int | None = None,
         retry_after: float | None = None,
+        is_unbilled: bool | None = None,
     ) -> ProviderError:
         """An error about this endpoint, its text freed of keys."""
         message = f"{self.name}: {self.clean(what, 2 * _LONGEST)}"
         if fault is Fault.UNAUTHENTICATED and self.key_env is not None:
             message += f" (its key is read from {self.key_env})"
-        return ProviderError(fault, message, status=status, retry_after=retry_after)
+        return ProviderError(
+            fault, message, status=status, retry_after=retry_after, is_unbilled=is_unbilled
+        )
 
     def refusal(
         self,

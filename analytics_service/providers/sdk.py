@@ -128,7 +128,9 @@ def _failure(
     why = f"{type(cause or error).__name__}: {cause or error}".rstrip(": ")
     match cause:
         case httpx2.ConnectError() | httpx2.ConnectTimeout() | httpx2.PoolTimeout():
-            return endpoint.error(Fault.UNAVAILABLE, f"can not be reached ({why})")
+            return endpoint.error(
+                Fault.UNAVAILABLE, f"can not be reached ({why})", is_unbilled=True
+            )
         case httpx2.TimeoutException():
             return endpoint.error(Fault.TIMEOUT, f"was silent for {idle:g} s")
         case _ if has_begun:

@@ -175,11 +175,12 @@ _analytics.callback()(_analytics_group)
 _analytics.command("serve", cls=AnalyticsServeCommand)(_serve_analytics)
 
 
-_RUNS, _CHANGES, _QUESTIONS, _SERVERS = (
+_RUNS, _CHANGES, _QUESTIONS, _SERVERS, _OTHER = (
     "See runs",
     "Change runs",
     "Ask about runs",
     "Run servers",
+    "Other",
 )
 app.command("jobs", rich_help_panel=_RUNS)(jobs.list_jobs)
 app.command("job", rich_help_panel=_RUNS)(jobs.show_job)
@@ -197,7 +198,7 @@ app.command("usage", rich_help_panel=_QUESTIONS)(usage.usage)
 app.add_typer(budget.budget, name="budget", rich_help_panel=_QUESTIONS)
 app.command("serve", cls=ServeCommand, rich_help_panel=_SERVERS)(_serve)
 app.add_typer(_analytics, name="analytics", rich_help_panel=_SERVERS)
-app.command("version", rich_help_panel=_SERVERS)(show_version)
+app.command("version", rich_help_panel=_OTHER)(show_version)
 
 
 def main() -> None:

@@ -12,7 +12,9 @@ from unittest import mock
 
 from analytics_service.client import AsyncClient
 from analytics_service.config import AnalyticsSettings
-from analytics_service.server import Analytics
+from analytics_service.ports import Clock
+from analytics_service.server import Analytics, utc_now
+from grpc_runtime.auth import Authenticator
 from tests.support.fake_provider import FakeProvider, fake_provider
 
 OPENAI_MODEL = "gpt-6-luna"
@@ -72,6 +74,8 @@ async def running_analytics(
     fake: FakeProvider | None = None,
     database: str | None = None,
     keys: dict[str, str | None] | None = None,
+    clock: Clock = utc_now,
+    authenticator: Authenticator | None = None,
     **settings: Any,
 ) -> AsyncIterator[RunningAnalytics]:
     """Serves on a free port while the block runs.
@@ -81,6 +85,8 @@ async def running_analytics(
         fake: Asked instead of the providers; None: one is made.
         database: Address of a database; None: a file in the folder.
         keys: Providers' keys to set otherwise, or to leave out.
+        clock: Tells the service the time.
+        authenticator: Tells it who calls.
         settings: Settings of the service.
     """
     async with contextlib.AsyncExitStack() as stack:
@@ -102,7 +108,9 @@ async def running_analytics(
                     database=database or str(folder / "analytics.db"),
                     catalogue=catalogue,
                     **options,
-                )
+                ),
+                clock=clock,
+                authenticator=authenticator,
             )
         )
         client = await stack.enter_async_context(AsyncClient(str(made.service.address)))

@@ -20,7 +20,7 @@ PerOption = Annotated[PeriodName, typer.Option("--per", help="Span of time, UTC.
 
 
 def _list_budgets(session: AnalyticsSession) -> None:
-    """Show budgets and what is left of them; set and unset them."""
+    """Show what is left of budgets; set and unset them."""
     from midcourse.analytics.v1 import analytics_pb2
 
     with session.connect() as analytics:

@@ -32,7 +32,7 @@ def chat(
     question: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[QUESTION...]",
+            metavar="QUESTION",
             help="The question, in quotes or not; by default what stdin has, and on a terminal a"
             " conversation.",
         ),

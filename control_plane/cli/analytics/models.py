@@ -63,7 +63,10 @@ def recommend(
         typer.Option("--allow-without-tools", help="Recommend models too that can not call tools."),
     ] = False,
 ) -> None:
-    """Say which model is likely good enough for a question and cheapest. Advice only."""
+    """Say which model suits a question.
+
+    The cheapest of those that are likely good enough. Advice only: nothing is asked or changed.
+    """
     with session.connect() as analytics:
         advice = analytics.recommend_model(
             " ".join(question),

@@ -33,7 +33,7 @@ SessionArgument = Annotated[
 ]
 QuestionArgument = Annotated[
     list[str],
-    typer.Argument(metavar="QUESTION...", help="The question, in quotes or not."),
+    typer.Argument(metavar="QUESTION", help="The question, in quotes or not."),
 ]
 PrincipalOption = Annotated[
     str,

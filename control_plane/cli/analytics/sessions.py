@@ -13,7 +13,10 @@ from control_plane.cli.analytics.session import AnalyticsSession, analytics_verb
 
 
 def _list_sessions(session: AnalyticsSession) -> None:
-    """List the sessions, the one used last first; show, rename and delete them."""
+    """List the sessions; show, rename and delete them.
+
+    The one used last comes first.
+    """
     from midcourse.analytics.v1 import analytics_pb2
 
     with session.connect() as analytics:

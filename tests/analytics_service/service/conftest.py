@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.analytics import RunningAnalytics, running_analytics
+from tests.support.postgres import postgres_address, postgres_server
+
+__all__ = ["postgres_address", "postgres_server"]
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from analytics_service.usage.records import BudgetKey, Period, UsageRecord
 from grpc_runtime.sql.postgresql import PostgresDatabase
 from tests.contract.analytics_store_budgets import recomputed
 from tests.contract.analytics_store_contract import AnalyticsStoreContract
-from tests.support.analytics_store import ALL_DAY, DAY, NOW, all_usage, call, clear, run_sql
+from tests.support.analytics_store import ALL_DAY, DAY, NOW, all_usage, call, clear, run_sql, turn
 from tests.support.postgres import PostgresServer
 from tests.support.processes import until
 
@@ -73,7 +73,7 @@ async def test_names_are_compared_by_code_point_whatever_the_language(store: Sto
 WAITING = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
 
 
-@pytest.mark.parametrize("way", ["set_limit", "make_window", "recover"])
+@pytest.mark.parametrize("way", ["set_limit", "set_limit_turn", "make_window", "recover"])
 async def test_who_counts_waits_for_a_call_that_is_being_recorded(
     store: Store,
     other: Store,
@@ -88,7 +88,7 @@ async def test_who_counts_waits_for_a_call_that_is_being_recorded(
 
     def slowly(connection: Connection, of: UsageRecord) -> None:
         reserve(connection, of)
-        if of is record:
+        if of.id == record.id:
             stands.set()
             assert goes_on.wait(30)
 
@@ -96,10 +96,12 @@ async def test_who_counts_waits_for_a_call_that_is_being_recorded(
     if way == "make_window":
         # Only for those whose own window is missing.
         await store.set_budget(BudgetKey("bob", None, Period.DAY), Decimal(9), NOW - DAY)
-    beginning = asyncio.create_task(store.begin_call(record))
+    beginning: asyncio.Task[object] = asyncio.create_task(
+        store.begin_turn(turn(), record) if way == "set_limit_turn" else store.begin_call(record)
+    )
     assert await asyncio.to_thread(stands.wait, 30)
     counting: asyncio.Task[object]
-    if way == "set_limit":
+    if way.startswith("set_limit"):
         counting = asyncio.create_task(other.set_budget(ALL_DAY, Decimal(9), NOW))
     elif way == "make_window":
         counting = asyncio.create_task(other.begin_call(call(principal="bob")))

@@ -1,0 +1,193 @@
+"""Whenever an answer is stopped, it is recorded, and every call is settled once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analytics_service.chat.conversation import MessageState
+from analytics_service.chat.plan import Caller, Question
+from analytics_service.chat.turn import Turn
+from analytics_service.providers.retry import RetryPolicy
+from analytics_service.usage.records import BudgetKey, CallOutcome, Period, UsageFilter
+from tests.support.analytics import RunningAnalytics, running_analytics
+from tests.support.fake_provider import BOUND, Reply, Request, text, tool_call
+
+ANN = Caller("ann")
+_DAY = BudgetKey(None, None, Period.DAY)
+
+MOMENTS = ("while it waits", "as it wakes")
+"""When to act: as the task has begun to wait, or when what it waits for has come."""
+
+
+class Stepped(Coroutine[Any, Any, Any]):
+    """A coroutine that acts when it comes to wait for the n-th time."""
+
+    def __init__(
+        self, coroutine: Coroutine[Any, Any, Any], at: int, moment: str, act: Callable[[], object]
+    ) -> None:
+        self.steps = 0
+        self._coroutine = coroutine
+        self._at = at
+        self._moment = moment
+        self._act = act
+
+    def send(self, value: Any) -> Any:
+        return self._counted(self._coroutine.send(value))
+
+    def throw(self, *error: Any) -> Any:
+        return self._counted(self._coroutine.throw(*error))
+
+    def close(self) -> None:
+        self._coroutine.close()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        raise NotImplementedError  # a task drives it
+
+    def _counted(self, future: asyncio.Future[Any] | None) -> Any:
+        self.steps += 1
+        if self.steps == self._at:
+            if self._moment == "as it wakes" and future is not None:
+                # The task itself is going to be told after this.
+                future.add_done_callback(lambda _: self._act())
+            else:
+                asyncio.get_running_loop().call_soon(self._act)
+        return future
+
+
+def a_model_with_a_tool(request: Request) -> Reply:
+    if any(message["role"] == "tool" for message in request.body["messages"]):
+        return Reply((text("It ", "spiked."),))
+    return Reply((text("Let me see. "), tool_call("no_such_tool")))
+
+
+@pytest.fixture
+async def analytics(tmp_path: Path) -> AsyncIterator[RunningAnalytics]:
+    async with running_analytics(tmp_path) as running:
+        chat = running.service.chat
+        chat._around = replace(chat._around, retry=RetryPolicy(3, initial=1e-4, maximum=1e-4))
+        running.fake.default = a_model_with_a_tool
+        await running.service._store.set_budget(_DAY, Decimal(1_000), running.service._clock())
+        yield running
+
+
+async def settled(analytics: RunningAnalytics) -> None:
+    """Waits until nothing is going on."""
+    chat = analytics.service.chat
+    async with asyncio.timeout(BOUND):
+        while chat._running or getattr(chat,"_beginning",None):
+            await asyncio.sleep(0.001)
+
+
+async def check_books(analytics: RunningAnalytics) -> None:
+    """All calls are settled, once; no answer is being written; no provider is still writing."""
+    store, now = analytics.service._store, analytics.service._clock()
+    calls = await store.list_usage(UsageFilter(), None, 10_000)
+    assert all(call.outcome is not CallOutcome.RUNNING for call in calls)
+    budget = await store.get_budget(_DAY, now)
+    assert budget.reserved == 0
+    assert budget.spent == sum(call.charge for call in calls)
+    for session in await store.list_sessions(None, None, 10):
+        message = await store.get_message(session.id, None)
+        assert message is not None
+        assert message.state in (MessageState.CANCELLED, MessageState.COMPLETE)
+        assert message.ended is not None
+        await store.delete_session(session.id, None)  # refused while busy
+    for request in analytics.fake.requests:
+        async with asyncio.timeout(BOUND):
+            while not (request._done.is_set() or request._gone.is_set()):
+                await asyncio.sleep(0.001)
+    analytics.fake.requests.clear()
+    analytics.fake._queue.clear()
+
+
+async def ask(analytics: RunningAnalytics) -> None:
+    """What the servicer does."""
+    chat = analytics.service.chat
+    turn = await chat.start(Question("what happened?"), ANN)
+    try:
+        async for _ in turn.events:
+            pass
+    finally:
+        chat.abandon(turn)
+
+
+@contextlib.contextmanager
+def stepping(
+    monkeypatch: pytest.MonkeyPatch, at: int, moment: str
+) -> Generator[list[Stepped], None, None]:
+    """Stops turns when they come to wait for the n-th time."""
+    made: list[Stepped] = []
+    plain = Turn._run
+
+    def run(turn: Turn) -> Any:
+        stepped = Stepped(plain(turn), at, moment, lambda: turn.stop(MessageState.CANCELLED))
+        made.append(stepped)
+        return stepped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Turn, "_run", run)
+        yield made
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+async def test_an_answer_may_be_stopped_at_any_moment(
+    analytics: RunningAnalytics, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    states = set()
+    at = 1
+    while True:
+        analytics.fake.fail(500)
+        with stepping(monkeypatch, at, moment) as made:
+            async with asyncio.timeout(BOUND):
+                turn = await analytics.service.chat.start(Question("what happened?"), ANN)
+                async for _ in turn.events:
+                    pass
+        await settled(analytics)
+        states.add(turn.answer.state)
+        await check_books(analytics)
+        if made[0].steps < at:
+            break
+        at += 1
+    assert at > 20
+    assert states == {MessageState.CANCELLED, MessageState.COMPLETE}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+async def test_a_caller_may_leave_at_any_moment(
+    analytics: RunningAnalytics, moment: str
+) -> None:
+    at = 1
+    while True:
+        task: asyncio.Task[None] | None = None
+        stepped = Stepped(ask(analytics), at, moment, lambda: task and task.cancel())
+        task = asyncio.create_task(stepped)
+        async with asyncio.timeout(BOUND):
+            await asyncio.wait([task])
+        assert task.cancelled() or task.exception() is None
+        await settled(analytics)
+        await check_books(analytics)
+        if stepped.steps < at:
+            break
+        at += 1
+    assert at > 5
+
+
+async def test_an_answer_may_be_stopped_before_its_task_has_run(
+    analytics: RunningAnalytics,
+) -> None:
+    turn = await analytics.service.chat.start(Question("what happened?"), ANN)
+    turn.stop(MessageState.CANCELLED)
+    async with asyncio.timeout(BOUND):
+        events = [event async for event in turn.events]
+    assert events
+    assert turn.answer.state is MessageState.CANCELLED
+    await settled(analytics)
+    await check_books(analytics)
