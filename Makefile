@@ -11,13 +11,15 @@ PROTO_INPUTS := $(shell find protos/midcourse -name __pycache__ -prune -o \( -na
 
 # The method that `make demo` trains with: sft, dpo, orpo, grpo or rloo.
 METHOD ?= sft
+# The model that `make demo-chat` asks; by default one that there is a key for, else a tiny local one.
+MODEL ?=
 # More arguments for pytest, the demo or the benchmarks: make test ARGS='-k learning_rate'
 ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint lint-code lint-types lint-imports lint-protos format protos bench \
-	bench-quick lock clean distclean
+.PHONY: help setup demo demo-chat test lint lint-code lint-types lint-imports lint-protos format \
+	protos bench bench-quick lock clean distclean
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +32,9 @@ $(SETUP): pyproject.toml constraints.txt tools/setup.sh
 
 demo: $(SETUP) ## Steer a real training run and show it (METHOD=sft, dpo, orpo, grpo or rloo)
 	@$(BIN)/python -m examples.demo --method $(METHOD) $(ARGS)
+
+demo-chat: $(SETUP) ## Ask a model about a run with a spike in it (MODEL=...)
+	@$(BIN)/python -m examples.demo_chat --model "$(MODEL)" $(ARGS)
 
 test: $(SETUP) ## Run the tests (ARGS='-k name' for some of them)
 	@$(BIN)/python -m pytest $(ARGS)

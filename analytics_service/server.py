@@ -8,6 +8,8 @@ import os
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -35,6 +37,7 @@ from control_plane.client import Client
 from grpc_runtime.listen import check_free
 from grpc_runtime.logging import configure_logging
 from grpc_runtime.server import Service, run
+from grpc_runtime.sql.address import parse_address
 from midcourse.analytics.v1 import analytics_pb2_grpc
 
 if TYPE_CHECKING:
@@ -44,6 +47,9 @@ if TYPE_CHECKING:
     from grpc_runtime.auth import Authenticator
 
 _log = structlog.get_logger(__name__)
+
+_ANSWERS_SHARE = 0.8
+"""Part of the grace period that answers get to end by themselves; the rest is for telling."""
 
 
 def utc_now() -> datetime:
@@ -113,7 +119,7 @@ class Analytics:
             clock,
             replica,
             _retention(settings),
-            is_alone=not settings.database.startswith("postgresql"),
+            is_alone=isinstance(parse_address(settings.database), Path),
         )
         self.service.add(
             analytics_pb2_grpc.add_AnalyticsServiceServicer_to_server,
@@ -127,7 +133,7 @@ class Analytics:
                 )
             ),
         )
-        self.service.on_drain(self.chat.drain)
+        self.service.on_drain(partial(self.chat.drain, settings.grace * _ANSWERS_SHARE))
 
     def models(self) -> list[ListedModel]:
         """The models as they are today."""
@@ -150,6 +156,7 @@ class Analytics:
             chores += [
                 asyncio.create_task(self.upkeep.run(), name="upkeep"),
                 asyncio.create_task(self.chat.watch_cancels(), name="cancels"),
+                asyncio.create_task(self.chat.write_late(), name="late writes"),
             ]
             for chore in chores:
                 chore.add_done_callback(self._chore_ended)

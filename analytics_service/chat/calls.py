@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import structlog
@@ -15,7 +15,8 @@ from analytics_service.catalogue.model import CatalogueModel
 from analytics_service.catalogue.served import same_model
 from analytics_service.chat.conversation import Message, ModelChoice
 from analytics_service.chat.events import CallEnded, Retried
-from analytics_service.chat.meter import Meter, reserved
+from analytics_service.chat.finish import Backlog, Write, finished
+from analytics_service.chat.meter import Meter, reserved, unsent
 from analytics_service.chat.stream import EventStream
 from analytics_service.errors import Reason, Refusal
 from analytics_service.providers.base import (
@@ -75,6 +76,7 @@ class Surroundings:
     retry: RetryPolicy
     clock: Clock
     new_id: Callable[[], str]
+    backlog: Backlog = field(default_factory=Backlog)
 
 
 class Calls:
@@ -136,7 +138,7 @@ class Calls:
         waited = 0.0
         while True:
             attempt += 1
-            record = await self._begun(number, attempt, request)
+            record = await self._begun(number, attempt, request, saved, events)
             meter = Meter(record, model=self.model, request=request, prices=self._around.prices)
             try:
                 return await self._attempt(meter, request, on_text, saved, events)
@@ -162,7 +164,14 @@ class Calls:
                 await asyncio.sleep(delay)
                 waited += delay
 
-    async def _begun(self, number: int, attempt: int, request: ProviderRequest) -> UsageRecord:
+    async def _begun(
+        self,
+        number: int,
+        attempt: int,
+        request: ProviderRequest,
+        saved: Callable[[], Message],
+        events: EventStream,
+    ) -> UsageRecord:
         if self._has_begun:
             self._has_begun = False
             return self._first
@@ -176,7 +185,17 @@ class Calls:
             provider=self.model.provider,
         )
         record = reserved(record, model=self.model, request=request, prices=self._around.prices)
-        await self._around.store.begin_call(record)
+        try:
+            _, cancelled = await finished(self._around.store.begin_call(record))
+        except Refusal as refusal:
+            if refusal.reason is Reason.STORE_UNAVAILABLE:
+                # It may be on record all the same: nobody knows what became of the commit.
+                record = unsent(record, CallOutcome.FAILED, refusal.message)
+                self._around.backlog.add(_what(record), self._end_of(record, saved()))
+            raise
+        if cancelled:
+            await self._settle(unsent(record, CallOutcome.CANCELLED), saved(), events)
+            raise asyncio.CancelledError
         return record
 
     async def _attempt(
@@ -226,17 +245,14 @@ class Calls:
 
     async def _settle(self, record: UsageRecord, answer: Message, events: EventStream) -> None:
         """Settles a call, even where the turn is being cancelled."""
-        task = asyncio.ensure_future(self._around.store.end_call(record, answer))
-        cancelled = False
-        while not task.done():
-            try:
-                await asyncio.wait([task])
-            except asyncio.CancelledError:
-                cancelled = True
-        task.result()
+        end = self._end_of(record, answer)
+        _, cancelled = await finished(self._around.backlog.write(_what(record), end))
         events.push(CallEnded(record))
         if cancelled:
             raise asyncio.CancelledError
+
+    def _end_of(self, record: UsageRecord, answer: Message) -> Write:
+        return lambda: self._around.store.end_call(record, answer)
 
     def _note_served(self, served: str | None) -> None:
         if served is None or served == self.choice.served:
@@ -277,6 +293,10 @@ class Calls:
             metadata={"provider": self.model.provider, "model": self.model.id},
             retry_delay=error.retry_after if error.is_transient else None,
         )
+
+
+def _what(record: UsageRecord) -> str:
+    return f"the end of call {record.id}"
 
 
 def _joined(before: str, more: str) -> str:

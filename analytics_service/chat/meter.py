@@ -47,6 +47,16 @@ def reserved(
     )
 
 
+def unsent(record: UsageRecord, outcome: CallOutcome, error: str = "") -> UsageRecord:
+    """The record of a call that was begun, but never sent to its provider."""
+    return _unbilled(replace(record, outcome=outcome, error=error, duration=0.0))
+
+
+def _unbilled(record: UsageRecord) -> UsageRecord:
+    none = TokenUsage(input=0, output=0)
+    return replace(record, cost=_FREE, tokens=none, estimated_cost=None, estimated_tokens=UNKNOWN)
+
+
 class Meter:
     """Follows one call from its request to its end."""
 
@@ -115,10 +125,7 @@ class Meter:
             time_to_first_token=None if self._first is None else self._first - self._started,
         )
         if unbilled and not self.has_begun:
-            none = TokenUsage(input=0, output=0)
-            return replace(
-                record, cost=_FREE, tokens=none, estimated_cost=None, estimated_tokens=UNKNOWN
-            )
+            return _unbilled(record)
         whole = outcome is CallOutcome.COMPLETED
         # A count that comes before the end is not the bill: it is where a guess begins.
         tokens = self._tokens if whole else UNKNOWN

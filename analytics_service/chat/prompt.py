@@ -211,7 +211,7 @@ class Prompt:
 
 
 def _said(specs: Iterable[ToolSpec]) -> str:
-    return json.dumps([[each.name, each.description, each.parameters] for each in specs])
+    return "".join(each.name + each.description + each.parameters_json for each in specs)
 
 
 def _exchanges(turns: Iterable[Turn]) -> list[list[Turn]]:

@@ -18,6 +18,7 @@ from analytics_service.catalogue.lookup import known
 from analytics_service.catalogue.model import CatalogueModel
 from analytics_service.chat.calls import Calls, Surroundings
 from analytics_service.chat.conversation import (
+    ErrorInfo,
     Message,
     MessageState,
     ModelChoice,
@@ -32,6 +33,7 @@ from analytics_service.chat.prompt import Prompt
 from analytics_service.chat.sessions import owned, title_of
 from analytics_service.chat.tools import Toolbox
 from analytics_service.chat.turn import Turn
+from analytics_service.chat.uncertain import end_uncertain
 from analytics_service.errors import Reason, Refusal, invalid
 from analytics_service.ports import NewTurn
 from analytics_service.providers.base import ProviderRequest
@@ -100,6 +102,7 @@ class ChatService:
         self._toolbox = toolbox
         self._replica = replica
         self._code_of = code_of
+        self._beginning: set[asyncio.Task[Turn]] = set()
         self._running: dict[tuple[str, int], Turn] = {}
         self._draining = False
 
@@ -134,6 +137,22 @@ class ChatService:
         Raises:
             Refusal: The request is not allowed; nothing was recorded.
         """
+        # In a task of its own: if the caller goes while the turn is being recorded, there must
+        # be somebody to end it.
+        beginning = asyncio.create_task(self._begin(question, caller))
+        self._beginning.add(beginning)
+        beginning.add_done_callback(self._beginning.discard)
+        try:
+            return await asyncio.shield(beginning)
+        except asyncio.CancelledError:
+            beginning.add_done_callback(self._abandon_begun)
+            raise
+
+    def _abandon_begun(self, beginning: asyncio.Task[Turn]) -> None:
+        if not beginning.cancelled() and beginning.exception() is None:
+            self.abandon(beginning.result())
+
+    async def _begin(self, question: Question, caller: Caller) -> Turn:
         self._check(question)
         session, history = await self._session(question, caller)
         is_new = question.session_id is None
@@ -145,9 +164,17 @@ class ChatService:
         if has_begun:
             request = self._prompt.request(plan, (), limits=self._limits)
             record = reserved(record, model=plan.model, request=request, prices=self._around.prices)
-        begun = await self._store.begin_turn(
-            self._new_turn(session, is_new, question, choice), record if has_begun else None
-        )
+        new = self._new_turn(session, is_new, question, choice)
+        try:
+            begun = await self._store.begin_turn(new, record if has_begun else None)
+        except Refusal as refusal:
+            if refusal.reason is Reason.STORE_UNAVAILABLE:
+                error = ErrorInfo(self._code_of(refusal), refusal.reason, refusal.message)
+                self._around.backlog.add(
+                    f"the end of what may have begun in sessions/{session.id}",
+                    lambda: end_uncertain(self._store, new, record if has_begun else None, error),
+                )
+            raise
         number = begun.answer.number
         record = replace(record, session_id=begun.session.id, message_number=number)
         calls = Calls(
@@ -157,6 +184,7 @@ class ChatService:
             plan,
             begun.answer,
             store=self._store,
+            backlog=self._around.backlog,
             calls=calls,
             prompt=self._prompt,
             limits=self._limits,
@@ -216,19 +244,38 @@ class ChatService:
                 if (turn := self._running.get(key)) is not None:
                     turn.stop(MessageState.CANCELLED)
 
-    async def drain(self) -> None:
-        """Takes no more questions; those being answered go on."""
+    async def write_late(self) -> None:
+        """Writes what the store could not take when it was due; runs for ever."""
+        await self._around.backlog.run()
+
+    async def drain(self, seconds: float) -> None:
+        """Takes no more questions, and ends those being answered.
+
+        Args:
+            seconds: What they get to come to their own end; then they are stopped, in time to
+                tell whoever reads.
+        """
         self._draining = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._all_ended()
+        await self.close()
 
     async def close(self) -> None:
         """Stops what is still being answered and waits until it is recorded."""
         self._draining = True
-        turns = list(self._running.values())
-        for turn in turns:
+        if self._beginning:
+            await asyncio.wait(self._beginning)
+        for turn in self._running.values():
             turn.stop(MessageState.INTERRUPTED, _stopping())
-        for turn in turns:
-            with contextlib.suppress(asyncio.CancelledError):
-                await turn.wait()
+        await self._all_ended()
+        await self._around.backlog.flush()
+
+    async def _all_ended(self) -> None:
+        if self._beginning:
+            await asyncio.wait(self._beginning)
+        for turn in list(self._running.values()):
+            await turn.wait()
 
     def _check(self, question: Question) -> None:
         if self._draining:

@@ -26,7 +26,11 @@ class EventStream:
         while len(self._events) >= MAX_WAITING and not self._detached:
             self._room.clear()
             await self._room.wait()
+        is_first = not self._events
         self.push(event)
+        if is_first:
+            # The reader's turn: what comes at once may be much, and the first of it is waited for.
+            await asyncio.sleep(0)
 
     def push(self, event: ChatEvent) -> None:
         """Hands an event on, however far behind the reader is: for the few last ones."""

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import TypeVar
 
 import structlog
 
@@ -30,6 +28,7 @@ from analytics_service.chat.events import (
     ToolCalled,
     ToolReturned,
 )
+from analytics_service.chat.finish import Backlog, finished
 from analytics_service.chat.plan import Limits, Plan
 from analytics_service.chat.prompt import Prompt
 from analytics_service.chat.replay import replay
@@ -38,8 +37,6 @@ from analytics_service.chat.tools import ToolOutcome
 from analytics_service.errors import Reason, Refusal
 from analytics_service.ports import Clock, Store
 from analytics_service.providers.base import FinishReason, ToolRequest
-
-T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
 
@@ -64,6 +61,7 @@ class Turn:
         answer: Message,
         *,
         store: Store,
+        backlog: Backlog,
         calls: Calls,
         prompt: Prompt,
         limits: Limits,
@@ -76,6 +74,7 @@ class Turn:
             plan: How the answer is to be got.
             answer: As recorded when the turn began.
             store: Where it is kept.
+            backlog: Takes its end if the store can not.
             calls: Makes the calls to providers.
             prompt: What the model is told.
             limits: Bounds.
@@ -87,6 +86,7 @@ class Turn:
         self.answer = answer
         self.failure: Refusal | None = None
         self._store = store
+        self._backlog = backlog
         self._calls = calls
         self._prompt = prompt
         self._limits = limits
@@ -96,6 +96,7 @@ class Turn:
         self._citations: dict[Citation, None] = {}
         self._stop: _Stop | None = None
         self._task: asyncio.Task[None] | None = None
+        self._has_run = False
 
     def start(self, on_end: Callable[[], object]) -> None:
         """Begins to get the answer; `on_end` is called when it is recorded."""
@@ -124,7 +125,9 @@ class Turn:
         """
         if self._stop is None and self._task is not None and not self._task.done():
             self._stop = _Stop(state, error)
-            self._task.cancel()
+            if self._has_run:
+                self._task.cancel()
+            # Else it would end without having run at all; `_run` sees to it.
 
     async def wait(self) -> None:
         """Waits until the answer is recorded."""
@@ -132,10 +135,13 @@ class Turn:
             await asyncio.wait([self._task])
 
     async def _run(self) -> None:
+        self._has_run = True
+        if self._stop is not None and self._task is not None:
+            self._task.cancel()
         try:
             state, failure = await self._to_its_end()
             self.failure = failure
-            self.answer = await _undisturbed(self._record(state, failure))
+            self.answer, _ = await finished(self._record(state, failure))
             if failure is None:
                 self.events.push(Done(self.answer))
             else:
@@ -154,12 +160,17 @@ class Turn:
         try:
             async with asyncio.timeout(self._limits.turn_seconds):
                 return await self._get(), None
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             task = asyncio.current_task()
-            if self._stop is None or task is None:
+            assert task is not None
+            if self._stop is not None:
+                task.uncancel()
+                return self._stop.state, self._stop.error
+            if task.cancelling():
                 raise
-            task.uncancel()
-            return self._stop.state, self._stop.error
+            # Something that was awaited was cancelled, not this answer.
+            _log.exception("an answer failed")
+            return MessageState.FAILED, _unexpected(error)
         except TimeoutError:
             return MessageState.FAILED, Refusal(
                 Reason.PROVIDER_TIMEOUT,
@@ -263,9 +274,9 @@ class Turn:
             error = ErrorInfo(self._code_of(failure), failure.reason, failure.message)
         # The clock may have been set back meanwhile.
         ended = max(self._clock(), self.answer.created + timedelta(microseconds=1))
-        return await self._store.end_turn(
-            replace(self._saved(), state=state, error=error, ended=ended)
-        )
+        answer = replace(self._saved(), state=state, error=error, ended=ended)
+        what = f"the end of sessions/{answer.session_id}/messages/{answer.number}"
+        return await self._backlog.write(what, lambda: self._store.end_turn(answer))
 
 
 def _state(finish: FinishReason) -> MessageState:
@@ -282,18 +293,9 @@ def _state(finish: FinishReason) -> MessageState:
             return MessageState.COMPLETE
 
 
-def _unexpected(error: Exception) -> Refusal:
+def _unexpected(error: BaseException) -> Refusal:
     return Refusal(
         Reason.CHAT_FAILED,
         f"the answer failed by a fault of the service ({type(error).__name__}); "
         "its log has the details",
     )
-
-
-async def _undisturbed(work: Awaitable[T]) -> T:
-    """Awaits something to its end, even where the awaiting task is cancelled meanwhile."""
-    task = asyncio.ensure_future(work)
-    while not task.done():
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait([task])
-    return task.result()

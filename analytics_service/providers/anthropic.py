@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Awaitable, Mapping
-from contextlib import aclosing
-from typing import Any, cast
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
 
 import anthropic
 
 from analytics_service.providers import sdk, wire
+from analytics_service.providers.answer import Answer, told
 from analytics_service.providers.anthropic_wire import FINISH_REASONS, arguments_of, tokens_of
 from analytics_service.providers.base import (
-    Fault,
     Finished,
     FinishReason,
-    ProviderError,
     ProviderEvent,
     ProviderRequest,
-    Served,
-    TextDelta,
     UsageReport,
 )
 from analytics_service.providers.faults import Endpoint
-from analytics_service.providers.surrogates import SurrogateJoiner
 from analytics_service.providers.tool_calls import tool_request
 from analytics_service.usage.tokens import UNKNOWN
 
@@ -51,25 +46,16 @@ class AnthropicProvider:
             else None,
         )
 
-    async def stream(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
+    def stream(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
         """See `Provider.stream`."""
-        opening = cast(
-            "Awaitable[sdk.SdkStream]",
-            self._client.messages.create(
+        return told(
+            lambda: self._client.messages.create(
                 **arguments_of(request), timeout=sdk.timeout(request.idle_timeout)
             ),
+            _Answer(self._endpoint),
+            anthropic.AnthropicError,
+            request.idle_timeout,
         )
-        answer = _Answer(self._endpoint)
-        events = sdk.read(opening, self._endpoint, anthropic.AnthropicError, request.idle_timeout)
-        async with aclosing(events) as raw_events:
-            while True:
-                # The reason to stop comes with the last counts: what may follow adds nothing.
-                raw_event = await sdk.following(raw_events, has_ended=answer.has_ended)
-                if raw_event is None:
-                    break
-                for event in answer.events(raw_event):
-                    yield event
-        yield answer.finish()
 
     async def close(self) -> None:
         """See `Provider.close`."""
@@ -92,26 +78,25 @@ class _ToolUse:
         return tool_request(self._id, self._name, raw)
 
 
-class _Answer:
+class _Answer(Answer):
     """One answer, as its events tell it."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
-        self._text = SurrogateJoiner()
+        super().__init__(endpoint)
         self._tools: dict[Any, _ToolUse] = {}
         self._has_tools = False
         self._tokens = UNKNOWN
-        self._is_served = False
         self._stop_reason = ""
         self._has_stopped = False
 
     def events(self, event: Any) -> list[ProviderEvent]:
-        """What an event tells; kinds that are not known here tell nothing."""
+        """See `Answer`."""
         # The SDK gives events of a kind that it does not know the class of another.
         match wire.string(event, "type"):
             case "message_start":
                 message = wire.field(event, "message")
-                return [*self._serve(message), *self._count(wire.field(message, "usage"))]
+                served = self._serve(wire.string(message, "model"))
+                return [*served, *self._count(wire.field(message, "usage"))]
             case "content_block_start":
                 return self._start(wire.field(event, "index"), wire.field(event, "content_block"))
             case "content_block_delta":
@@ -128,13 +113,6 @@ class _Answer:
             case _:
                 pass
         return []
-
-    def _serve(self, message: Any) -> list[ProviderEvent]:
-        model = wire.string(message, "model")
-        if self._is_served or not model:
-            return []
-        self._is_served = True
-        return [Served(model)]
 
     def _count(self, usage: Any) -> list[ProviderEvent]:
         before = self._tokens
@@ -156,21 +134,13 @@ class _Answer:
             return []
         return self._said(self._text.feed(wire.string(delta, "text")))
 
-    @staticmethod
-    def _said(text: str) -> list[ProviderEvent]:
-        return [TextDelta(text)] if text else []
-
     @property
     def has_ended(self) -> bool:
-        """Whether the answer is whole."""
+        """See `Answer`: its reason to stop comes with the last counts."""
         return bool(self._stop_reason)
 
     def finish(self) -> Finished:
-        """The end.
-
-        Raises:
-            ProviderError: It did not end.
-        """
+        """See `Answer`."""
         if not self._has_stopped and not self.has_ended:
             raise self._broken("the answer ended without a reason to stop")
         if self._tools:
@@ -181,6 +151,3 @@ class _Answer:
         if reason is FinishReason.TOOL_CALLS and not self._has_tools:
             raise self._broken("the answer ended in tool calls, but has none")
         return Finished(reason)
-
-    def _broken(self, what: str) -> ProviderError:
-        return self._endpoint.error(Fault.STREAM_BROKEN, what)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, Protocol, TypeAlias
 
 from analytics_service.usage.tokens import TokenUsage
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, so that it can keep its JSON
 class ToolSpec:
     """A tool that the model may call.
 
@@ -23,6 +25,11 @@ class ToolSpec:
     name: str
     description: str
     parameters: Mapping[str, Any]
+
+    @cached_property
+    def parameters_json(self) -> str:
+        """The schema as JSON, made once: every call of a model counts its length."""
+        return json.dumps(self.parameters, default=dict)  # a mapping need not be a dict
 
 
 @dataclass(frozen=True, slots=True)

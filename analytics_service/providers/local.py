@@ -142,7 +142,7 @@ class LocalProvider:
             # caller: the next question is not begun while the thread is still busy.
             release = None
             work.add_done_callback(lambda _: _post(loop, self._ended, stop, items))
-            yield Served(engine.name)
+            yield Served(request.model)
             while (item := await _next(items, request.idle_timeout)) is not None:
                 yield item
                 if isinstance(item, Finished):

@@ -44,9 +44,8 @@ _CUT: Final = "\N{REPLACEMENT CHARACTER}"
 class Engine:
     """A model with its tokenizer. Not thread-safe."""
 
-    def __init__(self, name: str, model: Any, tokenizer: Any) -> None:
+    def __init__(self, model: Any, tokenizer: Any) -> None:
         """Uses a causal language model, and a tokenizer with a chat template."""
-        self.name = name
         self._model = model
         self._tokenizer = tokenizer
         self._context = int(model.config.max_position_embeddings)
@@ -82,7 +81,7 @@ class Engine:
             raise ProviderError(
                 Fault.MODEL_NOT_FOUND, f"the local model {source} can not be read: {error}"
             ) from error
-        return cls(source.stem, model.eval(), tokenizer)
+        return cls(model.eval(), tokenizer)
 
     def answer(
         self, request: ProviderRequest, is_stopped: Callable[[], bool]

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Awaitable
-from contextlib import aclosing
-from typing import Any, cast
+from collections.abc import AsyncGenerator
+from typing import Any
 
 import openai
 from openai.types.chat import ChatCompletionChunk
 
 from analytics_service.providers import sdk, wire
+from analytics_service.providers.answer import Answer, told
 from analytics_service.providers.base import (
-    Fault,
     Finished,
     FinishReason,
-    ProviderError,
     ProviderEvent,
     ProviderRequest,
-    Served,
-    TextDelta,
     UsageReport,
 )
 from analytics_service.providers.faults import Endpoint
@@ -30,7 +26,6 @@ from analytics_service.providers.openai_wire import (
     arguments_of,
     tokens_of,
 )
-from analytics_service.providers.surrogates import SurrogateJoiner
 from analytics_service.providers.tool_calls import ToolCallAssembler
 
 
@@ -55,65 +50,56 @@ class OpenAIProvider:
         self._token_limit = token_limit
         self._client = client_of(endpoint, base_url)
 
-    async def stream(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
+    def stream(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
         """See `Provider.stream`."""
-        arguments = arguments_of(request, self._token_limit)
-        opening = cast(
-            "Awaitable[sdk.SdkStream]",
-            self._client.chat.completions.create(
-                **arguments, timeout=sdk.timeout(request.idle_timeout)
+        return told(
+            lambda: self._client.chat.completions.create(
+                model=request.model,
+                messages=(),
+                stream=True,
+                # The whole body: as arguments the SDK would go through all that tools take,
+                # schema by schema, which is several milliseconds of work and changes nothing.
+                extra_body=arguments_of(request, self._token_limit),
+                timeout=sdk.timeout(request.idle_timeout),
             ),
+            _Answer(self._endpoint),
+            openai.OpenAIError,
+            request.idle_timeout,
         )
-        answer = _Answer(self._endpoint)
-        events = sdk.read(opening, self._endpoint, openai.OpenAIError, request.idle_timeout)
-        async with aclosing(events) as chunks:
-            while (chunk := await sdk.following(chunks, has_ended=answer.has_ended)) is not None:
-                for event in answer.events(chunk):
-                    yield event
-        finished = answer.finish()
-        for event in answer.rest():
-            yield event
-        yield finished
 
     async def close(self) -> None:
         """See `Provider.close`."""
         await self._client.close()
 
 
-class _Answer:
+class _Answer(Answer):
     """One answer, as its chunks tell it."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
-        self._text = SurrogateJoiner()
+        super().__init__(endpoint)
         self._tools = ToolCallAssembler()
         self._has_tools = False
-        self._is_served = False
         self._is_refused = False
         self._finish = ""
 
     @property
     def has_ended(self) -> bool:
-        """Whether the reason is told why it ended; then only the usage is to come."""
+        """See `Answer`: whether the reason is told why it ended."""
         return bool(self._finish)
 
-    def events(self, chunk: Any) -> list[ProviderEvent]:
-        """What a chunk tells."""
-        if not isinstance(chunk, ChatCompletionChunk):
-            raise self._broken(f"{type(chunk).__name__} where a chunk was expected")
+    def events(self, event: Any) -> list[ProviderEvent]:
+        """See `Answer`."""
+        if not isinstance(event, ChatCompletionChunk):
+            raise self._broken(f"{type(event).__name__} where a chunk was expected")
         # The SDK does not check what it decodes: any field may be missing or something else.
-        events: list[ProviderEvent] = []
-        if not self._is_served and isinstance(model := wire.field(chunk, "model"), str) and model:
-            self._is_served = True
-            events.append(Served(model))
-        for choice in wire.items(chunk, "choices"):
+        events = self._serve(wire.string(event, "model"))
+        for choice in wire.items(event, "choices"):
             delta = wire.field(choice, "delta")
             if wire.field(choice, "index") in (0, None):
                 self._take_tool_calls(delta)
-                if text := self._take_text(delta):
-                    events.append(TextDelta(text))
+                events += self._said(self._take_text(delta))
                 self._finish = wire.string(choice, "finish_reason") or self._finish
-        if (tokens := tokens_of(chunk.usage)) is not None:
+        if (tokens := tokens_of(event.usage)) is not None:
             events.append(UsageReport(tokens))
         return events
 
@@ -138,16 +124,11 @@ class _Answer:
             )
 
     def rest(self) -> list[ProviderEvent]:
-        """What is whole only at the end."""
-        text = self._text.rest()
-        return [*([TextDelta(text)] if text else []), *self._tools.requests()]
+        """See `Answer`."""
+        return [*self._said(self._text.rest()), *self._tools.requests()]
 
     def finish(self) -> Finished:
-        """The end.
-
-        Raises:
-            ProviderError: It did not end.
-        """
+        """See `Answer`."""
         if not self._finish:
             raise self._broken("the answer ended without a finish reason")
         reason = FINISH_REASONS.get(self._finish)
@@ -160,6 +141,3 @@ class _Answer:
         elif reason is FinishReason.TOOL_CALLS and not self._has_tools:
             raise self._broken("the answer ended in tool calls, but has none")
         return Finished(reason)
-
-    def _broken(self, what: str) -> ProviderError:
-        return self._endpoint.error(Fault.STREAM_BROKEN, what)

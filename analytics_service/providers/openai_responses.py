@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable
-from contextlib import aclosing
-from typing import Any, cast
+from collections.abc import AsyncGenerator
+from typing import Any
 
 import openai
 
 from analytics_service.providers import sdk, wire
+from analytics_service.providers.answer import Answer, told
 from analytics_service.providers.base import (
-    Fault,
     Finished,
     FinishReason,
     ProviderError,
     ProviderEvent,
     ProviderRequest,
-    Served,
-    TextDelta,
     UsageReport,
 )
 from analytics_service.providers.faults import Endpoint
@@ -27,7 +24,6 @@ from analytics_service.providers.openai_responses_wire import (
     arguments_of,
     tokens_of,
 )
-from analytics_service.providers.surrogates import SurrogateJoiner
 from analytics_service.providers.tool_calls import tool_request
 
 
@@ -44,21 +40,20 @@ class OpenAIResponsesProvider:
         self._endpoint = endpoint
         self._client = client_of(endpoint, base_url)
 
-    async def stream(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
+    def stream(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
         """See `Provider.stream`."""
-        opening = cast(
-            "Awaitable[sdk.SdkStream]",
-            self._client.responses.create(
-                **arguments_of(request), timeout=sdk.timeout(request.idle_timeout)
+        return told(
+            lambda: self._client.responses.create(
+                stream=True,
+                # The whole body: as arguments the SDK would go through all that tools take,
+                # schema by schema, which is several milliseconds of work and changes nothing.
+                extra_body=arguments_of(request),
+                timeout=sdk.timeout(request.idle_timeout),
             ),
+            _Answer(self._endpoint),
+            openai.OpenAIError,
+            request.idle_timeout,
         )
-        answer = _Answer(self._endpoint)
-        events = sdk.read(opening, self._endpoint, openai.OpenAIError, request.idle_timeout)
-        async with aclosing(events) as raw_events:
-            while (raw := await sdk.following(raw_events, has_ended=answer.has_ended)) is not None:
-                for event in answer.events(raw):
-                    yield event
-        yield answer.finish()
 
     async def close(self) -> None:
         """See `Provider.close`."""
@@ -98,7 +93,7 @@ class _FunctionCalls:
     def find(self, item_id: str, index: Any) -> _FunctionCall | None:
         """Finds a call by the id of its item; some endpoints change that, then by its place."""
         by_id = [call for known, _, call in self._open if known and known == item_id]
-        by_index = [call for _, known, call in self._open if known == index]
+        by_index = [call for _, known, call in self._open if known == index is not None]
         return next(iter(by_id or by_index), None)
 
     def end(self, item: Any, index: Any) -> ProviderEvent:
@@ -108,28 +103,26 @@ class _FunctionCalls:
         return (call or _FunctionCall(item)).request(item)
 
 
-class _Answer:
+class _Answer(Answer):
     """One answer, as its events tell it."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
-        self._text = SurrogateJoiner()
+        super().__init__(endpoint)
         self._calls = _FunctionCalls()
         self._has_tools = False
-        self._is_served = False
         self._is_refused = False
         self._end: Any = None
 
     @property
     def has_ended(self) -> bool:
-        """Whether its last event has come."""
+        """See `Answer`: whether its last event has come."""
         return self._end is not None
 
     def events(self, event: Any) -> list[ProviderEvent]:
-        """What an event tells; kinds that are not known here tell nothing."""
+        """See `Answer`."""
         # The SDK does not check what it decodes, and gives events of a kind that it does not know
         # the class of another.
-        served = self._serve(wire.field(event, "response"))
+        served = self._serve(wire.string(wire.field(event, "response"), "model"))
         match wire.string(event, "type"):
             case "response.output_text.delta":
                 return self._said(self._text.feed(wire.string(event, "delta")))
@@ -145,20 +138,14 @@ class _Answer:
                 if (call := self._call_of(event)) is not None:
                     call.arguments = wire.string(event, "arguments") or call.arguments
             case "response.completed" | "response.incomplete" | "response.failed" | "error":
-                self._end = event
+                if self._end is None:
+                    self._end = event
                 tokens = tokens_of(wire.field(wire.field(event, "response"), "usage"))
                 usage = [] if tokens is None else [UsageReport(tokens)]
                 return [*served, *self._said(self._text.rest()), *usage]
             case _:
                 pass
         return served
-
-    def _serve(self, response: Any) -> list[ProviderEvent]:
-        model = wire.string(response, "model")
-        if self._is_served or not model:
-            return []
-        self._is_served = True
-        return [Served(model)]
 
     def _take_item(self, event: Any) -> list[ProviderEvent]:
         item, index = wire.field(event, "item"), wire.field(event, "output_index")
@@ -173,16 +160,8 @@ class _Answer:
     def _call_of(self, event: Any) -> _FunctionCall | None:
         return self._calls.find(wire.string(event, "item_id"), wire.field(event, "output_index"))
 
-    @staticmethod
-    def _said(text: str) -> list[ProviderEvent]:
-        return [TextDelta(text)] if text else []
-
     def finish(self) -> Finished:
-        """The end.
-
-        Raises:
-            ProviderError: It did not end, or in a failure.
-        """
+        """See `Answer`."""
         response = wire.field(self._end, "response")
         match wire.string(self._end, "type"):
             case "response.completed":
@@ -209,7 +188,4 @@ class _Answer:
 
     def _failed(self, error: Any) -> ProviderError:
         names = ("code", "type", "message")
-        return self._endpoint.refusal({name: wire.field(error, name) for name in names})
-
-    def _broken(self, what: str) -> ProviderError:
-        return self._endpoint.error(Fault.STREAM_BROKEN, what)
+        return self.endpoint.refusal({name: wire.field(error, name) for name in names})

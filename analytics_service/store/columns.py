@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, TypeAdapter
+from pydantic_core import PydanticSerializationError
 from sqlalchemy import BigInteger, String, Text
 from sqlalchemy.types import TypeDecorator
 
@@ -109,9 +111,10 @@ class Words(TypeDecorator[str]):
 
 
 class Json(TypeDecorator[Any]):
-    """A value as JSON text, without loss; None is NULL.
+    """A value as JSON text; None is NULL.
 
-    Bytes are base64; NaN and infinities the bare words that Python's own `json` writes.
+    Without loss, but for halves of surrogate pairs, which are replaced. Bytes are base64;
+    NaN and infinities the bare words that Python's own `json` writes.
     """
 
     impl = Text
@@ -130,7 +133,14 @@ class Json(TypeDecorator[Any]):
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
         """To the database."""
-        return None if value is None else self._adapter.dump_json(value).decode()
+        if value is None:
+            return None
+        try:
+            return self._adapter.dump_json(value).decode()
+        except PydanticSerializationError:
+            # Halves of surrogate pairs, as a provider may send them, have no encoding.
+            plain = self._adapter.dump_python(value, mode="json")
+            return json.dumps(plain, ensure_ascii=False).encode(errors="replace").decode()
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
         """From the database."""

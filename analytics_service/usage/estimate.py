@@ -101,4 +101,4 @@ def _json_size(value: object) -> int:
 
 
 def _tool_size(tool: ToolSpec) -> int:
-    return _size(tool.name) + _size(tool.description) + _json_size(tool.parameters)
+    return _size(tool.name) + _size(tool.description) + len(tool.parameters_json)

@@ -9,6 +9,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from control_plane.cli import printable
+
 _GAP = 2
 
 
@@ -45,7 +47,9 @@ class FittingTable:
 
     def add_row(self, *cells: RenderableType) -> None:
         """Adds a row with a cell for each header."""
-        self.rows.append(cells)
+        self.rows.append(
+            tuple(printable.text(cell) if isinstance(cell, str) else cell for cell in cells)
+        )
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table | Text]:
         """Renders as many columns as fit."""

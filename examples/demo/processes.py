@@ -1,4 +1,4 @@
-"""The demo's processes: a control plane, a training run and its agent; and how they end."""
+"""A demo's processes: the services, a training run and its agent; and how they end."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ _TRAINER_GRACE: Final = 5.0
 _AGENT_GRACE: Final = 10.0
 _SERVER_GRACE: Final = 5.0
 _POLL: Final = 0.02
+_HEARTBEAT: Final = "0.2"
+"""Seconds between an agent's reports: a demo is to see each step soon."""
 _AGENT_HAS_ENDED: Final = {"ended", "ended_with_losses", "not_needed"}
 
 
@@ -89,8 +91,8 @@ class Process:
 class Processes:
     """Starts the processes in a directory, and leaves none behind.
 
-    A context manager: in the end the trainer is stopped, then its agent, then the control plane,
-    so that each can still say its last words to the next.
+    A context manager: in the end the trainer is stopped, then its agent, then the analytics service
+    and the control plane, so that each can still say its last words to the next.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -99,34 +101,35 @@ class Processes:
         # Short, as the address of a socket may be no longer than some 100 characters.
         self._sockets = directory / "s"
         self._server: Process | None = None
+        self._analytics: Process | None = None
         self._trainer: Process | None = None
 
-    def start_control_plane(self, *arguments: str) -> str:
+    def start_control_plane(self) -> str:
         """Starts ``midcourse serve`` on a free port and returns its address.
 
         Raises:
             DemoError: It does not serve.
         """
-        database = str(self._directory / "control.db")
-        command = ["control_plane.cli", "serve", "--listen", "127.0.0.1:0", "--database", database]
-        # Settings of a control plane that the user runs elsewhere are not for this one.
-        environment = {
-            name: value for name, value in os.environ.items() if not name.startswith("MIDCOURSE_")
-        }
-        self._server = server = self._start(
-            "the control plane", [*command, *arguments, "--log-format", "json"], environment
+        self._server, address = self._start_service(
+            "the control plane", "serve", ["--heartbeat-interval", _HEARTBEAT]
         )
-        deadline = time.monotonic() + _START_TIMEOUT
-        while time.monotonic() < deadline:
-            for event in _events(server.log):
-                if event.get("event") == "serving":
-                    return str(event["address"])
-            server.check_running()
-            time.sleep(_POLL)
-        raise server.failed(f"the control plane does not serve after {_START_TIMEOUT:.0f} s")
+        return address
 
-    def start_trainer(self, *arguments: str, control_plane: str) -> Process:
-        """Starts the training run."""
+    def start_analytics(self, *arguments: str, control_plane: str) -> str:
+        """Starts ``midcourse analytics serve`` on a free port and returns its address.
+
+        Raises:
+            DemoError: It does not serve.
+        """
+        self._analytics, address = self._start_service(
+            "the analytics service",
+            "analytics",
+            ["serve", "--control-plane", control_plane, *arguments],
+        )
+        return address
+
+    def start_trainer(self, module: str, *arguments: str, control_plane: str) -> Process:
+        """Starts the training run that a module is."""
         environment = {
             **os.environ,
             "MIDCOURSE_CONTROL_PLANE": control_plane,
@@ -136,7 +139,7 @@ class Processes:
             "TOKENIZERS_PARALLELISM": "false",
         }
         self._trainer = self._start(
-            "the training run", ["examples.demo.training", *arguments], environment
+            "the training run", "trainer", [module, *arguments], environment
         )
         return self._trainer
 
@@ -163,17 +166,39 @@ class Processes:
             if self._trainer is not None:
                 self._trainer.stop(_TRAINER_GRACE)
             self._end_agent()
-            if self._server is not None:
-                self._server.stop(_SERVER_GRACE)
+            for service in (self._analytics, self._server):
+                if service is not None:
+                    service.stop(_SERVER_GRACE)
         except BaseException:
-            for process in (self._trainer, self._server):
+            for process in (self._trainer, self._analytics, self._server):
                 if process is not None:
                     process.kill()
             self._signal_agent(signal.SIGKILL)
             raise
 
-    def _start(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> Process:
-        log = self._directory / f"{command[0]}.log"
+    def _start_service(self, name: str, verb: str, arguments: Sequence[str]) -> tuple[Process, str]:
+        """Starts a service with a new database on a free port; returns it with its address."""
+        database = str(self._directory / f"{verb}.db")
+        # Settings of services that the user runs elsewhere are not for this one.
+        environment = {
+            variable: value
+            for variable, value in os.environ.items()
+            if not variable.startswith(("MIDCOURSE_", "ANALYTICS_"))
+        }
+        command = ["control_plane.cli", verb, *arguments, "--listen", "127.0.0.1:0"]
+        process = self._start(
+            name, verb, [*command, "--database", database, "--log-format", "json"], environment
+        )
+        try:
+            return process, _address_of(process)
+        except BaseException:
+            process.stop(_SERVER_GRACE)
+            raise
+
+    def _start(
+        self, name: str, log_name: str, command: Sequence[str], environment: Mapping[str, str]
+    ) -> Process:
+        log = self._directory / f"{log_name}.log"
         with log.open("wb") as output:
             popen = subprocess.Popen(  # noqa: S603 - no shell, and the arguments are ours
                 [sys.executable, "-m", *command],
@@ -224,6 +249,18 @@ def last_lines(log: Path, count: int = _LAST_LINES) -> str:
     """Returns the last lines of a log; of a progress bar what it showed last."""
     lines = log.read_bytes().decode("utf-8", "replace").rstrip().split("\n")
     return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines[-count:])
+
+
+def _address_of(service: Process) -> str:
+    """Waits until a service says where it serves."""
+    deadline = time.monotonic() + _START_TIMEOUT
+    while time.monotonic() < deadline:
+        for event in _events(service.log):
+            if event.get("event") == "serving":
+                return str(event["address"])
+        service.check_running()
+        time.sleep(_POLL)
+    raise service.failed(f"{service.name} does not serve after {_START_TIMEOUT:.0f} s")
 
 
 def _events(log: Path) -> Iterator[dict[str, Any]]:

@@ -78,14 +78,14 @@ class Stand:
 
     async def floor(self, kind: str, turn: int = 0) -> float:
         """Asks the provider."""
-        body = {**self.bodies[turn], "model": MODELS[kind]}
+        body: dict[str, Any] = {**self.bodies[turn], "model": MODELS[kind]}
         asked = time.perf_counter()
         first: float | None = None
-        stream: Any = await self.sdks[kind].chat.completions.create(
+        stream = await self.sdks[kind].responses.create(
             **body, timeout=httpx2.Timeout(60, connect=10)
         )
-        async for chunk in stream:
-            if first is None and chunk.choices and chunk.choices[0].delta.content:
+        async for event in stream:
+            if first is None and event.type == "response.output_text.delta":
                 first = time.perf_counter()
         assert first is not None
         return (first - asked) * 1e3
@@ -104,7 +104,7 @@ class Stand:
 
 async def bodies_of(directory: Path, count: int) -> list[Mapping[str, Any]]:
     """What the service sends a provider for one question after the other in a session."""
-    keys = {"ANTHROPIC_API_KEY": None, "XAI_API_KEY": None}
+    keys: dict[str, str | None] = {"ANTHROPIC_API_KEY": None, "XAI_API_KEY": None}
     async with running_analytics(directory, keys=keys) as analytics:
         analytics.fake.default = paced(DELTAS)
         session = ""
@@ -119,7 +119,10 @@ def service(directory: Path, urls: Mapping[str, str]) -> Iterator[tuple[str, Pro
     """`midcourse analytics serve`, and its address."""
     catalogue = directory / "models.toml"
     catalogue.write_text(
-        "".join(f'[[providers]]\nid = "{name}"\nbase_url = "{url}"\n\n' for name, url in urls.items())
+        "".join(
+            f'[[providers]]\nid = "{name}"\nprotocol = "openai-responses"\nbase_url = "{url}"\n\n'
+            for name, url in urls.items()
+        )
     )
     port = free_port()
     process = Process(
@@ -241,19 +244,24 @@ def shown(what: str, times: Times, p50: float | None, p99: float | None) -> list
 
 def errors(what: str, times: Times) -> Row:
     """The row that counts what went wrong."""
-    note = f"of {len(times.ours)} answers" + "".join(f"; {each}" for each in times.errors[:1])
+    note = (
+        f"of {len(times.ours)} answers; p50 {percentile(times.ours, 50):.3g} ms, "
+        f"floor {percentile(times.floor, 50):.3g} ms"
+    )
+    if times.errors:
+        note += f"; {times.errors[0]}"
     return Row(f"chat: {what}, errors", "errors", None, float(len(times.errors)), 0.0, note)
 
 
 async def measure(
     directory: Path, bodies: Sequence[Mapping[str, Any]], *, quick: bool
 ) -> list[Row]:
-    count, seconds, parts = (100, 3.0, 2) if quick else (500, 12.0, 4)
+    count, seconds, parts = (80, 2.5, 1) if quick else (500, 12.0, 4)
     async with stand(directory, bodies) as on:
         single = await one_at_a_time(on, count)
         growing = await one_session(on)
         sixteen = await at_once(on, 16, seconds, parts)
-        many = await at_once(on, 64, seconds, parts)
+        many = await at_once(on, 64, seconds / 2, parts)
     return [
         *shown("1 at a time", single, 3.0, 10.0),
         *shown(f"1 at a time, session of up to {len(bodies) - 1} answers", growing, 3.0, 10.0),
@@ -274,5 +282,5 @@ def rows(directory: Path, *, quick: bool) -> list[Row]:
     """The rows of the chat."""
     (directory / "bodies").mkdir()
     configure_logging(level="warning")
-    bodies = asyncio.run(bodies_of(directory / "bodies", 40 if quick else 100))
+    bodies = asyncio.run(bodies_of(directory / "bodies", 20 if quick else 100))
     return run(measure(directory, bodies, quick=quick))

@@ -182,6 +182,22 @@ class SessionsContract:
         assert answer == end
         assert await store.get_message("s", 2) == end
 
+    async def test_an_answer_with_half_a_character_is_kept(self, store: Store) -> None:
+        begun = await store.begin_turn(turn(), None)
+        parts = (
+            *FULL,
+            TextPart("a\ud83dé"),
+            ToolCallPart("c", "t", {"k": "\ude00"}, result={"x": math.inf}),
+        )
+        done = await store.end_turn(
+            replace(begun.answer, state=MessageState.COMPLETE, parts=parts, ended=NOW)
+        )
+        assert done.parts == (
+            *FULL,
+            TextPart("a?é"),
+            ToolCallPart("c", "t", {"k": "?"}, result={"x": math.inf}),
+        )
+
     async def test_messages_are_listed_in_order(self, store: Store) -> None:
         for number in range(3):
             await finish(store, await store.begin_turn(turn(is_new=number == 0), None))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from analytics_service.config import AnalyticsSettings
 from analytics_service.ports import Clock
 from analytics_service.server import Analytics, utc_now
 from grpc_runtime.auth import Authenticator
-from tests.support.fake_provider import FakeProvider, fake_provider
+from tests.support.fake_provider import BOUND, FakeProvider, fake_provider
 
 OPENAI_MODEL = "gpt-6-luna"
 ANTHROPIC_MODEL = "claude-haiku-5-5"
@@ -25,6 +26,13 @@ NOBODY = "127.0.0.1:1"
 """Where no control plane listens."""
 
 _KEYS = {"OPENAI_API_KEY": "sk-test-1", "ANTHROPIC_API_KEY": "sk-test-2", "XAI_API_KEY": "sk-t-3"}
+
+
+async def until(condition: Callable[[], object], seconds: float = BOUND) -> None:
+    """Waits until something is so."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - what it looks at tells nobody of its changes
+            await asyncio.sleep(0.001)  # between two looks
 
 
 @dataclass(frozen=True)

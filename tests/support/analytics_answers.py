@@ -123,7 +123,9 @@ def tool_result() -> session_pb2.ToolCall:
     return tool_call(
         result=struct(
             job="my-run",
-            series=[{"metric": "loss", "statistics": {"count": 200}, "spikes": [{"peak_step": 120}]}],
+            series=[
+                {"metric": "loss", "statistics": {"count": 200}, "spikes": [{"peak_step": 120}]}
+            ],
         ),
         duration=0.012,
     )

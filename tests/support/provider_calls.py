@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
@@ -21,6 +22,7 @@ from analytics_service.providers.base import (
 )
 from analytics_service.providers.faults import Endpoint
 from analytics_service.providers.openai import OpenAIProvider
+from analytics_service.providers.openai_responses import OpenAIResponsesProvider
 from analytics_service.usage.tokens import TokenUsage
 
 KEY = "sk-test-0123456789abcdef"
@@ -50,8 +52,25 @@ def openai_provider_at(url: str) -> OpenAIProvider:
     )
 
 
+def responses_provider_at(url: str) -> OpenAIResponsesProvider:
+    return OpenAIResponsesProvider(Endpoint("OpenAI", "OPENAI_API_KEY", KEY), base_url=url)
+
+
 def anthropic_provider_at(url: str) -> AnthropicProvider:
     return AnthropicProvider(Endpoint("Anthropic", "ANTHROPIC_API_KEY", KEY), base_url=url)
+
+
+PROVIDERS_AT: dict[str, Callable[[str], Provider]] = {
+    "openai": openai_provider_at,
+    "openai-responses": responses_provider_at,
+    "anthropic": anthropic_provider_at,
+}
+"""Makes a provider at a URL, by its protocol."""
+
+
+def company_of(protocol: str) -> str:
+    """Whose protocol it is."""
+    return protocol.partition("-")[0]
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Generic, TypeVar
 
 from analytics_service.chat.conversation import Citation, ProposalPart
@@ -52,7 +53,7 @@ class Tool(Generic[A]):
     @property
     def spec(self) -> ToolSpec:
         """What a provider is told about it."""
-        return ToolSpec(self.name, self.description, parameters_schema(self.arguments))
+        return _spec(self.name, self.description, self.arguments)
 
     def read(self, client: Client, arguments: Mapping[str, Any]) -> Reading:
         """Checks the arguments and reads.
@@ -63,3 +64,9 @@ class Tool(Generic[A]):
             MidcourseError: The control plane refused, or could not be asked.
         """
         return self.run(client, self.arguments.model_validate(dict(arguments)))
+
+
+@cache
+def _spec(name: str, description: str, arguments: type[Arguments]) -> ToolSpec:
+    """Made once: a schema takes more than a millisecond, and every question needs all of them."""
+    return ToolSpec(name, description, parameters_schema(arguments))

@@ -94,6 +94,8 @@ class Conversation:
             session = self._analytics.get_session(name)
             self._model = session.model_id
             title = printable.line(session.title) or "no title"
+            for message in self._analytics.list_messages(name, page_size=1_000):
+                self._proposals = proposals_of(message) or self._proposals
             self._dim(
                 f"session {words.session_id(session.name)}: {title},"
                 f" {words.plural(session.message_count, 'message')}"
@@ -144,7 +146,7 @@ class Conversation:
         except KeyboardInterrupt:
             self._dim("stopped; what there is of the answer is kept")
         finally:
-            self._options.pop("request_id", None)
+            self._console.print()
             if chat.started is not None:
                 self._options["session"] = chat.started.session
                 self._options["model"] = ""  # the session has it now
@@ -156,7 +158,7 @@ class Conversation:
             which = (
                 f"/apply 1 to /apply {len(self._proposals)} submit" if many else "/apply submits"
             )
-            self._dim(f"{which} what is proposed, after another question")
+            self._dim(f"{which} what is proposed; you are asked once more")
 
     # Commands
 
@@ -229,6 +231,15 @@ class Conversation:
         self._console.print(Text(text, style="dim"))
 
 
+def proposals_of(message: session_pb2.Message) -> list[session_pb2.ProposedUpdate]:
+    """Returns the changes that a message drafts."""
+    parts = (part for part in message.parts if part.WhichOneof("kind") == "proposed_update")
+    return [part.proposed_update for part in parts]
+
+
 def _confirm(question: str) -> bool:
     """Asks; only a yes is one."""
-    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False

@@ -73,7 +73,7 @@ class Notes:
         chosen = started.model
         self._model = words.model_id(chosen.used_model)
         self.activity = f"{self._model} thinks"
-        yield Note(f"model: {words.choice(chosen)}")
+        yield Note(f"{words.choice(chosen)} · session {words.session_id(started.session)}")
         for text in (chosen.difference, chosen.notice):
             if text:
                 yield Note(printable.line(text), _WARNING)

@@ -35,8 +35,8 @@ def models(listing: Iterable[model_pb2.Model], current: str = "") -> FittingTabl
         *("MODEL", "PROVIDER", "COST", "IN $/M", "OUT $/M", "CONTEXT", "TOOLS", "LIFECYCLE"),
         "NOTES",
         right=("IN $/M", "OUT $/M", "CONTEXT"),
-        wrap={"LIFECYCLE": 16, "NOTES": 22},
-        leave_out=("PROVIDER", "CONTEXT", "TOOLS", "LIFECYCLE"),
+        wrap={"LIFECYCLE": 14, "NOTES": 18},
+        leave_out=("TOOLS", "CONTEXT", "PROVIDER", "LIFECYCLE"),
     )
     for model in listing:
         style = "" if model.available else "dim"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import Self
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -39,22 +38,22 @@ class TerminalView:
         self._notes = Notes()
         self._pending = ""
         self._gap = False
-        self._stack = ExitStack()
+        self._live = Live(
+            get_renderable=self._render,
+            console=console,
+            refresh_per_second=_REFRESHES_PER_SECOND,
+            transient=True,
+        )
 
     def __enter__(self) -> Self:
-        self._stack.enter_context(
-            Live(
-                get_renderable=self._render,
-                console=self._console,
-                refresh_per_second=_REFRESHES_PER_SECOND,
-                transient=True,
-            )
-        )
+        self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._flush()
-        self._stack.close()
+        try:
+            self._flush()
+        finally:
+            self._live.stop()
         self._tell(*self._notes.ended())
 
     def show(self, event: analytics_pb2.ChatResponse) -> None:
@@ -76,6 +75,7 @@ class TerminalView:
 
     def _print(self, text: str) -> None:
         if text.strip():
+            self._refresh()
             if self._gap:
                 self._console.print()
             self._console.print(markdown(text))
@@ -84,11 +84,18 @@ class TerminalView:
     def _tell(self, *notes: Note) -> None:
         if self._quiet:
             return
+        if notes:
+            self._refresh()
         for note in notes:
             if self._gap:
                 self._console.print()
                 self._gap = False
             self._console.print(Text(note.text, style=note.style))
+
+    def _refresh(self) -> None:
+        """Takes from the part that is drawn anew what is about to be printed for good."""
+        if self._live.is_started:
+            self._live.refresh()
 
     def _render(self) -> RenderableType:
         if self._pending.strip():

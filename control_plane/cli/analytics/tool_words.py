@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from google.protobuf.json_format import MessageToDict
+from google.protobuf.struct_pb2 import Struct, Value
 
 from control_plane.cli import format as fmt
 from control_plane.cli import printable
@@ -23,13 +23,13 @@ def call(made: session_pb2.ToolCall) -> str:
     words = [printable.line(made.tool)]
     if not made.HasField("arguments"):
         return f"{words[0]} with arguments that can not be read"
-    arguments = MessageToDict(made.arguments)
+    arguments = _plain_table(made.arguments)
     job, metrics = arguments.pop("job", ""), arguments.pop("metrics", [])
     words += [_short(each) for each in (job, *_listed(metrics)) if each]
     words += _steps(arguments.pop("first_step", None), arguments.pop("last_step", None))
     words += [
         f"{printable.line(key)}={_short(value)}"
-        for key, value in arguments.items()
+        for key, value in sorted(arguments.items())  # the API keeps no order
         if value not in ("", [], {}, None)
     ]
     return " ".join(words)
@@ -41,7 +41,7 @@ def result(made: session_pb2.ToolCall) -> str:
         return f"failed: {printable.line(made.error)}"
     if not made.HasField("result"):
         return ""
-    found = MessageToDict(made.result)
+    found = _plain_table(made.result)
     known = _RESULTS.get(made.tool)
     return (known(found) if known is not None else "") or _general(found)
 
@@ -53,7 +53,25 @@ def line(made: session_pb2.ToolCall) -> str:
         words += " (by the service)"
     if came := result(made):
         words += f" → {came}"
+    words = printable.line(words)
     return f"{words} ({fmt.span(made.duration)})" if made.HasField("duration") else words
+
+
+def _plain_table(table: Struct) -> dict[str, Any]:
+    """Returns a table of the API's as Python has it; infinite numbers too, unlike JSON."""
+    return {key: _plain(value) for key, value in table.fields.items()}
+
+
+def _plain(value: Value) -> Any:
+    match value.WhichOneof("kind"):
+        case "struct_value":
+            return _plain_table(value.struct_value)
+        case "list_value":
+            return [_plain(each) for each in value.list_value.values]
+        case None | "null_value":
+            return None
+        case kind:
+            return getattr(value, kind)
 
 
 def _steps(first: object, last: object) -> list[str]:

@@ -1,4 +1,4 @@
-"""Providers of both protocols, connected to a fake of their HTTP."""
+"""Providers of all protocols, connected to a fake of their HTTP."""
 
 from __future__ import annotations
 
@@ -10,8 +10,15 @@ import pytest
 from analytics_service.providers.anthropic import AnthropicProvider
 from analytics_service.providers.base import Provider
 from analytics_service.providers.openai import OpenAIProvider
+from analytics_service.providers.openai_responses import OpenAIResponsesProvider
 from tests.support.fake_provider import FakeProvider, fake_provider
-from tests.support.provider_calls import anthropic_provider_at, openai_provider_at
+from tests.support.provider_calls import (
+    PROVIDERS_AT,
+    anthropic_provider_at,
+    company_of,
+    openai_provider_at,
+    responses_provider_at,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -27,18 +34,15 @@ async def fake() -> AsyncIterator[FakeProvider]:
         yield running
 
 
-@pytest.fixture(params=["openai", "anthropic"])
+@pytest.fixture(params=PROVIDERS_AT)
 def protocol(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture
 async def provider(protocol: str, fake: FakeProvider) -> AsyncIterator[Provider]:
-    made: Provider = (
-        openai_provider_at(fake.openai_url)
-        if protocol == "openai"
-        else anthropic_provider_at(fake.anthropic_url)
-    )
+    urls = {"openai": fake.openai_url, "anthropic": fake.anthropic_url}
+    made = PROVIDERS_AT[protocol](urls[company_of(protocol)])
     yield made
     await made.close()
 
@@ -46,6 +50,13 @@ async def provider(protocol: str, fake: FakeProvider) -> AsyncIterator[Provider]
 @pytest.fixture
 async def openai_provider(fake: FakeProvider) -> AsyncIterator[OpenAIProvider]:
     made = openai_provider_at(fake.openai_url)
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def responses_provider(fake: FakeProvider) -> AsyncIterator[OpenAIResponsesProvider]:
+    made = responses_provider_at(fake.openai_url)
     yield made
     await made.close()
 

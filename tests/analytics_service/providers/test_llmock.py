@@ -1,4 +1,4 @@
-"""Both protocols against a mock that somebody else wrote, after the providers' documentation."""
+"""All protocols against a mock that somebody else wrote, after the providers' documentation."""
 
 from __future__ import annotations
 
@@ -21,18 +21,17 @@ from analytics_service.providers.base import (
 from tests.support.provider_calls import (
     KEY,
     PLAIN_QUESTION,
+    PROVIDERS_AT,
     QUESTION,
-    anthropic_provider_at,
+    company_of,
     failure,
     hear,
-    openai_provider_at,
 )
 
 
 @pytest.fixture
 async def provider(protocol: str, llmock: LLMock) -> AsyncIterator[Provider]:
-    url = llmock.base_url(protocol)
-    made: Provider = openai_provider_at(url) if protocol == "openai" else anthropic_provider_at(url)
+    made = PROVIDERS_AT[protocol](llmock.base_url(company_of(protocol)))
     yield made
     await made.close()
 
@@ -106,7 +105,7 @@ async def test_streams_that_break(llmock: LLMock, provider: Provider) -> None:
     text = "one two three four five six seven"
     for break_it in (llmock.disconnect, llmock.truncate, llmock.corrupt):
         llmock.reply(text)
-        break_it(after_chunks=4)
+        break_it(after_chunks=6)
         heard = await hear(provider, PLAIN_QUESTION)
         assert heard.error is not None, break_it
         assert heard.error.fault is Fault.STREAM_BROKEN
@@ -114,15 +113,15 @@ async def test_streams_that_break(llmock: LLMock, provider: Provider) -> None:
 
 
 async def test_a_stream_that_stalls(llmock: LLMock, provider: Provider) -> None:
-    llmock.reply("one two three four").stall(after_chunks=4, seconds=30)
+    llmock.reply("one two three four five six").stall(after_chunks=6, seconds=30)
     error = await failure(provider, replace(QUESTION, idle_timeout=0.2))
     assert error.fault is Fault.TIMEOUT
 
 
 async def test_a_call_that_is_cancelled_midway(llmock: LLMock, provider: Provider) -> None:
-    llmock.reply("one two three four").stall(after_chunks=4, seconds=30)
+    llmock.reply("one two three four five six").stall(after_chunks=6, seconds=30)
     async with asyncio.timeout(10):
-        async with aclosing(provider.stream(QUESTION)) as stream:  # type: ignore[type-var]  # a generator
+        async with aclosing(provider.stream(QUESTION)) as stream:
             async for event in stream:
                 if isinstance(event, TextDelta):
                     break

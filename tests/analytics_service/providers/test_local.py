@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -126,7 +126,7 @@ async def test_it_answers_as_transformers_does_and_counts_exactly(
     heard = await hear(provider, QUESTION)
     prompt, answer, text = reference(shared_checkpoint, QUESTION.max_output_tokens)
     assert heard.error is None
-    assert heard.events[0] == Served("tiny")
+    assert heard.events[0] == Served(local.MODEL)
     assert heard.events[-1] == Finished(FinishReason.LENGTH)
     # A character that the length has cut is left out.
     assert heard.text == text.rstrip("\N{REPLACEMENT CHARACTER}")
@@ -357,10 +357,10 @@ async def test_close_stops_everything_and_frees_the_model(shared_checkpoint: Pat
 class Rest:
     """The rest of a stream, to be heard like a stream."""
 
-    def __init__(self, events: AsyncIterator[ProviderEvent]) -> None:
+    def __init__(self, events: AsyncGenerator[ProviderEvent, None]) -> None:
         self._events = events
 
-    def stream(self, request: ProviderRequest) -> AsyncIterator[ProviderEvent]:
+    def stream(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
         return self._events
 
     async def close(self) -> None:
@@ -419,7 +419,7 @@ async def main():
     provider = LocalProvider(threads=1)
     question = ProviderRequest(
         MODEL, "", (UserTurn("What is the capital of France?"),), max_output_tokens=12,
-        idle_timeout=100,
+        idle_timeout=200,
     )
     async for event in provider.stream(question):
         print(event.text if isinstance(event, TextDelta) else "", end="")
@@ -438,7 +438,7 @@ def test_the_real_model_answers_without_a_network() -> None:
         [sys.executable, "-W", "error", "-c", OFFLINE],
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=220,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr

@@ -124,7 +124,6 @@ def test_an_engine_opens_it(tmp_path: Path) -> None:
     engine = Engine.open(write(tmp_path / "tiny.gguf"), threads=1)
     request = ProviderRequest("m", "", (UserTurn("hi"),), max_output_tokens=3)
     assert len(list(engine.answer(request, lambda: False))) > 3
-    assert engine.name == "tiny"
 
 
 @pytest.fixture(scope="module")

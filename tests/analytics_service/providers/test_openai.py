@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from analytics_service.providers import openai as openai_module
+from analytics_service.providers import sdk
 from analytics_service.providers.base import (
     Fault,
     Finished,
@@ -67,7 +67,7 @@ async def test_an_answer_that_has_finished_is_whole_without_its_usage(
     end: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(openai_module, "_TAIL_SECONDS", 0.2)
+    monkeypatch.setattr(sdk, "TAIL_SECONDS", 0.2)
     call = fake.reply(text("hi"), finish("stop"), end)
     heard = await hear(openai_provider)
     assert heard.error is None

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 import pytest
 
@@ -26,6 +26,9 @@ OPENAI = ProviderSpec(
 ANTHROPIC = ProviderSpec(
     "anthropic", "Anthropic", Protocol.ANTHROPIC, api_key_env="ANTHROPIC_API_KEY"
 )
+RESPONSES = ProviderSpec(
+    "responses", "OpenAI", Protocol.OPENAI_RESPONSES, api_key_env="OPENAI_API_KEY"
+)
 LOCAL = ProviderSpec("local", "In process", Protocol.LOCAL)
 
 
@@ -35,7 +38,7 @@ class Canned:
     def __init__(self) -> None:
         self.is_closed = False
 
-    async def stream(self, request: ProviderRequest) -> AsyncIterator[ProviderEvent]:
+    async def stream(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
         yield Finished(FinishReason.STOP)
 
     async def close(self) -> None:
@@ -119,13 +122,15 @@ def test_the_local_provider_may_be_missing() -> None:
 async def test_warming_builds_what_can_be_used() -> None:
     environ = {"OPENAI_API_KEY": KEY, "ANTHROPIC_API_KEY": KEY}
     xai = ProviderSpec("xai", "xAI", Protocol.OPENAI, "https://api.x.ai/v1", "XAI_API_KEY")
-    providers = Providers([OPENAI, ANTHROPIC, xai, LOCAL], environ, Canned)
+    providers = Providers([OPENAI, RESPONSES, ANTHROPIC, xai, LOCAL], environ, Canned)
     await providers.warm()
     environ.clear()  # what is built needs its key no more
-    assert {type(providers.get(name)).__name__ for name in ("openai", "anthropic")} == {
+    names = ("openai", "responses", "anthropic")
+    assert [type(providers.get(name)).__name__ for name in names] == [
         "OpenAIProvider",
+        "OpenAIResponsesProvider",
         "AnthropicProvider",
-    }
+    ]
     await providers.close()
 
 

@@ -1,4 +1,4 @@
-"""What both protocols make of what a provider sends, against the fake provider."""
+"""What all protocols make of what a provider sends, against the fake provider."""
 
 from __future__ import annotations
 
@@ -38,7 +38,14 @@ from tests.support.fake_provider import (
     text,
     tool_call,
 )
-from tests.support.provider_calls import KEY, PLAIN_QUESTION, QUESTION, failure, hear
+from tests.support.provider_calls import (
+    KEY,
+    PLAIN_QUESTION,
+    QUESTION,
+    company_of,
+    failure,
+    hear,
+)
 
 
 async def test_text_is_told_as_it_comes(fake: FakeProvider, provider: Provider) -> None:
@@ -151,6 +158,7 @@ async def test_an_unknown_finish_reason_is_told_with_the_usage(
     assert heard.tokens == TokenUsage(input=10, output=5)
 
 
+@pytest.mark.parametrize("protocol", ["openai", "anthropic"])  # the others name no such reason
 async def test_an_answer_that_ends_in_tool_calls_but_has_none_is_broken(
     fake: FakeProvider, provider: Provider
 ) -> None:
@@ -195,6 +203,12 @@ async def test_garbage_is_a_broken_answer(fake: FakeProvider, provider: Provider
         '{"choices": [{"index": 0, "delta": {"content": 5, "tool_calls": [null]}}]}',
         '{"type": "content_block_start", "index": 9, "content_block": {"type": "of_the_future"}}',
         '{"type": "event_of_the_future", "choices": null}',
+        '{"type": "response.output_text.delta", "delta": 5}',
+        '{"type": "response.output_item.done", "item": {"type": "of_the_future"}}',
+        '{"type": "response.function_call_arguments.delta", "output_index": 9, "delta": "{"}',
+        '{"type": "response.completed", "response": null}',
+        '{"type": "response.incomplete", "response": {"incomplete_details": 7}}',
+        '{"type": "response.failed", "response": {"error": null}}',
         "[" * 100_000,
     ],
 )
@@ -263,7 +277,7 @@ async def test_a_refused_key_is_told_with_where_it_came_from(
     fake: FakeProvider, provider: Provider, protocol: str
 ) -> None:
     fake.fail(401, kind="authentication_error", message=f"invalid x-api-key {KEY}")
-    assert f"{protocol.upper()}_API_KEY" in (await failure(provider)).message
+    assert f"{company_of(protocol).upper()}_API_KEY" in (await failure(provider)).message
 
 
 @pytest.mark.parametrize(
@@ -351,7 +365,7 @@ async def test_cancelling_before_the_answer_begins_stops_the_call(
 
 async def test_closing_the_iterator_stops_the_call(fake: FakeProvider, provider: Provider) -> None:
     call = fake.reply(text("Hel"), stall())
-    async with aclosing(provider.stream(QUESTION)) as stream:  # type: ignore[type-var]  # a generator
+    async with aclosing(provider.stream(QUESTION)) as stream:
         async for heard in stream:
             if isinstance(heard, TextDelta):
                 break

@@ -1,4 +1,4 @@
-"""Conversations and usage in both formats: tables and rules."""
+"""Conversations and usage in all formats: tables and rules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analytics_service.providers import anthropic_wire, openai_wire
+from analytics_service.providers import anthropic_wire, openai_responses_wire, openai_wire
 from analytics_service.providers.base import (
     AssistantTurn,
     ToolRequest,
@@ -68,6 +68,27 @@ def test_a_conversation_for_openai() -> None:
     ]
 
 
+def test_a_conversation_for_the_responses_api() -> None:
+    def call(number: str, name: str, arguments: str) -> dict[str, Any]:
+        return {"type": "function_call", "call_id": number, "name": name, "arguments": arguments}
+
+    def result(number: str, output: str) -> dict[str, Any]:
+        return {"type": "function_call_output", "call_id": number, "output": output}
+
+    items = openai_responses_wire.items_of(replace(QUESTION, turns=CONVERSATION))
+    assert items == [
+        {"role": "user", "content": "Compare them."},
+        {"role": "assistant", "content": "Looking."},
+        call("call00001", "get_job", '{"job": "a"}'),
+        call("call00002", "get_job_", "{}"),
+        result("call00001", "loss 0.5"),
+        result("call00002", "the arguments are not JSON"),
+        {"role": "assistant", "content": "A is better."},
+        {"role": "user", "content": "Why?"},
+        {"role": "user", "content": "Be brief."},
+    ]
+
+
 def test_a_conversation_for_anthropic() -> None:
     def result(number: str, content: str, is_error: bool) -> dict[str, Any]:
         return {
@@ -106,6 +127,7 @@ def test_a_conversation_for_anthropic() -> None:
 def test_an_empty_system_is_left_out() -> None:
     request = replace(QUESTION, system=" ")
     assert "system" not in anthropic_wire.arguments_of(request)
+    assert "instructions" not in openai_responses_wire.arguments_of(request)
     assert openai_wire.messages_of(request)[0]["role"] == "user"
 
 
@@ -245,6 +267,28 @@ def usage(**fields: Any) -> SimpleNamespace:
 )
 def test_tokens_of_openai(said: object, tokens: TokenUsage | None) -> None:
     assert openai_wire.tokens_of(said) == tokens
+
+
+@pytest.mark.parametrize(
+    ("said", "tokens"),
+    [
+        (
+            usage(
+                input_tokens=100,
+                output_tokens=50,
+                total_tokens=150,
+                input_tokens_details={"cached_tokens": 60, "cache_write_tokens": 10},
+                output_tokens_details={"reasoning_tokens": 30},
+            ),
+            TokenUsage(input=30, output=50, cache_read=60, cache_write=10, reasoning=30),
+        ),
+        (usage(input_tokens=9, output_tokens=2), TokenUsage(input=9, output=2)),
+        (usage(input_tokens="9", output_tokens=None), None),
+        (None, None),
+    ],
+)
+def test_tokens_of_the_responses_api(said: object, tokens: TokenUsage | None) -> None:
+    assert openai_responses_wire.tokens_of(said) == tokens
 
 
 @given(

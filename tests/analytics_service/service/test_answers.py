@@ -303,7 +303,7 @@ async def test_a_length_limit_truncates_and_says_so(analytics: RunningAnalytics)
     call = analytics.fake.reply(text("Half"), finish="length")
     answer = await analytics.client.ask("tell me", max_output_tokens=16)
     assert answer.message.state == session_pb2.MESSAGE_STATE_TRUNCATED
-    assert (await call.received()).body["max_completion_tokens"] == 16
+    assert (await call.received()).body["max_output_tokens"] == 16
     assert "temperature" not in (await call.received()).body
 
 
@@ -382,9 +382,10 @@ async def test_the_choice_of_a_model_persists(analytics: RunningAnalytics) -> No
     await analytics.client.update_session(first.session, model="")
     third = await analytics.client.ask("three", session=first.session)
     assert third.model.used_model == OPENAI_MODEL
-    said = analytics.fake.requests[-1].body["messages"]
-    assert [message["role"] for message in said] == [
-        "system", "user", "assistant", "user", "assistant", "user",
+    body = analytics.fake.requests[-1].body
+    assert body["instructions"]
+    assert [item["role"] for item in body["input"]] == [
+        "user", "assistant", "user", "assistant", "user",
     ]  # fmt: skip
 
 

@@ -207,9 +207,7 @@ async def test_the_control_plane_is_asked_with_the_caller_s_credentials(
     assert ("authorization", "Bearer of-the-caller") in metadata
 
 
-async def test_a_model_without_tools_is_given_a_digest(
-    tmp_path: Path, plane: RunningPlane
-) -> None:
+async def test_a_model_without_tools_is_given_a_digest(tmp_path: Path, plane: RunningPlane) -> None:
     await run.known_run(plane)
     more = (
         '[[models]]\nid = "plain"\ndisplay_name = "Plain"\nprovider = "xai"\n'

@@ -64,9 +64,7 @@ def upgrade() -> None:
         sa.Column(
             "session_id",
             _KEY,
-            sa.ForeignKey(
-                "sessions.id", ondelete="CASCADE", deferrable=True, initially="DEFERRED"
-            ),
+            sa.ForeignKey("sessions.id", ondelete="CASCADE", deferrable=True, initially="DEFERRED"),
             nullable=False,
         ),
         sa.Column("message_number", sa.BigInteger, nullable=False),

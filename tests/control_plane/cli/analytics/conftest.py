@@ -43,7 +43,7 @@ class Service:
         return self.scripted.address
 
     def close(self) -> None:
-        self.do(lambda: self.scripted.__aexit__())
+        self.do(self.scripted.__aexit__)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(20)
         self._loop.close()
