@@ -19,15 +19,36 @@ from analytics_service.chat.events import (
     ToolCalled,
     ToolReturned,
 )
+from analytics_service.chat.stream import EventStream
 from analytics_service.errors import Reason, Refusal
 
 
-def replay(answer: Message) -> tuple[list[ChatEvent], Refusal | None]:
-    """What was told when the answer was got, calls to providers aside, and how it failed.
+class Replay:
+    """Stands in for the turn that got an answer before.
 
-    Raises:
-        Refusal: SESSION_BUSY, as it is still being written.
+    Attributes:
+        events: What happened then.
+        failure: How it failed; None: it did not.
     """
+
+    def __init__(self, answer: Message) -> None:
+        """Tells it.
+
+        Raises:
+            Refusal: SESSION_BUSY, as it is still being written.
+        """
+        told, self.failure = _told(answer)
+        self.events = EventStream()
+        for event in told:
+            self.events.push(event)
+        self.events.close()
+
+    def stop(self, state: MessageState, error: Refusal | None = None) -> None:
+        """Does nothing, as nothing is going on."""
+
+
+def _told(answer: Message) -> tuple[list[ChatEvent], Refusal | None]:
+    """What was told when the answer was got, calls to providers aside, and how it failed."""
     if answer.state is MessageState.RUNNING:
         raise Refusal(
             Reason.SESSION_BUSY,

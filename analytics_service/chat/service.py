@@ -30,6 +30,7 @@ from analytics_service.chat.fence import new_boundary
 from analytics_service.chat.meter import reserved
 from analytics_service.chat.plan import Caller, Limits, Plan, Question
 from analytics_service.chat.prompt import Prompt
+from analytics_service.chat.replay import Replay
 from analytics_service.chat.sessions import owned, title_of
 from analytics_service.chat.tools import Toolbox
 from analytics_service.chat.turn import Turn
@@ -49,6 +50,13 @@ MAX_REQUEST_ID = 128
 """Characters of a request id."""
 MAX_HISTORY = 200
 """Messages of a session that a model is shown, if they fit."""
+_LATER = (
+    Reason.MODEL_UNKNOWN,
+    Reason.MODEL_RETIRED,
+    Reason.MODEL_UNAVAILABLE,
+    Reason.CONTEXT_TOO_LONG,
+)
+"""What a request may be refused with that was answered before."""
 CANCEL_POLL_SECONDS = 0.5
 """How often a replica asks whether one of its answers is to stop."""
 
@@ -102,7 +110,7 @@ class ChatService:
         self._toolbox = toolbox
         self._replica = replica
         self._code_of = code_of
-        self._beginning: set[asyncio.Task[Turn]] = set()
+        self._beginning: set[asyncio.Task[Turn | Replay]] = set()
         self._running: dict[tuple[str, int], Turn] = {}
         self._draining = False
 
@@ -131,7 +139,7 @@ class ChatService:
         """Why a model can not be chosen now, and what to do; None: it can."""
         return self._around.providers.unavailable(model.provider)
 
-    async def start(self, question: Question, caller: Caller) -> Turn:
+    async def start(self, question: Question, caller: Caller) -> Turn | Replay:
         """Begins to answer; the caller reads the turn's events.
 
         Raises:
@@ -148,13 +156,35 @@ class ChatService:
             beginning.add_done_callback(self._abandon_begun)
             raise
 
-    def _abandon_begun(self, beginning: asyncio.Task[Turn]) -> None:
+    def _abandon_begun(self, beginning: asyncio.Task[Turn | Replay]) -> None:
         if not beginning.cancelled() and beginning.exception() is None:
             self.abandon(beginning.result())
 
-    async def _begin(self, question: Question, caller: Caller) -> Turn:
+    async def _begin(self, question: Question, caller: Caller) -> Turn | Replay:
         self._check(question)
         session, history = await self._session(question, caller)
+        try:
+            return await self._get_answer(question, session, history, caller)
+        except Refusal as refusal:
+            if refusal.reason not in _LATER:
+                raise
+            # What was answered before is told again, whatever has become of its model.
+            answer = await self._answered(question, session)
+            if answer is None:
+                raise
+            return Replay(answer)
+
+    async def _answered(self, question: Question, session: Session) -> Message | None:
+        if not question.request_id:
+            return None
+        found = await self._store.find_turn(session.principal, question.request_id)
+        if found is None or found[0] != _fingerprint(question):
+            return None
+        return found[1]
+
+    async def _get_answer(
+        self, question: Question, session: Session, history: Sequence[Message], caller: Caller
+    ) -> Turn | Replay:
         is_new = question.session_id is None
         choice = self.choose(question.model_id, session, follow=question.follow_successor)
         plan = self._plan(question, choice, history, caller)
@@ -175,6 +205,8 @@ class ChatService:
                     lambda: end_uncertain(self._store, new, record if has_begun else None, error),
                 )
             raise
+        if begun.replayed:
+            return Replay(begun.answer)
         number = begun.answer.number
         record = replace(record, session_id=begun.session.id, message_number=number)
         calls = Calls(
@@ -191,15 +223,12 @@ class ChatService:
             clock=self._around.clock,
             code_of=self._code_of,
         )
-        if begun.replayed:
-            turn.replay()
-            return turn
         key = (begun.session.id, number)
         self._running[key] = turn
         turn.start(on_end=lambda: self._running.pop(key, None))
         return turn
 
-    def abandon(self, turn: Turn) -> None:
+    def abandon(self, turn: Turn | Replay) -> None:
         """Stops an answer that nobody reads any more."""
         turn.events.detach()
         if self._draining:

@@ -31,7 +31,6 @@ from analytics_service.chat.events import (
 from analytics_service.chat.finish import Backlog, finished
 from analytics_service.chat.plan import Limits, Plan
 from analytics_service.chat.prompt import Prompt
-from analytics_service.chat.replay import replay
 from analytics_service.chat.stream import EventStream
 from analytics_service.chat.tools import ToolOutcome
 from analytics_service.errors import Reason, Refusal
@@ -104,17 +103,6 @@ class Turn:
         name = f"turn {self.answer.session_id}/{self.answer.number}"
         self._task = asyncio.create_task(self._run(), name=name)
         self._task.add_done_callback(lambda _: on_end())
-
-    def replay(self) -> None:
-        """Tells once more what was told when the answer was got, instead of `start`.
-
-        Raises:
-            Refusal: SESSION_BUSY, as it is still being written.
-        """
-        events, self.failure = replay(self.answer)
-        for event in events:
-            self.events.push(event)
-        self.events.close()
 
     def stop(self, state: MessageState, error: Refusal | None = None) -> None:
         """Stops it; the provider's call is ended at once. The first one to stop it decides.

@@ -93,7 +93,7 @@ class _FunctionCalls:
     def find(self, item_id: str, index: Any) -> _FunctionCall | None:
         """Finds a call by the id of its item; some endpoints change that, then by its place."""
         by_id = [call for known, _, call in self._open if known and known == item_id]
-        by_index = [call for _, known, call in self._open if known == index is not None]
+        by_index = [call for _, known, call in self._open if index is not None and known == index]
         return next(iter(by_id or by_index), None)
 
     def end(self, item: Any, index: Any) -> ProviderEvent:

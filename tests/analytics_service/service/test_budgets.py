@@ -67,8 +67,7 @@ async def asked(client: AsyncClient) -> str:
     """Asks; returns "answered", or why not."""
     try:
         answer = await client.ask("hello?", model=ANTHROPIC_MODEL)
-    except MidcourseError as refused:
-        assert isinstance(refused, ResourceExhaustedError), refused
+    except ResourceExhaustedError as refused:
         return refused.message
     assert answer.text == "hi"
     return "answered"
@@ -217,9 +216,7 @@ async def test_a_budget_that_ends_in_the_middle_of_an_answer(
     )
     chat = analytics.client.chat("hello?", model=ANTHROPIC_MODEL)
     with pytest.raises(ResourceExhaustedError) as refused:
-        async with chat:
-            async for _ in chat:
-                pass
+        await chat.result()
     assert refused.value.reason == "BUDGET_EXCEEDED"
     assert chat.started is not None
     _, answer = [m async for m in analytics.client.list_messages(chat.started.session)]

@@ -173,22 +173,22 @@ async def test_killed_in_the_middle_of_a_stream(place: Place) -> None:
             session = await failing(
                 chat, lambda event: event.text_delta == "It sp" and process.kill()
             )
-        async with again(place) as client:
-            answer = await check_interrupted(client, session)
+        async with again(place) as after:
+            answer = await check_interrupted(after, session)
             # As saved with the end of the first call.
             (said,) = answer.parts
             assert said.text == "Let me see. "
-            first, _ = await records(client)
+            first, _ = await records(after)
             assert first.outcome == usage_pb2.CALL_OUTCOME_COMPLETED
             assert Decimal(answer.cost) == Decimal(first.cost) > 0
             # The same request is told how it ended, and makes no call.
             asked = len(place.fake.requests)
             with pytest.raises(UnavailableError) as told:
-                await client.ask("what happened?", request_id="once")
+                await after.ask("what happened?", request_id="once")
             assert told.value.reason == "CHAT_INTERRUPTED"
             assert len(place.fake.requests) == asked
             place.fake.reply(text("It spiked."))
-            assert (await client.ask("and?", session=session)).text == "It spiked."
+            assert (await after.ask("and?", session=session)).text == "It spiked."
 
 
 async def test_told_to_stop_in_the_middle_of_a_stream(place: Place) -> None:
@@ -212,16 +212,16 @@ async def test_told_to_stop_in_the_middle_of_a_stream(place: Place) -> None:
             with pytest.raises(UnavailableError) as told:
                 await chat.result()
             assert told.value.reason == "SHUTTING_DOWN"
-        async with again(place) as client:
-            _, answer = await messages(client, session)
+        async with again(place) as after:
+            _, answer = await messages(after, session)
             assert answer.state == session_pb2.MESSAGE_STATE_INTERRUPTED
             assert answer.error.reason == "SHUTTING_DOWN"
             assert answer.parts[0].text == "It sp"
-            (record,) = await records(client)
+            (record,) = await records(after)
             assert record.outcome == usage_pb2.CALL_OUTCOME_CANCELLED
             assert not record.HasField("cost")
             assert Decimal(record.estimated_cost) > 0
-            budget = await client.get_budget("day")
+            budget = await after.get_budget("day")
             assert Decimal(budget.reserved) == 0
             assert Decimal(budget.spent) == Decimal(record.estimated_cost)
 
@@ -233,11 +233,12 @@ async def refused_while_draining(client: AsyncClient) -> None:
             try:
                 # Refused either way, and nothing is recorded.
                 await client.ask("me too?", model="unknown")
-            except UnavailableError as refused:
-                assert refused.reason == "SHUTTING_DOWN"
-                return
             except InvalidArgumentError as early:
                 _log.info("not yet draining", error=early.message)
+            except UnavailableError as refused:
+                reason = refused.reason
+                break
+    assert reason == "SHUTTING_DOWN"
 
 
 async def test_killed_between_two_rounds(place: Place) -> None:
@@ -253,19 +254,19 @@ async def test_killed_between_two_rounds(place: Place) -> None:
             session = await failing(
                 chat, lambda event: event.WhichOneof("event") == "tool_call" and process.kill()
             )
-        async with again(place) as client:
-            _, answer = await messages(client, session)
+        async with again(place) as after:
+            _, answer = await messages(after, session)
             assert answer.state == session_pb2.MESSAGE_STATE_INTERRUPTED
             assert answer.error.reason == "CHAT_INTERRUPTED"
             assert answer.parts[0].text == "Let me see. "
-            (record,) = await records(client)
+            (record,) = await records(after)
             assert record.outcome == usage_pb2.CALL_OUTCOME_COMPLETED
             assert Decimal(answer.cost) == Decimal(record.cost) > 0
             assert answer.unknown_cost_calls == 0
-            budget = await client.get_budget("day")
+            budget = await after.get_budget("day")
             assert (Decimal(budget.reserved), Decimal(budget.spent)) == (0, Decimal(record.cost))
             place.fake.reply(text("It spiked."))
-            answered = await client.ask("and?", session=session)
+            answered = await after.ask("and?", session=session)
             assert answered.text == "It spiked."
     silent.close()
 
@@ -301,7 +302,7 @@ async def test_a_replica_settles_what_a_dead_one_left_and_not_what_a_live_one_do
                 chat, lambda event: kill() if event.text_delta == "It sp" else None
             )
             async with asyncio.timeout(BOUND):
-                while await is_running(other, session):
+                while await is_running(other, session):  # noqa: ASYNC110 - nobody tells
                     await asyncio.sleep(0.02)  # between two looks
             await check_interrupted(other.client, session)
             place.fake.reply(text("It spiked."))
