@@ -62,7 +62,12 @@ def read_token(token: str, query: str) -> str | int | None:
         return after
     if ours and type(after) is int and 0 <= after <= MAX_COUNT:
         return after
-    raise StatusError(
+    raise invalid_token(token)
+
+
+def invalid_token(token: str) -> StatusError:
+    """The error for a token that was made up, or is for another query."""
+    return StatusError(
         grpc.StatusCode.INVALID_ARGUMENT,
         f"page_token {token[:60]!r} is not from a page of this very query; "
         "begin again without a token",

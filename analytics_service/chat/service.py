@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from decimal import Decimal
 
 import structlog
 
@@ -24,30 +21,30 @@ from analytics_service.chat.conversation import (
     ModelChoice,
     Role,
     Session,
-    TextPart,
 )
 from analytics_service.chat.fence import new_boundary
 from analytics_service.chat.meter import reserved
 from analytics_service.chat.plan import Caller, Limits, Plan, Question
 from analytics_service.chat.prompt import Prompt
+from analytics_service.chat.question import (
+    check,
+    fingerprint,
+    first_call,
+    new_turn,
+    session_after,
+)
 from analytics_service.chat.replay import Replay
-from analytics_service.chat.sessions import owned, title_of
+from analytics_service.chat.sessions import owned
 from analytics_service.chat.tools import Toolbox
 from analytics_service.chat.turn import Turn
 from analytics_service.chat.uncertain import end_uncertain
-from analytics_service.errors import Reason, Refusal, invalid
-from analytics_service.ports import NewTurn
+from analytics_service.errors import Reason, Refusal
 from analytics_service.providers.base import ProviderRequest
 from analytics_service.providers.base import Turn as ProviderTurn
 from analytics_service.usage.estimate import upper_bound_tokens
-from analytics_service.usage.records import UsageRecord
 
 _log = structlog.get_logger(__name__)
 
-MAX_QUESTION = 100_000
-"""Characters of a question."""
-MAX_REQUEST_ID = 128
-"""Characters of a request id."""
 MAX_HISTORY = 200
 """Messages of a session that a model is shown, if they fit."""
 _LATER = (
@@ -161,7 +158,9 @@ class ChatService:
             self.abandon(beginning.result())
 
     async def _begin(self, question: Question, caller: Caller) -> Turn | Replay:
-        self._check(question)
+        if self._draining:
+            raise _stopping()
+        check(question)
         session, history = await self._session(question, caller)
         try:
             return await self._get_answer(question, session, history, caller)
@@ -178,23 +177,23 @@ class ChatService:
         if not question.request_id:
             return None
         found = await self._store.find_turn(session.principal, question.request_id)
-        if found is None or found[0] != _fingerprint(question):
+        if found is None or found[0] != fingerprint(question):
             return None
         return found[1]
 
     async def _get_answer(
         self, question: Question, session: Session, history: Sequence[Message], caller: Caller
     ) -> Turn | Replay:
-        is_new = question.session_id is None
         choice = self.choose(question.model_id, session, follow=question.follow_successor)
         plan = self._plan(question, choice, history, caller)
-        session = _after(session, question, choice)
-        record = self._record(plan, session, caller)
+        session = session_after(session, question, choice)
+        now = self._around.clock()
+        new = new_turn(session, question, choice, now, self._replica)
+        record = first_call(plan, new, caller, self._around.new_id())
         has_begun = plan.model.tools  # else the runs are looked at first
         if has_begun:
             request = self._prompt.request(plan, (), limits=self._limits)
             record = reserved(record, model=plan.model, request=request, prices=self._around.prices)
-        new = self._new_turn(session, is_new, question, choice)
         try:
             begun = await self._store.begin_turn(new, record if has_begun else None)
         except Refusal as refusal:
@@ -306,22 +305,6 @@ class ChatService:
         for turn in list(self._running.values()):
             await turn.wait()
 
-    def _check(self, question: Question) -> None:
-        if self._draining:
-            raise _stopping()
-        if not question.content.strip():
-            raise invalid("content", "got nothing to answer, allowed: a question")
-        if len(question.content) > MAX_QUESTION:
-            raise invalid(
-                "content",
-                f"got {len(question.content)} characters, allowed: at most {MAX_QUESTION}",
-            )
-        if len(question.request_id) > MAX_REQUEST_ID:
-            raise invalid(
-                "request_id",
-                f"got {len(question.request_id)} characters, allowed: at most {MAX_REQUEST_ID}",
-            )
-
     async def _session(
         self, question: Question, caller: Caller
     ) -> tuple[Session, Sequence[Message]]:
@@ -365,81 +348,10 @@ class ChatService:
         chain = (known(self._catalogue, each) for each in self._policy.failover)
         return tuple(each for each in chain if each.id != model.id and each.tools == model.tools)
 
-    def _record(self, plan: Plan, session: Session, caller: Caller) -> UsageRecord:
-        return UsageRecord(
-            id=self._around.new_id(),
-            time=self._around.clock(),
-            principal=caller.name,
-            session_id=session.id,
-            message_number=0,
-            requested_model=plan.choice.requested,
-            used_model=plan.model.id,
-            provider=plan.model.provider,
-            round=0,
-            attempt=1,
-            replica=self._replica,
-            reserved=Decimal(0),
-        )
-
-    def _new_turn(
-        self, session: Session, is_new: bool, question: Question, choice: ModelChoice
-    ) -> NewTurn:
-        now = self._around.clock()
-        asked = Message(
-            session_id=session.id,
-            number=0,
-            role=Role.USER,
-            state=MessageState.COMPLETE,
-            parts=(TextPart(question.content),),
-            created=now,
-            ended=now,
-        )
-        answer = replace(
-            asked,
-            role=Role.ASSISTANT,
-            state=MessageState.RUNNING,
-            parts=(),
-            ended=None,
-            model=choice,
-        )
-        return NewTurn(
-            session=session,
-            is_new=is_new,
-            question=asked,
-            answer=answer,
-            request_id=question.request_id,
-            fingerprint=_fingerprint(question),
-            replica=self._replica,
-        )
-
 
 def _cautious_tokens(turn: ProviderTurn) -> int:
     """Tokens of a part of a prompt, rather too many: half of what there can be at most."""
     return upper_bound_tokens(ProviderRequest("", "", (turn,))) // 2
-
-
-def _after(session: Session, question: Question, choice: ModelChoice) -> Session:
-    """The session as it shall be: what the caller chose persists."""
-    if question.model_id:
-        session = replace(session, model_id=choice.used)
-    if question.follow_successor is not None:
-        session = replace(session, follow_successor=question.follow_successor)
-    if not session.title:
-        session = replace(session, title=title_of(question.content))
-    return session
-
-
-def _fingerprint(question: Question) -> str:
-    content = [
-        question.content,
-        question.session_id,
-        question.model_id,
-        question.follow_successor,
-        question.max_output_tokens,
-        question.temperature,
-        question.jobs,
-    ]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _stopping() -> Refusal:

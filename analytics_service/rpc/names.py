@@ -25,7 +25,7 @@ def parse_session(name: str, field: str) -> str:
         StatusError: INVALID_ARGUMENT, if it is none.
     """
     collection, _, session_id = name.partition("/")
-    if collection != "sessions" or not _is_id(session_id):
+    if collection != "sessions" or not is_id(session_id):
         raise invalid_argument(field, f"got {name[:100]!r}, allowed: sessions/{{session}}")
     return session_id
 
@@ -46,7 +46,8 @@ def parse_message(name: str, field: str) -> tuple[str, int | None]:
     return parse_session(session, field), int(number[:20])
 
 
-def _is_id(text: str) -> bool:
+def is_id(text: str) -> bool:
+    """Whether a text may be the id of a session."""
     return 0 < len(text) <= _MAX_ID and all(
         c.isascii() and (c.isalnum() or c in "-_") for c in text
     )

@@ -12,12 +12,12 @@ from analytics_service.chat.service import ChatService
 from analytics_service.chat.sessions import SessionService
 from analytics_service.ports import SessionChange, SessionCursor
 from analytics_service.rpc import convert_chat, convert_model, convert_usage
-from analytics_service.rpc.names import parse_message, parse_session
+from analytics_service.rpc.names import is_id, parse_message, parse_session
 from analytics_service.usage.records import UsageGroup
 from analytics_service.usage.service import UsageService
 from grpc_runtime.auth import AnonymousAuthenticator, current_principal
 from grpc_runtime.errors import invalid_argument
-from grpc_runtime.paging import page_size, read_token, write_token
+from grpc_runtime.paging import invalid_token, page_size, read_token, write_token
 from midcourse.analytics.v1 import analytics_pb2 as pb
 from midcourse.analytics.v1 import analytics_pb2_grpc, model_pb2
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROS_DIGITS = 17
+"""Enough for some thousand years, and few enough for a `datetime`."""
 _FORWARDED = ("authorization", "x-request-id")
 """What goes along when the control plane is asked in the caller's name."""
 
@@ -91,7 +93,7 @@ class AnalyticsServicer(analytics_pb2_grpc.AnalyticsServiceServicer):
         size = page_size(request.page_size)
         caller = _caller(context)
         query = f"sessions {caller.name}"
-        after = _cursor(read_token(request.page_token, query))
+        after = _cursor(request.page_token, query)
         sessions = await self._sessions.list(caller, after, size + 1)
         page = sessions[:size]
         last = None if len(sessions) <= size else _cursor_text(page[-1].updated, page[-1].id)
@@ -299,8 +301,14 @@ def _cursor_text(updated: datetime, session_id: str) -> str:
     return f"{(updated - _EPOCH) // timedelta(microseconds=1)} {session_id}"
 
 
-def _cursor(token: str | int | None) -> SessionCursor | None:
-    if not isinstance(token, str):
+def _cursor(token: str, query: str) -> SessionCursor | None:
+    after = read_token(token, query)
+    if after is None:
         return None
-    micros, _, session_id = token.partition(" ")
+    micros, _, session_id = str(after).partition(" ")
+    # Whoever knows how tokens are made can make one up.
+    if not (micros.isascii() and micros.isdigit() and len(micros) <= _MICROS_DIGITS):
+        raise invalid_token(token)
+    if not is_id(session_id):
+        raise invalid_token(token)
     return SessionCursor(_EPOCH + timedelta(microseconds=int(micros)), session_id)

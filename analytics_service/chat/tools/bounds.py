@@ -25,7 +25,7 @@ def bounded(result: Mapping[str, Any], max_bytes: int) -> Mapping[str, Any]:
     smaller: dict[str, Any] = deepcopy(dict(result))
     left_out: dict[str, int] = {}
     while size_of(smaller) > max_bytes - _ROOM_FOR_NOTES:
-        sizes = {path: size_of(each) for path, each in _lists("", smaller) if len(each) > 1}
+        sizes = {path: size_of(each) for path, each in _lists("", smaller) if _is_divisible(each)}
         if not sizes:
             raise ToolError("the result is too large; ask for less at once")
         path = max(sizes, key=lambda each: sizes[each])
@@ -36,6 +36,11 @@ def bounded(result: Mapping[str, Any], max_bytes: int) -> Mapping[str, Any]:
     # What was cut off with a list around it is told by that list.
     told = {path: count for path, count in left_out.items() if path in dict(_lists("", smaller))}
     return {**smaller, "left_out": dict(list(told.items())[:8]), "note": "too large; ask for less"}
+
+
+def _is_divisible(found: list[Any]) -> bool:
+    """Whether a list may lose its end. A point, which is a step and its value, may not."""
+    return len(found) > 1 and not all(isinstance(each, int | float) for each in found)
 
 
 def _lists(path: str, value: Any) -> Iterator[tuple[str, list[Any]]]:

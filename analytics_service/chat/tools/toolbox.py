@@ -14,7 +14,7 @@ from analytics_service.chat.conversation import Citation, ProposalPart
 from analytics_service.chat.fence import clipped, whole
 from analytics_service.chat.tools.arguments import describe_faults
 from analytics_service.chat.tools.bounds import bounded
-from analytics_service.chat.tools.digest import jobs_in_question, requests_about
+from analytics_service.chat.tools.digest import MAX_JOBS, jobs_in_question, requests_about
 from analytics_service.chat.tools.jobs import GET_JOB, LIST_JOBS
 from analytics_service.chat.tools.metrics import METRIC_SERIES
 from analytics_service.chat.tools.proposals import PROPOSE_UPDATE
@@ -138,12 +138,16 @@ class Toolbox:
             except (MidcourseError, TimeoutError):
                 jobs = ()
             if not jobs:  # says that there are none, or why they could not be listed
-                outcomes.append(
-                    await self.call(ToolRequest("service_0", LIST_JOBS.name, {"limit": 5}))
-                )
-        for number, request in enumerate(requests_about(jobs), 1):
-            outcomes.append(await self.call(replace(request, call_id=f"service_{number}")))
-        return tuple(replace(each, by_service=True) for each in outcomes)
+                outcomes.append(await self.call(ToolRequest("", LIST_JOBS.name, {"limit": 5})))
+        for job in jobs[:MAX_JOBS]:
+            about = await self.call(ToolRequest("", GET_JOB.name, {"job": job}))
+            outcomes.append(about)
+            metrics = [each["metric"] for each in (about.result or {}).get("metrics", ())]
+            outcomes += [await self.call(each) for each in requests_about(job, question, metrics)]
+        return tuple(
+            replace(each, call_id=f"service_{number}", by_service=True)
+            for number, each in enumerate(outcomes)
+        )
 
     async def _read(self, request: ToolRequest) -> Reading:
         tool = TOOLS.get(request.name)

@@ -25,7 +25,7 @@ def list_models(
     """List the models that can answer, with prices.
 
     Prices are US dollars per million tokens; + means more for long prompts. Models that can not be
-    chosen are dim, and the last column says why.
+    chosen are dim, with the reasons below the table.
     """
     from midcourse.analytics.v1 import analytics_pb2
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from rich.console import Group
 from rich.text import Text
 
 from control_plane.cli import format as fmt
@@ -24,20 +25,21 @@ _KINDS: Final = {
 }
 
 
-def models(listing: Iterable[model_pb2.Model], current: str = "") -> FittingTable:
-    """Returns the table of models; those that can not be chosen are dim, with the reason.
+def models(listing: Iterable[model_pb2.Model], current: str = "") -> Group:
+    """Returns the table of models; those that can not be chosen are dim, the reasons below.
 
     Args:
         listing: The models.
         current: Id of the one that is in use; it is marked.
     """
     table = FittingTable(
-        *("MODEL", "PROVIDER", "COST", "IN $/M", "OUT $/M", "CONTEXT", "TOOLS", "LIFECYCLE"),
-        "NOTES",
+        *("MODEL", "PROVIDER", "COST", "IN $/M", "OUT $/M", "CONTEXT", "TOOLS", "AVAILABLE"),
+        *("LIFECYCLE", "NOTES"),
         right=("IN $/M", "OUT $/M", "CONTEXT"),
-        wrap={"LIFECYCLE": 14, "NOTES": 18},
-        leave_out=("TOOLS", "CONTEXT", "PROVIDER", "LIFECYCLE"),
+        wrap={"LIFECYCLE": 16, "NOTES": 16},
+        leave_out=("TOOLS", "CONTEXT", "PROVIDER", "NOTES", "LIFECYCLE"),
     )
+    reasons: list[str] = []
     for model in listing:
         style = "" if model.available else "dim"
         mark = "bold" if model.model_id == current or (not current and model.is_default) else style
@@ -50,26 +52,29 @@ def models(listing: Iterable[model_pb2.Model], current: str = "") -> FittingTabl
             fmt.UNKNOWN if prices is None else words.price(prices.output) + more,
             words.count(model.context_window),
             "yes" if model.supports_tools else "no",
+            _available(model, current, reasons),
             printable.line(words.lifecycle(model)),
-            _notes(model, current),
+            printable.line(model.note),
         )
         table.add_row(
             Text(printable.line(model.model_id), style=mark), *(Text(c, style) for c in cells)
         )
-    return table
+    notes = [Text(f"{number} {reason}", "dim") for number, reason in enumerate(reasons, 1)]
+    return Group(table, *([Text(), *notes] if notes else []))
 
 
-def _notes(model: model_pb2.Model, current: str) -> str:
-    notes = []
+def _available(model: model_pb2.Model, current: str, reasons: list[str]) -> str:
+    """Returns yes, or no with the number of the reason, which is added if it is a new one."""
     if model.model_id == current:
-        notes.append("in use")
-    if model.is_default:
-        notes.append("default")
-    if not model.available:
-        notes.append(printable.line(model.unavailable_reason) or "not available")
-    if model.note:
-        notes.append(printable.line(model.note))
-    return "; ".join(notes)
+        return "in use"
+    if model.available:
+        return "yes, default" if model.is_default else "yes"
+    if model.lifecycle.stage == model_pb2.LIFECYCLE_STAGE_RETIRED:
+        return "no"  # its lifecycle says why, and what to take instead
+    reason = printable.line(model.unavailable_reason) or "the service has not said why"
+    if reason not in reasons:
+        reasons.append(reason)
+    return f"no, see {reasons.index(reason) + 1}"
 
 
 def sessions(listing: Iterable[session_pb2.Session], now: float) -> FittingTable:
@@ -205,22 +210,28 @@ def _percent(share: float) -> str:
     return f"{int(share * 100)}%"  # rounded down: what is not used up is not 100%
 
 
-def options(listing: Iterable[model_pb2.ModelOption]) -> FittingTable:
-    """Returns the table of models that might answer a question, the recommended one first."""
+def options(listing: Iterable[model_pb2.ModelOption]) -> Group:
+    """Returns the table of models that might answer a question, and why others are left out."""
     table = FittingTable(
         *("MODEL", "ABOUT", "GOOD ENOUGH", "WHY"),
         right=("ABOUT",),
         wrap={"WHY": 30},
         leave_out=("GOOD ENOUGH",),
     )
+    left_out: dict[str, list[str]] = {}
     for option in listing:
-        style = "dim" if option.excluded else ""
-        good = "left out" if option.excluded else "likely" if option.good_enough else "perhaps not"
-        cells = (
-            printable.line(option.model_id),
+        model = printable.line(option.model_id)
+        if option.excluded:
+            why = printable.line(next(iter(option.reasons), "the service has not said why"))
+            left_out.setdefault(why, []).append(model)
+            continue
+        table.add_row(
+            model,
             words.estimate(option),
-            good,
+            "likely" if option.good_enough else "perhaps not",
             printable.line(" ".join(option.reasons)),
         )
-        table.add_row(*(Text(cell, style=style) for cell in cells))
-    return table
+    notes = [
+        Text(f"left out: {', '.join(names)}. {why}", style="dim") for why, names in left_out.items()
+    ]
+    return Group(*([table] if table.rows else []), *notes)

@@ -144,6 +144,7 @@ async def test_an_answer_may_be_stopped_at_any_moment(
         with stepping(monkeypatch, at, moment) as made:
             async with asyncio.timeout(BOUND):
                 turn = await analytics.service.chat.start(Question("what happened?"), ANN)
+                assert isinstance(turn, Turn)
                 async for _ in turn.events:
                     pass
         await settled(analytics)
@@ -178,6 +179,7 @@ async def test_an_answer_may_be_stopped_before_its_task_has_run(
     analytics: RunningAnalytics,
 ) -> None:
     turn = await analytics.service.chat.start(Question("what happened?"), ANN)
+    assert isinstance(turn, Turn)
     turn.stop(MessageState.CANCELLED)
     async with asyncio.timeout(BOUND):
         events = [event async for event in turn.events]

@@ -50,6 +50,7 @@ _log = structlog.get_logger(__name__)
 LIMIT = Decimal(5)
 STALLED = RetryPolicy(attempts=200, initial=0.05, maximum=0.1)
 """For calls to a service that is just starting."""
+ONCE = RetryPolicy(attempts=1)
 
 
 @dataclass
@@ -194,7 +195,7 @@ async def test_killed_in_the_middle_of_a_stream(place: Place) -> None:
 async def test_told_to_stop_in_the_middle_of_a_stream(place: Place) -> None:
     place.fake.reply(text("It sp"), stall())
     place.grace = 1.5
-    async with place.client() as client, AsyncClient(client.address) as other:
+    async with place.client() as client, AsyncClient(client.address, retry=ONCE) as other:
         with running(place) as process:
             await client.set_budget(LIMIT, "day")
             chat = client.chat("what happened?")
@@ -228,8 +229,9 @@ async def test_told_to_stop_in_the_middle_of_a_stream(place: Place) -> None:
 
 async def refused_while_draining(client: AsyncClient) -> None:
     """Asks until the signal has arrived."""
+    reason = ""
     async with asyncio.timeout(BOUND):
-        while True:
+        while not reason:
             try:
                 # Refused either way, and nothing is recorded.
                 await client.ask("me too?", model="unknown")
@@ -237,7 +239,6 @@ async def refused_while_draining(client: AsyncClient) -> None:
                 _log.info("not yet draining", error=early.message)
             except UnavailableError as refused:
                 reason = refused.reason
-                break
     assert reason == "SHUTTING_DOWN"
 
 
@@ -264,7 +265,8 @@ async def test_killed_between_two_rounds(place: Place) -> None:
             assert Decimal(answer.cost) == Decimal(record.cost) > 0
             assert answer.unknown_cost_calls == 0
             budget = await after.get_budget("day")
-            assert (Decimal(budget.reserved), Decimal(budget.spent)) == (0, Decimal(record.cost))
+            assert Decimal(budget.reserved) == 0
+            assert Decimal(budget.spent) == Decimal(record.cost)
             place.fake.reply(text("It spiked."))
             answered = await after.ask("and?", session=session)
             assert answered.text == "It spiked."

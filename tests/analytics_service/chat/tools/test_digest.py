@@ -8,7 +8,7 @@ import pytest
 
 from analytics_service.chat.conversation import ToolCallPart
 from analytics_service.chat.tools import Toolbox, ToolOutcome
-from analytics_service.chat.tools.digest import named_in
+from analytics_service.chat.tools.digest import metrics_in_question, named_in
 from analytics_service.chat.tools.metrics import telling_metrics
 from analytics_service.chat.tools.sentences import MAX_LENGTH, sentences
 from control_plane.client import Client
@@ -71,6 +71,18 @@ async def test_no_jobs_and_jobs_that_are_not_there(tools: Toolbox, client: Clien
     assert "get_job of job nowhere could not be read: " in sentences(missing)
 
 
+def test_the_metrics_that_are_asked_about_are_read_else_the_most_telling_one() -> None:
+    names = ["grad_norm", "learning_rate", "loss", "eval_loss"]
+    assert metrics_in_question("What was the learning rate, and grad_norm?", names) == [
+        "grad_norm",
+        "learning_rate",
+    ]
+    assert metrics_in_question("Did the LOSS spike?", names) == ["loss"]
+    assert metrics_in_question("how is it going?", names) == ["loss"]
+    assert metrics_in_question("how are the glosses?", names) == ["loss"]
+    assert metrics_in_question("anything", []) == []
+
+
 def test_ids_count_as_words_of_their_own() -> None:
     ids = ["demo", "run.1", "x"]
     assert named_in("is Demo's loss like run.1? (not demo-2, xyz)", ids) == ["demo", "run.1"]
@@ -98,7 +110,8 @@ async def test_the_digest_is_small_whatever_there_is_and_shares_its_room(
         wild = [(-1.0) ** i * 10**6 if i % 7 == 0 else 1.0 for i in range(60)]
         columns = [run.column(f"loss/{'m' * 80}/{i}", wild) for i in range(6)]
         await run.report(agent, *columns)
-    outcomes = await Toolbox(client, ["one", "two", "three"]).digest("?")
+    asked_about = " ".join(f"loss/{'m' * 80}/{i}" for i in range(6))
+    outcomes = await Toolbox(client, ["one", "two", "three"]).digest(asked_about)
     text = sentences(outcomes)
     assert len(text) <= MAX_LENGTH
     assert all(f"Job {name}: running" in text for name in ("one", "two", "three"))

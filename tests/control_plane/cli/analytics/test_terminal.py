@@ -44,9 +44,9 @@ main()
 class Terminal:
     """The command on a terminal, and a person who waits for what is shown."""
 
-    def __init__(self, state: Path, *args: str, columns: int = 90, **env: str) -> None:
+    def __init__(self, state: Path, *args: str, **env: str) -> None:
         self._parent, child = pty.openpty()
-        fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+        fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 90, 0, 0))
         inherited = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "NO_COLOR")}
         path = f"{ROOT}{os.pathsep}{ROOT / 'protos'}"
         self._process = subprocess.Popen(
@@ -324,7 +324,9 @@ def test_ctrl_c_in_a_pipe_is_quiet(service: Service, scripted: ScriptedAnalytics
 ONLY_THE_BASE_INSTALL = """
 import sys
 
-MISSING = {"anthropic", "genai_prices", "openai", "pydantic_settings", "sqlalchemy", "torch", "uvloop"}
+MISSING = {
+    "anthropic", "genai_prices", "openai", "pydantic_settings", "sqlalchemy", "torch", "uvloop"
+}
 
 class NotInstalled:
     def find_spec(self, name, path=None, target=None):

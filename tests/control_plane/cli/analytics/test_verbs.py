@@ -20,13 +20,16 @@ from tests.support.scripted_analytics import ScriptedAnalytics
 def test_models(midcourse: Command, scripted: ScriptedAnalytics) -> None:
     scripted.responses["ListModels"] = [pb.ListModelsResponse(models=made.models())]
     shown = midcourse("models", columns=200).stdout.splitlines()
-    by_id = {line.split()[0]: " ".join(line.split()) for line in shown}
-    assert by_id["gpt-6-luna"] == "gpt-6-luna openai $ 0.10 0.40 1,000,000 yes active"
-    assert by_id["smollm2-135m"].startswith("smollm2-135m local free 0 0 8,192 no active proves")
-    assert "until 2027-01-14, then gpt-6-luna default" in by_id["gpt-4o-mini"]
+    by_id = {line.split()[0]: " ".join(line.split()) for line in shown if line}
+    assert by_id["gpt-6-luna"] == "gpt-6-luna openai $ 0.10 0.40 1,000,000 yes yes active"
+    assert by_id["smollm2-135m"].startswith(
+        "smollm2-135m local free 0 0 8,192 no yes active proves"
+    )
+    assert "yes, default until 2027-01-14, then gpt-6-luna" in by_id["gpt-4o-mini"]
     assert "2.50+ 15.00+" in by_id["gpt-6.1-sol"]
-    assert "ended 2025-10-28, now claude-sonnet-5-5 it was shut" in by_id["claude-3-5-sonnet"]
-    assert "$$$ – – 256,000 yes active its key is missing: set XAI_API_KEY" in by_id["grok-4.7"]
+    assert "yes no ended 2025-10-28, now claude-sonnet-5-5" in by_id["claude-3-5-sonnet"]
+    assert "$$$ – – 256,000 yes no, see 1 active" in by_id["grok-4.7"]
+    assert by_id["1"] == "1 its key is missing: set XAI_API_KEY where the service runs"
     midcourse("models", "--available")
     assert [r.available_only for r in scripted.requests("ListModels")] == [False, True]
     answer = json.loads(midcourse("models", "-o", "json").stdout)
@@ -58,7 +61,7 @@ def test_recommend(midcourse: Command, scripted: ScriptedAnalytics) -> None:
     for needed in (
         "gpt-6-luna  (need for a strong model 0.32 of 1)",
         "$0.00123",
-        "left out",
+        "left out: grok-4.7. No key.",
         "533",
     ):
         assert needed in shown

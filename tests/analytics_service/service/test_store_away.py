@@ -1,0 +1,197 @@
+"""A store that goes away in the middle of an answer: the caller is told, the end is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+
+from analytics_service.chat import finish
+from analytics_service.chat.conversation import MessageState
+from analytics_service.client import AsyncClient, RetryPolicy, UnavailableError
+from analytics_service.errors import Reason, Refusal
+from midcourse.analytics.v1 import session_pb2, usage_pb2
+from tests.support.analytics import ANTHROPIC_MODEL, RunningAnalytics, running_analytics, until
+from tests.support.fake_provider import BOUND, Usage, gate, text
+from tests.support.postgres import PostgresServer
+
+ONCE = RetryPolicy(attempts=1)
+Away: TypeAlias = Callable[[], contextlib.AbstractContextManager[None]]
+
+
+@contextlib.asynccontextmanager
+async def on_sqlite(folder: Path) -> AsyncIterator[tuple[RunningAnalytics, Away]]:
+    async with running_analytics(folder, default_model=ANTHROPIC_MODEL) as analytics:
+        database: Any = analytics.service._store
+        await database._write(lambda to: to.exec_driver_sql("PRAGMA busy_timeout = 20"))
+
+        @contextlib.contextmanager
+        def away() -> Iterator[None]:
+            with contextlib.closing(
+                sqlite3.connect(folder / "analytics.db", isolation_level=None)
+            ) as backup:
+                backup.execute("BEGIN IMMEDIATE")
+                yield
+                backup.execute("ROLLBACK")
+
+        yield analytics, away
+
+
+@contextlib.asynccontextmanager
+async def on_postgresql(
+    folder: Path, server: PostgresServer
+) -> AsyncIterator[tuple[RunningAnalytics, Away]]:
+    with server.empty_database() as address:
+        async with running_analytics(
+            folder, default_model=ANTHROPIC_MODEL, database=address
+        ) as analytics:
+
+            @contextlib.contextmanager
+            def away() -> Iterator[None]:
+                server.stop()
+                yield
+                server.start()
+
+            yield analytics, away
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def place(
+    tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[RunningAnalytics, Away]]:
+    monkeypatch.setattr(finish, "RETRY_SECONDS", 0.02)
+    made = (
+        on_sqlite(tmp_path)
+        if request.param == "sqlite"
+        else on_postgresql(tmp_path, request.getfixturevalue("postgres_server"))
+    )
+    async with made as entered:
+        await entered[0].client.set_budget(5, "day")
+        yield entered
+
+
+async def test_an_answer_that_can_not_be_recorded_is_an_error_and_is_recorded_later(
+    place: tuple[RunningAnalytics, Away],
+) -> None:
+    analytics, away = place
+    go_on = asyncio.Event()
+    analytics.fake.reply(text("It "), gate(go_on), text("spiked."), usage=Usage(100, 10))
+    backlog = analytics.service.chat._around.backlog
+    async with AsyncClient(analytics.address, retry=ONCE) as client:
+        chat = client.chat("what happened?")
+        async with asyncio.timeout(2 * BOUND):
+            while (await anext(chat)).text_delta != "It ":
+                pass
+            with away():
+                go_on.set()
+                with pytest.raises(UnavailableError) as failed:
+                    await chat.result()
+                assert failed.value.reason == "STORE_UNAVAILABLE"
+                assert chat.text == "It spiked."
+                assert len(backlog) == 2  # the end of the call, and of the answer
+            await until(lambda: not len(backlog))
+    assert chat.started is not None
+    _, answer = [m async for m in analytics.client.list_messages(chat.started.session)]
+    # What the caller was told: it failed. What there was of it is kept.
+    assert answer.state == session_pb2.MESSAGE_STATE_FAILED
+    assert answer.error.reason == "STORE_UNAVAILABLE"
+    assert answer.parts[0].text == "It spiked."
+    (record,) = [record async for record in analytics.client.list_usage()]
+    assert record.outcome == usage_pb2.CALL_OUTCOME_COMPLETED
+    assert Decimal(record.cost) == Decimal(answer.cost) > 0
+    budget = await analytics.client.get_budget("day")
+    assert Decimal(budget.reserved) == 0
+    assert Decimal(budget.spent) == Decimal(record.cost)
+    analytics.fake.reply(text("yes"))
+    assert (await analytics.client.ask("and?", session=chat.started.session)).text == "yes"
+
+
+async def test_while_the_store_is_away_questions_are_refused(
+    place: tuple[RunningAnalytics, Away],
+) -> None:
+    analytics, away = place
+    async with AsyncClient(analytics.address, retry=ONCE) as client:
+        with away(), pytest.raises(UnavailableError) as refused:
+            await client.ask("what happened?")
+        assert refused.value.reason == "STORE_UNAVAILABLE"
+        assert refused.value.retry_delay
+    assert analytics.fake.requests == []
+    await until(lambda: not len(analytics.service.chat._around.backlog))
+    analytics.fake.reply(text("yes"))
+    assert (await analytics.client.ask("what happened?")).text == "yes"
+    assert Decimal((await analytics.client.get_budget("day")).reserved) == 0
+
+
+async def test_a_turn_that_may_be_on_record_is_ended(analytics: RunningAnalytics) -> None:
+    """A connection that is lost during the commit leaves it open what became of it."""
+    store: Any = analytics.service._store
+    plain = store.begin_turn
+
+    async def lost(*args: Any) -> Any:
+        await plain(*args)
+        raise Refusal(Reason.STORE_UNAVAILABLE, "lost during the commit")
+
+    await analytics.client.set_budget(5, "day")
+    store.begin_turn = lost
+    async with AsyncClient(analytics.address, retry=ONCE) as client:
+        with pytest.raises(UnavailableError):
+            await client.ask("what happened?")
+    del store.begin_turn
+    await until(lambda: not len(analytics.service.chat._around.backlog))
+    (session,) = [session async for session in analytics.client.list_sessions()]
+    _, answer = [m async for m in analytics.client.list_messages(session.name)]
+    assert answer.state == session_pb2.MESSAGE_STATE_FAILED
+    assert answer.error.reason == "STORE_UNAVAILABLE"
+    (record,) = [record async for record in analytics.client.list_usage()]
+    assert (record.outcome, record.cost) == (usage_pb2.CALL_OUTCOME_FAILED, "0")
+    assert Decimal((await analytics.client.get_budget("day")).reserved) == 0
+    assert analytics.fake.requests == []
+
+
+async def test_a_store_that_is_closed_is_an_error_too(analytics: RunningAnalytics) -> None:
+    go_on = asyncio.Event()
+    analytics.fake.reply(text("It "), gate(go_on), text("spiked."))
+    async with AsyncClient(analytics.address, retry=ONCE) as client:
+        chat = client.chat("what happened?", model=ANTHROPIC_MODEL)
+        async with asyncio.timeout(BOUND):
+            while (await anext(chat)).text_delta != "It ":
+                pass
+            await analytics.service._store.close()
+            go_on.set()
+            with pytest.raises(UnavailableError) as failed:
+                await chat.result()
+    assert failed.value.reason == "SHUTTING_DOWN"
+
+
+async def test_a_turn_that_takes_too_long_is_stopped_and_one_that_is_cancelled_is_not_late(
+    tmp_path: Path,
+) -> None:
+    async with running_analytics(
+        tmp_path, default_model=ANTHROPIC_MODEL, turn_timeout=0.3
+    ) as analytics:
+        late = analytics.fake.reply(text("It "), gate(asyncio.Event()))
+        with pytest.raises(UnavailableError) as failed:
+            await analytics.client.ask("what happened?")
+        assert failed.value.reason == "PROVIDER_TIMEOUT"
+        assert "0.3 s" in failed.value.message
+        await late.disconnected()
+        (record,) = [record async for record in analytics.client.list_usage()]
+        assert not record.HasField("cost")
+        assert Decimal(record.estimated_cost) > 0
+        # At the same moment, whichever comes first: the caller's wish is what is recorded.
+        analytics.fake.reply(text("It "), gate(asyncio.Event()))
+        async with analytics.client.chat("what happened?") as chat:
+            async for event in chat:
+                if event.text_delta:
+                    (turn,) = analytics.service.chat._running.values()
+                    assert turn._task is not None
+                    turn.stop(MessageState.CANCELLED)
+                    turn._task.cancel()  # as the limit of time does
+        assert chat.message is not None
+        assert chat.message.state == session_pb2.MESSAGE_STATE_CANCELLED
