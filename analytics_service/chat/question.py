@@ -46,6 +46,8 @@ def check(question: Question) -> None:
             "request_id",
             f"got {len(question.request_id)} characters, allowed: at most {MAX_REQUEST_ID}",
         )
+    if not question.request_id.isprintable():
+        raise invalid("request_id", "got control characters, allowed: printable ones")
 
 
 def session_after(session: Session, question: Question, choice: ModelChoice) -> Session:

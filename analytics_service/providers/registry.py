@@ -132,8 +132,7 @@ class Providers:
         key = self._key(spec)
         if not key:
             return Fault.UNAUTHENTICATED, (
-                f"{spec.api_key_env} is not set: export it with a key for {name} where the"
-                " analytics service runs, or choose a model of another provider"
+                f"{spec.api_key_env} is not set: export it where the analytics service runs"
             )
         if _KEY.fullmatch(key) is None:
             return Fault.UNAUTHENTICATED, (

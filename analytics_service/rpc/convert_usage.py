@@ -123,7 +123,7 @@ def filter_of(request: analytics_pb2.GetUsageRequest) -> records.UsageFilter:
         start=time_of(request.start_time, "start_time") if has_start else None,
         end=time_of(request.end_time, "end_time") if has_end else None,
         model_id=request.model_id or None,
-        principal=request.principal or None,
+        principal=_principal(request.principal),
         session_id=parse_session(request.session, "session") if request.session else None,
     )
 
@@ -145,18 +145,24 @@ def budget(state: records.Budget) -> usage_pb2.Budget:
     )
 
 
+def _principal(name: str) -> str | None:
+    if not name.isprintable():
+        raise invalid_argument("principal", "got control characters, allowed: a caller's name")
+    return name or None
+
+
 def budget_key_of(
     request: analytics_pb2.GetBudgetRequest | analytics_pb2.SetBudgetRequest,
 ) -> records.BudgetKey:
     """What budget a request is about.
 
     Raises:
-        StatusError: INVALID_ARGUMENT, if the period is not known.
+        StatusError: INVALID_ARGUMENT, if the period is not known, or the principal no name.
     """
     if request.period not in _PERIODS_OF:
         raise invalid_argument("period", f"got {request.period}, allowed: 1 (day), 2 (month)")
     return records.BudgetKey(
-        request.principal or None, request.model_id or None, _PERIODS_OF[request.period]
+        _principal(request.principal), request.model_id or None, _PERIODS_OF[request.period]
     )
 
 

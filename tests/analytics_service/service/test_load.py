@@ -19,7 +19,7 @@ from tests.support.fake_provider import BOUND, Reply, Request, Usage, gate, text
 
 CHATS = 64
 WORDS = 40
-LONG = [f"{number:04}".ljust(4_000, ".") for number in range(2_000)]
+LONG = [f"{number:04}".ljust(2_500, ".") for number in range(1_200)]
 """An answer that fills every buffer on its way to a reader who does not read."""
 
 

@@ -257,14 +257,19 @@ async def test_characters_that_no_text_of_a_database_holds(
     tmp_path: Path, postgres_address: str
 ) -> None:
     async with running_analytics(tmp_path, database=postgres_address) as analytics:
-        analytics.fake.default = Reply((text("a\0b"),))
+        analytics.fake.default = Reply((text("a\0b"),), model="m\0n")
         client = analytics.client
-        answer = await client.ask("a\0b", request_id="a\0b")
+        answer = await client.ask("a\0b")
         assert answer.text == "a\0b"
-        assert (await client.ask("a\0b", request_id="a\0b")).replayed
-        await client.set_budget(1, "day", principal="a\0b")
-        assert (await client.get_usage(principal="a\0b")).total.calls == 0
-        session = await client.get_session(answer.session)
-        assert session.title == "a b"
+        assert (await client.get_session(answer.session)).title == "a b"
         (first, _) = [m async for m in client.list_messages(answer.session)]
         assert first.parts[0].text == "a\0b"
+        wrong: list[tuple[str, Awaitable[object]]] = [
+            ("request_id", client.ask("hello?", request_id="a\0b")),
+            ("principal", client.set_budget(1, "day", principal="a\0b")),
+            ("principal", client.get_usage(principal="a\0b")),
+        ]
+        for field, call in wrong:
+            with pytest.raises(InvalidArgumentError) as refused:
+                await call
+            assert [violation.field for violation in refused.value.violations] == [field]
