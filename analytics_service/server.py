@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import secrets
 from collections.abc import AsyncIterator, Sequence
@@ -50,6 +51,10 @@ _log = structlog.get_logger(__name__)
 
 _ANSWERS_SHARE = 0.8
 """Part of the grace period that answers get to end by themselves; the rest is for telling."""
+
+
+_TALKATIVE = ("anthropic", "httpx2", "openai")
+"""Libraries that log a line, or a prompt, for every call; ours has one already."""
 
 
 def utc_now() -> datetime:
@@ -269,4 +274,6 @@ def serve(settings: AnalyticsSettings) -> None:
         Refusal: A model that the settings name is not known.
     """
     configure_logging(level=settings.log_level, log_format=settings.log_format)
+    for library in _TALKATIVE:
+        logging.getLogger(library).setLevel(logging.WARNING)
     run(_serve(settings))

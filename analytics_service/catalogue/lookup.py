@@ -16,7 +16,9 @@ def known(catalogue: Catalogue, name: str) -> CatalogueModel:
     model = catalogue.find(name)
     if model is None:
         suggestions = catalogue.suggest(name)
-        hint = f"did you mean {' or '.join(suggestions)}?" if suggestions else "`midcourse models` (ListModels) shows what there is"
+        hint = "`midcourse models` (ListModels) shows what there is"
+        if suggestions:
+            hint = f"did you mean {' or '.join(suggestions)}?"
         raise Refusal(
             Reason.MODEL_UNKNOWN,
             f"there is no model {name[:100]!r} in the catalogue; {hint}",

@@ -256,7 +256,7 @@ def errors(what: str, times: Times) -> Row:
 async def measure(
     directory: Path, bodies: Sequence[Mapping[str, Any]], *, quick: bool
 ) -> list[Row]:
-    count, seconds, parts = (80, 2.5, 1) if quick else (500, 12.0, 4)
+    count, seconds, parts = (60, 2.0, 1) if quick else (500, 12.0, 4)
     async with stand(directory, bodies) as on:
         single = await one_at_a_time(on, count)
         growing = await one_session(on)

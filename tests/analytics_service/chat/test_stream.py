@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import asyncio
 
-from analytics_service.chat.events import ChatEvent, Delta
+from analytics_service.chat.events import Delta
 from analytics_service.chat.stream import EventStream
 
 
 async def test_what_comes_first_is_read_before_the_writer_goes_on() -> None:
     # A writer that has much to hand on at once would otherwise keep all of it back to its end.
     stream = EventStream()
-    read: list[ChatEvent] = []
-
-    async def reader() -> None:
-        async for event in stream:
-            read.append(event)
-
-    reading = asyncio.create_task(reader())
+    reading = asyncio.ensure_future(anext(stream))
     await asyncio.sleep(0)
     await stream.put(Delta("first"))
-    assert read == [Delta("first")]
+    assert reading.done()
     await stream.put(Delta("second"))
     stream.close()
-    await reading
-    assert read == [Delta("first"), Delta("second")]
+    assert [await reading, *[event async for event in stream]] == [Delta("first"), Delta("second")]

@@ -27,6 +27,10 @@ MOMENTS = ("while it waits", "as it wakes")
 """When to act: as the task has begun to wait, or when what it waits for has come."""
 
 
+MORE = 4
+"""How many answers more to get after one was not stopped: the network's pieces vary."""
+
+
 class Stepped(Coroutine[Any, Any, Any]):
     """A coroutine that acts when it comes to wait for the n-th time."""
 
@@ -138,8 +142,8 @@ async def test_an_answer_may_be_stopped_at_any_moment(
     analytics: RunningAnalytics, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     states = set()
-    at = 1
-    while True:
+    at, unstopped = 1, 0
+    while unstopped < MORE:
         analytics.fake.fail(500)
         with stepping(monkeypatch, at, moment) as made:
             async with asyncio.timeout(BOUND):
@@ -150,8 +154,7 @@ async def test_an_answer_may_be_stopped_at_any_moment(
         await settled(analytics)
         states.add(turn.answer.state)
         await check_books(analytics)
-        if made[0].steps < at:
-            break
+        unstopped = unstopped + 1 if made[0].steps < at else 0
         at += 1
     assert at > 15
     assert states == {MessageState.CANCELLED, MessageState.COMPLETE}
@@ -160,8 +163,8 @@ async def test_an_answer_may_be_stopped_at_any_moment(
 @pytest.mark.parametrize("moment", MOMENTS)
 async def test_a_caller_may_leave_at_any_moment(analytics: RunningAnalytics, moment: str) -> None:
     tasks: list[asyncio.Task[None]] = []
-    at = 1
-    while True:
+    at, unstopped = 1, 0
+    while unstopped < MORE:
         stepped = Stepped(ask(analytics), at, moment, lambda: [each.cancel() for each in tasks])
         tasks.append(task := asyncio.create_task(stepped))
         async with asyncio.timeout(BOUND):
@@ -169,8 +172,7 @@ async def test_a_caller_may_leave_at_any_moment(analytics: RunningAnalytics, mom
         assert task.cancelled() or task.exception() is None
         await settled(analytics)
         await check_books(analytics)
-        if stepped.steps < at:
-            break
+        unstopped = unstopped + 1 if stepped.steps < at else 0
         at += 1
     assert at > 5
 
@@ -178,7 +180,7 @@ async def test_a_caller_may_leave_at_any_moment(analytics: RunningAnalytics, mom
 async def test_an_answer_may_be_stopped_before_its_task_has_run(
     analytics: RunningAnalytics,
 ) -> None:
-    turn = await analytics.service.chat.start(Question("what happened?"), ANN)
+    turn = await analytics.service.chat._begin(Question("what happened?"), ANN)
     assert isinstance(turn, Turn)
     turn.stop(MessageState.CANCELLED)
     async with asyncio.timeout(BOUND):
@@ -187,3 +189,49 @@ async def test_an_answer_may_be_stopped_before_its_task_has_run(
     assert turn.answer.state is MessageState.CANCELLED
     await settled(analytics)
     await check_books(analytics)
+
+
+async def test_an_answer_that_is_being_recorded_is_recorded(
+    analytics: RunningAnalytics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store: Any = analytics.service._store
+    plain, begun, go_on = store.end_turn, asyncio.Event(), asyncio.Event()
+
+    async def slow(*args: Any) -> Any:
+        begun.set()
+        await go_on.wait()
+        return await plain(*args)
+
+    monkeypatch.setattr(store, "end_turn", slow)
+    turn = await analytics.service.chat.start(Question("what happened?"), ANN)
+    assert isinstance(turn, Turn)
+    await begun.wait()
+    turn.stop(MessageState.CANCELLED)
+    await asyncio.sleep(0)
+    go_on.set()
+    async with asyncio.timeout(BOUND):
+        await turn.wait()
+    assert turn.answer.state is MessageState.COMPLETE  # it was whole by then
+    await settled(analytics)
+    await check_books(analytics)
+
+
+async def test_what_is_cancelled_below_an_answer_is_a_failure(
+    analytics: RunningAnalytics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library that cancels something of its own must not leave the answer unrecorded."""
+
+    class Provider:
+        async def stream(self, request: Any) -> Any:
+            for event in ():
+                yield event
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(analytics.service.providers, "get", lambda _: Provider())
+    turn = await analytics.service.chat.start(Question("what happened?"), ANN)
+    assert isinstance(turn, Turn)
+    async with asyncio.timeout(BOUND):
+        await turn.wait()
+    assert turn.answer.state is MessageState.FAILED
+    assert turn.failure is not None
+    assert turn.failure.reason == "CHAT_FAILED"

@@ -323,14 +323,11 @@ async def pair(
         running_analytics(tmp_path, fake=fake, database=postgres_address) as first,
     ):
         fake.reply(text("Once"), gate(asyncio.Event()))
-        async with (
-            first.client.chat("what happened?") as chat,
-            running_analytics(tmp_path, fake=fake, database=other_way) as second,
-        ):
-            async for event in chat:
-                if event.text_delta:
-                    yield first, second
-                    break
+        async with first.client.chat("what happened?") as chat:
+            while not (await anext(chat)).text_delta:
+                pass
+            async with running_analytics(tmp_path, fake=fake, database=other_way) as second:
+                yield first, second
 
 
 async def is_running(analytics: RunningAnalytics, session: str) -> bool:

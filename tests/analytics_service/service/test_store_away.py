@@ -128,8 +128,11 @@ async def test_while_the_store_is_away_questions_are_refused(
     assert Decimal((await analytics.client.get_budget("day")).reserved) == 0
 
 
-async def test_a_turn_that_may_be_on_record_is_ended(analytics: RunningAnalytics) -> None:
+async def test_a_turn_that_may_be_on_record_is_ended(
+    analytics: RunningAnalytics, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A connection that is lost during the commit leaves it open what became of it."""
+    monkeypatch.setattr(finish, "RETRY_SECONDS", 0.02)
     store: Any = analytics.service._store
     plain = store.begin_turn
 
