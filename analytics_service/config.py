@@ -8,8 +8,7 @@ from typing import ClassVar
 import platformdirs
 from pydantic import Field
 
-from grpc_runtime.logging import LogFormat, LogLevel
-from grpc_runtime.settings import Settings
+from grpc_runtime.service_settings import ServiceSettings
 
 
 def default_database() -> str:
@@ -17,7 +16,7 @@ def default_database() -> str:
     return str(Path(platformdirs.user_state_dir("midcourse", appauthor=False)) / "analytics.db")
 
 
-class AnalyticsSettings(Settings, env_prefix="MIDCOURSE_ANALYTICS_"):
+class AnalyticsSettings(ServiceSettings, env_prefix="MIDCOURSE_ANALYTICS_"):
     """Settings of `midcourse analytics serve`."""
 
     table: ClassVar[str] = "analytics"
@@ -55,10 +54,6 @@ class AnalyticsSettings(Settings, env_prefix="MIDCOURSE_ANALYTICS_"):
     catalogue: Path | None = Field(
         default=None, description="TOML file with more providers and models, or changes to them."
     )
-    insecure: bool = Field(
-        default=False,
-        description="Listen beyond loopback without TLS and authentication all the same.",
-    )
     max_output_tokens: int = Field(
         default=4_096,
         ge=16,
@@ -91,19 +86,6 @@ class AnalyticsSettings(Settings, env_prefix="MIDCOURSE_ANALYTICS_"):
     )
     retain_usage_days: float = Field(
         default=400.0, ge=0, description="Days that usage is kept; 0: for ever."
-    )
-    max_message_bytes: int = Field(
-        default=4 * 1024 * 1024, ge=65_536, description="Largest gRPC message, in bytes."
-    )
-    grace: float = Field(
-        default=10.0,
-        ge=0,
-        le=600,
-        description="Seconds that calls get to end when the service stops.",
-    )
-    log_level: LogLevel = Field(default="info", description="Least severe events to log.")
-    log_format: LogFormat = Field(
-        default="auto", description="json, console, or auto: console on a terminal, else JSON."
     )
 
     @classmethod

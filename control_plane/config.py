@@ -8,8 +8,7 @@ from typing import ClassVar
 import platformdirs
 from pydantic import Field
 
-from grpc_runtime.logging import LogFormat, LogLevel
-from grpc_runtime.settings import Settings
+from grpc_runtime.service_settings import ServiceSettings
 
 
 def default_database() -> str:
@@ -17,7 +16,7 @@ def default_database() -> str:
     return str(Path(platformdirs.user_state_dir("midcourse", appauthor=False)) / "control.db")
 
 
-class ServerSettings(Settings, env_prefix="MIDCOURSE_"):
+class ServerSettings(ServiceSettings, env_prefix="MIDCOURSE_"):
     """Settings of `midcourse serve`."""
 
     table: ClassVar[str] = "control_plane"
@@ -28,10 +27,6 @@ class ServerSettings(Settings, env_prefix="MIDCOURSE_"):
     database: str = Field(
         default_factory=default_database,
         description="SQLite file (a path or sqlite:///PATH) that holds everything durable.",
-    )
-    insecure: bool = Field(
-        default=False,
-        description="Listen beyond loopback without TLS and authentication all the same.",
     )
     heartbeat_interval: float = Field(
         default=5.0, ge=0.05, le=3_600, description="Seconds between two heartbeats of an agent."
@@ -65,22 +60,9 @@ class ServerSettings(Settings, env_prefix="MIDCOURSE_"):
         le=100_000,
         description="Most updates of a job that are not in force yet.",
     )
-    max_message_bytes: int = Field(
-        default=4 * 1024 * 1024, ge=65_536, description="Largest gRPC message, in bytes."
-    )
     retain_samples_days: float = Field(
         default=90.0, ge=0, description="Days that samples of metrics are kept; 0: for ever."
     )
     retain_events_days: float = Field(
         default=7.0, ge=0, description="Days that watches can be resumed from; 0: for ever."
-    )
-    grace: float = Field(
-        default=10.0,
-        ge=0,
-        le=600,
-        description="Seconds that calls get to end when the server stops.",
-    )
-    log_level: LogLevel = Field(default="info", description="Least severe events to log.")
-    log_format: LogFormat = Field(
-        default="auto", description="json, console, or auto: console on a terminal, else JSON."
     )

@@ -17,6 +17,7 @@
 ``reflection``      server reflection, ``v1`` and ``v1alpha``.
 ``server``          ``Service``: start, drain, stop; ``run()``.
 ``logging``         structured logs on stderr, secrets redacted.
+``service_settings``  what every service can be set to.
 ``settings``        typed settings from flags, environment, TOML file and defaults.
 ``commands``        command-line options derived from a settings model.
 ``sql``             databases: SQLite in a file, or PostgreSQL, behind one interface.
