@@ -36,8 +36,8 @@ demo: $(SETUP) ## Steer a real training run and show it (METHOD=sft, dpo, orpo, 
 demo-chat: $(SETUP) ## Ask a model about a run with a spike in it (MODEL=...)
 	@$(BIN)/python -m examples.demo_chat --model "$(MODEL)" $(ARGS)
 
-test: $(SETUP) ## Run the tests (ARGS='-k name' for some of them)
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(SETUP) ## Run the tests (ARGS='-k name' for some of them, ARGS='-n 0' in one process)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 lint: lint-code lint-types lint-imports lint-protos ## Check code, types, imports and protos (-k: all in spite of errors)
 

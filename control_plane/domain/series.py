@@ -42,12 +42,14 @@ def describe(samples: Sequence[Sample]) -> Statistics:
     if not finite:
         return Statistics(len(samples), odd)
     values = [s.value for s in finite]
-    mean = math.fsum(v / len(values) for v in values)
+    # Scaled, so that neither a sum nor a difference of values is too large; and rounding must not
+    # take the mean out of their range.
+    scale = max(map(abs, values)) or 1.0
+    mean = scale * (math.fsum(v / scale for v in values) / len(values))
+    mean = min(max(mean, min(values)), max(values))
     step_mean = math.fsum(s.step for s in finite) / len(finite)
     spread = math.fsum((s.step - step_mean) ** 2 for s in finite)
     slope = None
-    # Scaled, so that no difference of two values is too large.
-    scale = max(map(abs, values)) or 1.0
     if spread > 0:
         slope = scale * math.fsum(
             (s.step - step_mean) / spread * (s.value / scale - mean / scale) for s in finite

@@ -223,7 +223,7 @@ async def test_what_is_cancelled_below_an_answer_is_a_failure(
 
     class Provider:
         async def stream(self, request: Any) -> Any:
-            for event in ():
+            for event in list[Any]():
                 yield event
             raise asyncio.CancelledError
 

@@ -194,7 +194,7 @@ def test_a_value_for_the_whole_and_values_for_its_groups_do_not_stand_side_by_si
     assert [(e.group, e.value) for e in whole] == [("", 2.0)]
 
 
-@pytest.mark.parametrize("state", set(JobState) - {JobState.FINISHED})
+@pytest.mark.parametrize("state", sorted(set(JobState) - {JobState.FINISHED}))
 def test_a_job_that_may_come_back_takes_updates(state: JobState) -> None:
     check_accepts_updates(job(state=state))
 

@@ -119,6 +119,12 @@ def test_no_value_is_too_large_for_statistics(values: list[float]) -> None:
         assert not math.isnan(stats.slope)
 
 
+def test_the_mean_of_the_largest_numbers_is_one_of_them() -> None:
+    largest = 1.7976931348623157e308
+    for count in range(1, 20):
+        assert describe(series([largest] * count)).mean == largest
+
+
 def test_samples_at_one_step_have_no_slope() -> None:
     assert describe([Sample(5, 1.0, 1), Sample(5, 2.0, 2)]).slope is None
 
