@@ -100,7 +100,8 @@ def _texts(history: Iterable[Message]) -> Iterable[str]:
 
 def _left(budget: Budget) -> Decimal:
     assert budget.limit is not None  # only those are listed
-    return budget.limit - budget.spent - budget.reserved
+    # An overdrawn one leaves nothing, which is enough for what is free.
+    return max(Decimal(0), budget.limit - budget.spent - budget.reserved)
 
 
 def _candidate(

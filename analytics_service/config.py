@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import platformdirs
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from grpc_runtime.service_settings import ServiceSettings
 
@@ -82,11 +82,17 @@ class AnalyticsSettings(ServiceSettings, env_prefix="MIDCOURSE_ANALYTICS_"):
         description="Most seconds for one question to the control plane.",
     )
     retain_sessions_days: float = Field(
-        default=0.0, ge=0, description="Days that unused sessions are kept; 0: for ever."
+        default=0.0, ge=0, le=36_500, description="Days that unused sessions are kept; 0: for ever."
     )
     retain_usage_days: float = Field(
-        default=400.0, ge=0, description="Days that usage is kept; 0: for ever."
+        default=400.0, ge=0, le=36_500, description="Days that usage is kept; 0: for ever."
     )
+
+    @field_validator("default_model", "catalogue", mode="before")
+    @classmethod
+    def _nothing(cls, value: object) -> object:
+        """A variable that is set to nothing says nothing."""
+        return None if value == "" else value
 
     @classmethod
     def env_var(cls, field: str) -> str:

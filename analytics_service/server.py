@@ -18,12 +18,12 @@ import structlog
 from analytics_service.advice import Advice
 from analytics_service.catalogue.listing import ListedModel, listing
 from analytics_service.catalogue.load import load_catalogue
-from analytics_service.catalogue.lookup import known
 from analytics_service.chat.calls import Surroundings
 from analytics_service.chat.plan import Caller, Limits
 from analytics_service.chat.service import ChatService, ModelPolicy
 from analytics_service.chat.sessions import SessionService
 from analytics_service.chat.tools import Toolbox
+from analytics_service.errors import Reason, Refusal
 from analytics_service.ids import new_id
 from analytics_service.providers import local
 from analytics_service.providers.registry import Providers
@@ -42,6 +42,7 @@ from grpc_runtime.sql.address import parse_address
 from midcourse.analytics.v1 import analytics_pb2_grpc
 
 if TYPE_CHECKING:
+    from analytics_service.catalogue.catalogue import Catalogue
     from analytics_service.catalogue.load import LoadedCatalogue
     from analytics_service.config import AnalyticsSettings
     from analytics_service.ports import Clock, Store
@@ -78,19 +79,12 @@ class Analytics:
         service: Service,
         clock: Clock = utc_now,
     ) -> None:
-        """Puts the parts together; nothing runs before `running`.
-
-        Raises:
-            Refusal: MODEL_UNKNOWN, for a model that the settings name.
-        """
+        """Puts the parts together; nothing runs before `running`."""
         self.settings = settings
         self.service = service
         self._store = store
         self._clock = clock
         self._catalogue = loaded.catalogue
-        for name in (settings.default_model, *settings.failover):
-            if name is not None:
-                known(self._catalogue, name)
         self.providers = Providers(
             self._catalogue.providers,
             os.environ,
@@ -215,6 +209,7 @@ class Analytics:
             Refusal: A model that the settings name is not known.
         """
         loaded = load_catalogue(settings.catalogue)
+        check_models(settings, loaded.catalogue)
         # The address first: whoever may not listen leaves no database behind.
         service = Service(
             settings.listen,
@@ -234,6 +229,23 @@ class Analytics:
             raise
         async with made.running() as analytics:
             yield analytics
+
+
+def check_models(settings: AnalyticsSettings, catalogue: Catalogue) -> None:
+    """Checks that the catalogue has the models that the settings name.
+
+    Raises:
+        Refusal: MODEL_UNKNOWN.
+    """
+    chosen = [] if settings.default_model is None else [("default_model", settings.default_model)]
+    for setting, name in (*chosen, *(("failover", name) for name in settings.failover)):
+        if catalogue.find(name) is None:
+            hint = " or ".join(catalogue.suggest(name)) or ", ".join(m.id for m in catalogue)
+            raise Refusal(
+                Reason.MODEL_UNKNOWN,
+                f"{setting}: got {name[:100]!r}, which the catalogue does not have; "
+                f"there is {hint}",
+            )
 
 
 def _limits(settings: AnalyticsSettings) -> Limits:

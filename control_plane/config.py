@@ -61,8 +61,14 @@ class ServerSettings(ServiceSettings, env_prefix="MIDCOURSE_"):
         description="Most updates of a job that are not in force yet.",
     )
     retain_samples_days: float = Field(
-        default=90.0, ge=0, description="Days that samples of metrics are kept; 0: for ever."
+        default=90.0,
+        ge=0,
+        le=36_500,
+        description="Days that samples of metrics are kept; 0: for ever.",
     )
     retain_events_days: float = Field(
-        default=7.0, ge=0, description="Days that watches can be resumed from; 0: for ever."
+        default=7.0,
+        ge=0,
+        le=36_500,
+        description="Days that watches can be resumed from; 0: for ever.",
     )

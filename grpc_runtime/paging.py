@@ -17,17 +17,21 @@ DEFAULT_SIZE: Final = 100
 MAX_SIZE: Final = 1_000
 
 
-def page_size(asked: int) -> int:
+def page_size(asked: int, *, default: int = DEFAULT_SIZE) -> int:
     """The size of a page; 0 stands for the default, too many for the most.
+
+    Args:
+        asked: What was asked for.
+        default: What 0 stands for; 0: no page at all.
 
     Raises:
         StatusError: INVALID_ARGUMENT, if it is negative.
     """
     if asked < 0:
         raise invalid_argument(
-            "page_size", f"got {asked}, allowed: 0 (for {DEFAULT_SIZE}) to {MAX_SIZE}"
+            "page_size", f"got {asked}, allowed: 0 (for {default or 'none'}) to {MAX_SIZE}"
         )
-    return min(asked or DEFAULT_SIZE, MAX_SIZE)
+    return min(asked or default, MAX_SIZE)
 
 
 def write_token(after: str | int | None, query: str) -> str:

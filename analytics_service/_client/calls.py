@@ -117,8 +117,15 @@ class ChatOptions(TypedDict, total=False):
 
 
 def chat_request(question: str, options: ChatOptions) -> pb.ChatRequest:
-    """Returns a question that is safe to repeat: it always has an id."""
+    """Returns a question that is safe to repeat: it always has an id.
+
+    Raises:
+        TypeError: ``jobs`` is one text.
+    """
     session = options.get("session", "")
+    jobs = options.get("jobs", ())
+    if isinstance(jobs, str):  # which is an iterable of strings too: of its letters
+        raise TypeError(f"jobs: got {jobs!r}, allowed: several ids, such as [{jobs!r}]")
     return pb.ChatRequest(
         session=resource_name("sessions", session) if session else "",
         content=question,
@@ -126,7 +133,7 @@ def chat_request(question: str, options: ChatOptions) -> pb.ChatRequest:
         follow_successor=options.get("follow_successor"),
         max_output_tokens=options.get("max_output_tokens", 0),
         temperature=options.get("temperature"),
-        jobs=[resource_name("jobs", job) for job in options.get("jobs", ())],
+        jobs=[resource_name("jobs", job) for job in jobs],
         request_id=options.get("request_id") or str(uuid.uuid4()),
     )
 

@@ -32,7 +32,13 @@ def cost(
 
 
 def amount_text(amount: Amount) -> str:
-    """Returns an amount as the API takes it; a text goes as it is, for the service to check."""
+    """Returns an amount as the API takes it; a text goes as it is, for the service to check.
+
+    Raises:
+        TypeError: It is a float.
+    """
+    if isinstance(amount, float):  # whoever uses no type checker
+        raise TypeError(f"got {amount!r}, a float, allowed: Decimal, int or str, which are exact")
     return amount if isinstance(amount, str) else format(Decimal(amount), "f")
 
 

@@ -22,8 +22,8 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,199}")
 _ENVIRONMENT_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 _MAX_PRICE = Decimal(1_000_000)
-_PRICE_DECIMALS = 12
-"""So many that sums of costs stay exact."""
+_PRICE_DECIMALS = 6
+"""A cost is a millionth of a price, times tokens, and is kept with 12 decimals: it stays exact."""
 
 
 class NotAllowed(Exception):  # noqa: N818 - says what it is about
@@ -111,6 +111,13 @@ def one_of(kind: type[StrEnum]) -> Check:
     return check
 
 
+def protocol(value: object) -> Protocol:
+    """A protocol. The built-in catalogue alone may say "local"."""
+    if not isinstance(value, str) or value not in list(Protocol):
+        _not_allowed(value, ", ".join(f'"{p}"' for p in Protocol if p is not Protocol.LOCAL))
+    return Protocol(value)
+
+
 def environment_variable(value: object) -> str:
     """Name of an environment variable. What is none may be a key, so it is not repeated."""
     if not isinstance(value, str) or not _ENVIRONMENT_VARIABLE.fullmatch(value):
@@ -174,7 +181,7 @@ def table(value: object) -> Mapping[str, object]:
 PROVIDER_FIELDS: Mapping[str, Check] = {
     "id": identifier,
     "display_name": text,
-    "protocol": one_of(Protocol),
+    "protocol": protocol,
     "base_url": base_url,
     "api_key_env": environment_variable,
     "price_list": text,

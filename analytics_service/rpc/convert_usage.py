@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from decimal import Decimal, InvalidOperation
+import re
+from decimal import Decimal
 
 from analytics_service.rpc.convert_model import money, optional_money
 from analytics_service.rpc.names import message_name, parse_session, session_name
 from analytics_service.usage import records
 from analytics_service.usage.budgets import budget_name
-from analytics_service.usage.tokens import TokenUsage
+from analytics_service.usage.tokens import UNKNOWN, TokenUsage
 from grpc_runtime.convert import time_of, timestamp
 from grpc_runtime.errors import invalid_argument
 from midcourse.analytics.v1 import analytics_pb2, usage_pb2
@@ -32,7 +33,9 @@ _GROUPS_OF = {
     usage_pb2.USAGE_GROUP_SESSION: records.UsageGroup.SESSION,
     usage_pb2.USAGE_GROUP_DAY: records.UsageGroup.DAY,
 }
-_MAX_DIGITS = 40
+_AMOUNT = re.compile(r"[0-9]{1,20}(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,2})?")
+_MAX_DECIMALS = 12
+"""As many as amounts are kept with."""
 
 
 def tokens(used: TokenUsage) -> usage_pb2.TokenUsage:
@@ -69,7 +72,9 @@ def record(call: records.UsageRecord) -> usage_pb2.UsageRecord:
         rates=None if call.rates is None else _rates(call.rates),
         time_to_first_token=call.time_to_first_token,
         duration=call.duration,
-        estimated_tokens=tokens(call.estimated_tokens),
+        estimated_tokens=None
+        if call.estimated_tokens == UNKNOWN
+        else tokens(call.estimated_tokens),
     )
 
 
@@ -170,14 +175,15 @@ def amount_of(text: str, field: str) -> Decimal:
     """An amount of money from a decimal number in text.
 
     Raises:
-        StatusError: INVALID_ARGUMENT, if it is none, or negative.
+        StatusError: INVALID_ARGUMENT, if it is none, negative, or finer than amounts are kept.
     """
-    try:
-        amount = Decimal(text if len(text) <= _MAX_DIGITS else "")
-    except InvalidOperation:
-        amount = Decimal("NaN")
-    if not amount.is_finite() or amount < 0 or abs(amount.adjusted()) > _MAX_DIGITS:
+    amount = Decimal(text) if _AMOUNT.fullmatch(text) else Decimal("NaN")
+    exponent = amount.as_tuple().exponent
+    # What is finer would be rounded where it is kept, and a limit might become one of nothing.
+    if not isinstance(exponent, int) or exponent < -_MAX_DECIMALS:
         raise invalid_argument(
-            field, f'got {text[:60]!r}, allowed: US dollars as a decimal number, such as "2.50"'
+            field,
+            f"got {text[:60]!r}, allowed: US dollars as a decimal number with at most "
+            f'{_MAX_DECIMALS} decimals, such as "2.50"',
         )
     return amount

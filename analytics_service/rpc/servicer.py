@@ -163,6 +163,7 @@ class AnalyticsServicer(analytics_pb2_grpc.AnalyticsServiceServicer):
     async def GetUsage(self, request: pb.GetUsageRequest, context: Context) -> pb.GetUsageResponse:
         """Returns what was used and spent."""
         which = convert_usage.filter_of(request)
+        size = page_size(request.page_size, default=0)
         group = convert_usage.group_of(request.group_by)
         caller = _caller(context)
         sums = await self._usage.summaries(which, group, caller)
@@ -171,8 +172,7 @@ class AnalyticsServicer(analytics_pb2_grpc.AnalyticsServiceServicer):
             summaries=[convert_usage.summary(each, group) for each in sums],
             total=convert_usage.summary(total, UsageGroup.ALL),
         )
-        if request.page_size:
-            size = page_size(request.page_size)
+        if size:
             query = f"usage {caller.name} {which}"
             before = read_token(request.page_token, query)
             records = await self._usage.records(

@@ -325,12 +325,13 @@ def _of_key(key: BudgetKey) -> dict[str, Any]:
 
 def _exceeded(budget: Budget, amount: Decimal) -> Refusal:
     key = budget.key
+    wait = "wait for running calls to end, " if budget.reserved else ""
     about = f"{key.principal or 'all callers'}, {key.model_id or 'all models'}, {key.period}"
     return Refusal(
         Reason.BUDGET_EXCEEDED,
         f"the budget ({about}) is {budget.limit} US dollars, of which {budget.spent} are spent and "
         f"{budget.reserved} are set aside for calls that are running; this call may cost up to "
-        f"{amount}; wait for running calls to end, choose a cheaper model, have the limit raised, "
+        f"{amount}; {wait}choose a cheaper model, have the limit raised, "
         f"or wait until {budget.end:%Y-%m-%d %H:%M} UTC",
         metadata={
             "principal": key.principal or "",

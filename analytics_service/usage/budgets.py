@@ -50,8 +50,13 @@ def keys_for(principal: str, model_id: str) -> tuple[BudgetKey, ...]:
 
 
 def fits(budget: Budget, amount: Decimal) -> bool:
-    """Whether a budget leaves room for an amount beside what is spent and reserved."""
-    return budget.limit is None or budget.spent + budget.reserved + amount <= budget.limit
+    """Whether a budget leaves room for an amount beside what is spent and reserved.
+
+    For nothing there is always room, even in a budget that is overdrawn.
+    """
+    if budget.limit is None or not amount:
+        return True
+    return budget.spent + budget.reserved + amount <= budget.limit
 
 
 def budget_name(key: BudgetKey) -> str:

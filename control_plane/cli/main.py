@@ -54,6 +54,11 @@ class Commands(LazyGroup):
             # What is still buffered must not fail once more when the interpreter ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(ExitCode.BROKEN_PIPE) from None
+        except UnicodeEncodeError as error:
+            if "surrogates" not in error.reason:
+                raise
+            # How Python hands over bytes of the command line that are no UTF-8.
+            raise CommandError("what was given is no UTF-8 text", ExitCode.USAGE) from error
         except Exception as error:
             client = sys.modules.get("control_plane.client")
             if client is not None and isinstance(error, client.MidcourseError):

@@ -200,7 +200,12 @@ class BudgetsContract:
         with pytest.raises(Refusal) as caught:
             await store.begin_call(call())
         assert caught.value.reason is Reason.BUDGET_EXCEEDED
-        for word in ("1.5", key.principal or "all callers", key.model_id or "all models"):
+        for word in (
+            "1.5",
+            "wait for running calls",
+            key.principal or "all callers",
+            key.model_id or "all models",
+        ):
             assert word in caught.value.message
         assert caught.value.metadata["limit"] == "1.5"
         assert caught.value.metadata["reserved"] == "1"
@@ -209,6 +214,13 @@ class BudgetsContract:
         await store.begin_call(call(reserved=Decimal("0.5")))
         await store.begin_call(call(reserved=Decimal(0)))
         assert await store.budget_left("ann", "m", NOW) == 0
+
+    async def test_a_refusal_sends_nobody_to_wait_for_calls_that_do_not_run(
+        self, store: Store
+    ) -> None:
+        await store.set_budget(ALL_DAY, Decimal(0), NOW)
+        with pytest.raises(Refusal, match="this call may cost up to 1; choose a cheaper model"):
+            await store.begin_call(call())
 
     @pytest.mark.parametrize("key", keys_for("bob", "n")[:6], ids=str)
     async def test_a_call_does_not_fall_under_the_budgets_of_others(

@@ -21,6 +21,12 @@ def test_a_page_has_a_sane_size(asked: int) -> None:
     assert page_size(asked) == (min(asked, MAX_SIZE) if asked else DEFAULT_SIZE)
 
 
+def test_a_page_that_is_none_unless_it_is_asked_for() -> None:
+    assert (page_size(0, default=0), page_size(7, default=0)) == (0, 7)
+    with pytest.raises(StatusError, match=r"got -1, allowed: 0 \(for none\) to 1000"):
+        page_size(-1, default=0)
+
+
 def test_a_page_of_less_than_nothing() -> None:
     with pytest.raises(StatusError) as caught:
         page_size(-1)

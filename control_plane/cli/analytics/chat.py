@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from control_plane.cli.analytics.options import ModelOption, SessionOption
-from control_plane.cli.analytics.session import AnalyticsSession, both_services_verb
+from control_plane.cli.analytics.session import AnalyticsSession, both_services_verb, chat_failure
 from control_plane.cli.completion import complete_job
 from control_plane.cli.durations import parse_duration
 from control_plane.cli.exits import CommandError, ExitCode
@@ -117,7 +117,10 @@ def _question(session: AnalyticsSession, given: list[str]) -> str | None:
     if given and given != ["-"]:
         question = " ".join(given)
     elif given or not sys.stdin.isatty():
-        question = sys.stdin.read()
+        try:
+            question = sys.stdin.read()
+        except UnicodeDecodeError:
+            raise typer.BadParameter("the question is no UTF-8 text") from None
     elif not session.output.is_live:
         raise typer.BadParameter(
             "a conversation needs a terminal and its tables; give a QUESTION, or write it to stdin"
@@ -147,9 +150,15 @@ def _ask(
     *,
     quiet: bool,
 ) -> None:
-    with analytics.chat(question, **options) as chat, _view(session, quiet=quiet) as view:
-        for event in chat:
-            view.show(event)
+    from analytics_service.client import MidcourseError
+
+    chat = analytics.chat(question, **options)
+    try:
+        with chat, _view(session, quiet=quiet) as view:
+            for event in chat:
+                view.show(event)
+    except MidcourseError as error:
+        raise chat_failure(error, chat) from error
     _judge(chat.message)
 
 

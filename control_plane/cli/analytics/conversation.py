@@ -14,7 +14,7 @@ from control_plane.cli import printable
 from control_plane.cli.analytics import tables, words
 from control_plane.cli.analytics.apply import apply
 from control_plane.cli.analytics.prompt import history_file, line_editing
-from control_plane.cli.analytics.session import AnalyticsSession
+from control_plane.cli.analytics.session import AnalyticsSession, chat_failure
 from control_plane.cli.analytics.terminal import TerminalView
 from control_plane.cli.errors import ANALYTICS_HINT, from_client, report
 from control_plane.cli.exits import CommandError, ExitCode
@@ -116,6 +116,8 @@ class Conversation:
                 return
             except _Leave:
                 return
+            except UnicodeError:
+                report("that is no UTF-8 text; nothing was asked")
             except CommandError as error:
                 report(error.message)
             except MidcourseError as error:
@@ -143,6 +145,8 @@ class Conversation:
             with chat, TerminalView(self._console, quiet=self._quiet) as view:
                 for event in chat:
                     view.show(event)
+        except MidcourseError as error:
+            raise chat_failure(error, chat) from error
         except KeyboardInterrupt:
             self._dim("stopped; what there is of the answer is kept")
         finally:

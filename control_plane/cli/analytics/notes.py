@@ -40,6 +40,7 @@ class Notes:
     activity: str = "waiting for the service"
     _usage: list[usage_pb2.UsageRecord] = field(default_factory=list)
     _model: str = ""
+    _difference: str = ""
     _is_over: bool = False
 
     def feed(self, event: analytics_pb2.ChatResponse) -> Iterator[Note]:
@@ -72,6 +73,7 @@ class Notes:
     def _started(self, started: analytics_pb2.ChatStarted) -> Iterator[Note]:
         chosen = started.model
         self._model = words.model_id(chosen.used_model)
+        self._difference = chosen.difference
         self.activity = f"{self._model} thinks"
         yield Note(f"{words.choice(chosen)} · session {words.session_id(started.session)}")
         for text in (chosen.difference, chosen.notice):
@@ -89,7 +91,7 @@ class Notes:
 
     def _done(self, message: session_pb2.Message) -> Iterator[Note]:
         served = message.model.served_model
-        if message.model.difference and served:
+        if message.model.difference not in ("", self._difference) and served:
             yield Note(printable.line(message.model.difference), _WARNING)
         if message.state == session_pb2.MESSAGE_STATE_TRUNCATED:
             yield Note(

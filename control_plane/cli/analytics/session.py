@@ -20,7 +20,7 @@ from control_plane.cli.session import (
 )
 
 if TYPE_CHECKING:
-    from analytics_service.client import Client
+    from analytics_service.client import Chat, Client, MidcourseError
 
 P = ParamSpec("P")
 
@@ -59,6 +59,19 @@ class AnalyticsSession:
                 yield client
             except MidcourseError as error:
                 raise from_client(error, ANALYTICS_HINT) from error
+
+
+def chat_failure(error: MidcourseError, chat: Chat) -> CommandError:
+    """Returns the message and exit code for an error of an answer."""
+    from analytics_service.client import DeadlineExceededError
+
+    if isinstance(error, DeadlineExceededError) and not error.reason and chat.started is not None:
+        return CommandError(
+            "the answer was not whole in time and is stopped; what there is of it is kept;"
+            " --timeout gives it longer",
+            ExitCode.UNREACHABLE,
+        )
+    return from_client(error, ANALYTICS_HINT)
 
 
 def analytics_verb(

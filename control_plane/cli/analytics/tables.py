@@ -25,7 +25,7 @@ _KINDS: Final = {
 }
 
 
-def models(listing: Iterable[model_pb2.Model], current: str = "") -> Group:
+def models(listing: Sequence[model_pb2.Model], current: str = "") -> Group:
     """Returns the table of models; those that can not be chosen are dim, the reasons below.
 
     Args:
@@ -40,6 +40,7 @@ def models(listing: Iterable[model_pb2.Model], current: str = "") -> Group:
         leave_out=("TOOLS", "CONTEXT", "PROVIDER", "NOTES", "LIFECYCLE"),
     )
     reasons: list[str] = []
+    by_id = {model.model_id: model for model in listing}
     for model in listing:
         style = "" if model.available else "dim"
         mark = "bold" if model.model_id == current or (not current and model.is_default) else style
@@ -53,7 +54,7 @@ def models(listing: Iterable[model_pb2.Model], current: str = "") -> Group:
             words.count(model.context_window),
             "yes" if model.supports_tools else "no",
             _available(model, current, reasons),
-            printable.line(words.lifecycle(model)),
+            printable.line(words.lifecycle(model, words.live_successor(model, by_id))),
             printable.line(model.note),
         )
         table.add_row(

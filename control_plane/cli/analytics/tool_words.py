@@ -125,7 +125,10 @@ def _job(found: Mapping[str, Any]) -> str:
 
 
 def _series(found: Mapping[str, Any]) -> str:
-    return "; ".join(_one_series(each) for each in _listed(found.get("series")) if _is_table(each))
+    words = [_one_series(each) for each in _listed(found.get("series")) if _is_table(each)]
+    if missing := _listed(found.get("no_samples_in_range")):
+        words.append(f"no samples of {', '.join(map(_short, missing))}")
+    return "; ".join(words)
 
 
 def _one_series(series: Mapping[str, Any]) -> str:
@@ -135,7 +138,7 @@ def _one_series(series: Mapping[str, Any]) -> str:
     if isinstance(samples, int | float):
         words += f" {plural(int(samples), 'sample')}"
     steps = [
-        _short(spike["peak_step"])
+        _spike(spike)
         for spike in _listed(series.get("spikes"))
         if _is_table(spike) and "peak_step" in spike
     ]
@@ -143,6 +146,13 @@ def _one_series(series: Mapping[str, Any]) -> str:
         words += f", spike{'s' if len(steps) > 1 else ''} at {', '.join(steps[:4])}"
         words += ", …" if len(steps) > 4 else ""
     return words
+
+
+def _spike(spike: Mapping[str, Any]) -> str:
+    """Where it began, and where its peak was if that is elsewhere."""
+    peak = spike["peak_step"]
+    start = spike.get("start_step", peak)
+    return _short(peak) if start == peak else f"{_short(start)} (peak {_short(peak)})"
 
 
 def _updates(found: Mapping[str, Any]) -> str:
@@ -162,7 +172,7 @@ def _draft(found: Mapping[str, Any]) -> str:
 def _general(found: Mapping[str, Any]) -> str:
     return ", ".join(
         f"{len(value)} {printable.line(key)}"
-        for key, value in found.items()
+        for key, value in sorted(found.items())  # the API keeps no order
         if isinstance(value, list)
     )
 

@@ -5,7 +5,7 @@ Text of runs and models is made fit for a terminal here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Final
 
@@ -102,8 +102,13 @@ def model_id(name: str) -> str:
     return printable.line(name) or fmt.UNKNOWN
 
 
-def lifecycle(model: model_pb2.Model) -> str:
-    """Returns how long a model will be there: until 2027-01-14, then gpt-6-luna."""
+def lifecycle(model: model_pb2.Model, successor: str = "") -> str:
+    """Returns how long a model will be there: until 2027-01-14, then gpt-6-luna.
+
+    Args:
+        model: The model.
+        successor: What takes its place today; by default the successor that it names.
+    """
     cycle = model.lifecycle
     when = f" {day(cycle.shutdown_time)}" if cycle.HasField("shutdown_time") else ""
     match cycle.stage:
@@ -115,7 +120,21 @@ def lifecycle(model: model_pb2.Model) -> str:
             words, then = f"ended{when}", "now"
         case _:
             return fmt.UNKNOWN
-    return f"{words}, {then} {cycle.successor}" if cycle.successor else words
+    successor = successor or cycle.successor
+    return f"{words}, {then} {successor}" if successor else words
+
+
+def live_successor(model: model_pb2.Model, by_id: Mapping[str, model_pb2.Model]) -> str:
+    """Returns the id of the first successor that is not retired itself; empty if there is none."""
+    seen = {model.model_id}
+    successor = model.lifecycle.successor
+    while successor and successor not in seen:
+        seen.add(successor)
+        following = by_id.get(successor)
+        if following is None or following.lifecycle.stage != model_pb2.LIFECYCLE_STAGE_RETIRED:
+            return successor
+        successor = following.lifecycle.successor
+    return ""
 
 
 def choice(chosen: model_pb2.ModelChoice) -> str:

@@ -133,7 +133,7 @@ def test_all_problems_are_told_at_once_each_with_line_and_key() -> None:
         "mine.toml:16: models[1].prices: the key output is missing; a price of 0 is written out",
         (
             "mine.toml:17: models[1].prices.input: got -1, allowed: US dollars per million tokens: "
-            'a number or a text such as "0.15", from 0 up to 1000000, with at most 12 decimals'
+            'a number or a text such as "0.15", from 0 up to 1000000, with at most 6 decimals'
         ),
     ]
 
@@ -198,6 +198,10 @@ FREE = "prices = { input = 0, output = 0 }\n"
         ),
         (LAB + MODEL + "prices = { input = nan, output = 0 }", "prices.input: got NaN, allowed"),
         (LAB + MODEL + "prices = { input = inf, output = 0 }", "prices.input: got Infinity"),
+        (
+            LAB + MODEL + 'prices = { input = "0.0000001", output = 0 }',
+            'prices.input: got "0.0000001", allowed',
+        ),
         (LAB + MODEL + "prices = { input = true, output = 0 }", "prices.input: got true"),
         ('[[providers]]\nid = "x"\nbase_url = "https://x"', "the key protocol is missing"),
         (

@@ -105,6 +105,11 @@ async def test_what_is_not_asked_for_is_not_sent(
     assert {field.name for field, _ in request.ListFields()} == {"content", "request_id"}
 
 
+async def test_one_job_is_not_taken_for_its_letters(caller: Caller) -> None:
+    with pytest.raises(TypeError, match=r"allowed: several ids, such as \['my-run'\]"):
+        await caller.run("ask", "Why?", jobs="my-run")
+
+
 async def test_a_cost_that_is_not_known(caller: Caller, service: ScriptedAnalytics) -> None:
     service.chats = [(started(), usage(None), done("x", "0.10", unknown=1))]
     assert (await caller.run("ask", "Why?")).cost is None

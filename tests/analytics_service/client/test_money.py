@@ -38,6 +38,11 @@ def test_what_is_no_amount(text: str) -> None:
         cost(usage_pb2.UsageRecord(cost=text))
 
 
+def test_a_float_is_no_amount() -> None:
+    with pytest.raises(TypeError, match=r"got 5\.1, a float, allowed: Decimal, int or str"):
+        amount_text(5.1)  # type: ignore[arg-type]  # as of a caller without a type checker
+
+
 def test_other_types_of_amounts() -> None:
     assert amount_text(5) == "5"
     assert amount_text("5.0") == "5.0"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 
@@ -79,7 +80,7 @@ def test_a_limit_is_kept_to_the_last_digit(
     budget = Budget(
         BudgetKey(None, None, Period.DAY), limit, spent, Decimal(0), reserved, start, start
     )
-    assert fits(budget, amount) is (limit - spent - reserved - amount >= 0)
+    assert fits(budget, amount) is (not amount or limit - spent - reserved - amount >= 0)
 
 
 def test_all_of_a_budget_may_be_used_and_without_a_limit_all_fits() -> None:
@@ -88,6 +89,9 @@ def test_all_of_a_budget_may_be_used_and_without_a_limit_all_fits() -> None:
     exact = Budget(key, Decimal(3), Decimal(1), Decimal(0), Decimal(1), start, start)
     assert fits(exact, Decimal(1))
     assert not fits(exact, Decimal("1.000000000001"))
+    overdrawn = replace(exact, spent=Decimal(100))
+    assert fits(overdrawn, Decimal(0))
+    assert not fits(overdrawn, Decimal("0.000000000001"))
     unlimited = Budget(key, None, Decimal(1), Decimal(0), Decimal(1), start, start)
     assert fits(unlimited, Decimal(10**9))
 

@@ -15,7 +15,7 @@ from analytics_service.chat.tools import Toolbox
 from analytics_service.chat.tools.bounds import bounded
 from analytics_service.chat.tools.tool import ToolError
 from analytics_service.chat.tools.toolbox import TOOLS
-from analytics_service.chat.tools.values import size_of
+from analytics_service.chat.tools.values import plain_json, size_of
 from analytics_service.providers.base import ToolRequest
 from control_plane.client import Client, RetryPolicy
 from tests.support.fake_control_plane import FakeControlPlane, make_job
@@ -138,7 +138,7 @@ async def test_calls_may_come_side_by_side(demo: RunningPlane, tools: Toolbox) -
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.dictionaries(st.text(max_size=5), ANYTHING), st.integers(600, 2_000))
+@given(st.dictionaries(st.text(max_size=5), ANYTHING).map(plain_json), st.integers(600, 2_000))
 def test_bounded_results_are_within_their_bound_or_refused(
     result: dict[str, Any], limit: int
 ) -> None:

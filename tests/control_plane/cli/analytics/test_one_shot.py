@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import grpc
@@ -112,6 +113,36 @@ def test_a_model_that_differs_is_told(midcourse: Command, scripted: ScriptedAnal
         "429 Too Many Requests; trying with gpt-6-luna in 2.0 s",
         "cut at the limit of its length; --max-output-tokens makes it longer",
     ]
+
+
+def test_a_difference_is_told_once(midcourse: Command, scripted: ScriptedAnalytics) -> None:
+    why = "grok-4 was retired"
+    chosen = made.choice(requested_model="grok-4", difference=why, served_model="")
+    over = made.done("x")
+    over.done.message.model.difference = why
+    started = pb.ChatResponse(started=pb.ChatStarted(session="sessions/s1", model=chosen))
+    scripted.chats = [(started, over)]
+    assert midcourse("chat", "x").stderr.count(why) == 1
+    over.done.message.model.difference = "the provider says that grok-5 has served"
+    notes = midcourse("chat", "x").stderr
+    assert notes.count(why) == notes.count("grok-5 has served") == 1
+
+
+def test_an_answer_that_takes_too_long(midcourse: Command, scripted: ScriptedAnalytics) -> None:
+    scripted.chats = [(made.started(), delta("It "), asyncio.Event())]
+    result = midcourse("chat", "x", "--timeout", "1s", code=ExitCode.UNREACHABLE)
+    assert result.stdout == "It \n"
+    assert result.stderr.splitlines()[-1] == (
+        "midcourse: the answer was not whole in time and is stopped; what there is of it is kept;"
+        " --timeout gives it longer"
+    )
+
+
+def test_bytes_that_are_no_text(midcourse: Command, scripted: ScriptedAnalytics) -> None:
+    for args in (["chat", "hi \udcff"], ["chat", "hi", "-j", "\udcff"], ["recommend", "\udcff"]):
+        refused = midcourse(*args, code=ExitCode.USAGE)
+        assert refused.stderr == "midcourse: what was given is no UTF-8 text\n"
+    assert not scripted.calls
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from analytics_service.client import Client, RetryPolicy, UnavailableError
+from analytics_service.config import AnalyticsSettings
 from control_plane.cli.exits import ExitCode
 from tests.support.processes import ROOT, Process, free_port, until
 
@@ -68,6 +69,10 @@ def test_every_problem_of_a_catalogue_is_told(tmp_path: Path) -> None:
         (["--catalogue=/nowhere.toml"], ExitCode.FAILURE, "/nowhere.toml"),
         (["--database=/proc/none/a.db"], ExitCode.FAILURE, "can not open the database"),
         (["--default-model=gpt-4o-mimi"], ExitCode.USAGE, "gpt-4o-mini"),
+        (["--default-model=nope"], ExitCode.USAGE, "default_model: got 'nope'"),
+        (['--failover=["haiku-5-5", "nope"]'], ExitCode.USAGE, "failover: got 'nope'"),
+        (["--retain-usage-days=inf"], ExitCode.USAGE, "less than or equal to 36500"),
+        (["--retain-sessions-days=1e9"], ExitCode.USAGE, "less than or equal to 36500"),
         (["--listen=nowhere"], ExitCode.USAGE, "has no port"),
         (["--listen=0.0.0.0:0"], ExitCode.FAILURE, "0.0.0.0"),
         (["--grace=soon"], ExitCode.USAGE, "--grace"),
@@ -81,6 +86,18 @@ def test_what_is_wrong_is_one_line(
     complaint = done.stderr.splitlines()[-1]
     assert complaint.startswith("midcourse: ")
     assert said in complaint
+
+
+def test_a_model_that_is_not_there_leaves_no_database_behind(tmp_path: Path) -> None:
+    failing(tmp_path, "--default-model=nope")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_variable_that_is_set_to_nothing_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANALYTICS_DEFAULT_MODEL", "")
+    monkeypatch.setenv("MIDCOURSE_ANALYTICS_CATALOGUE", "")
+    settings = AnalyticsSettings.load()
+    assert (settings.default_model, settings.catalogue) == (None, None)
 
 
 def test_addresses_of_others_are_no_place_to_listen(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ class Terminal:
         return shown
 
     def type(self, text: str) -> None:
-        os.write(self._parent, text.encode())
+        os.write(self._parent, text.encode(errors="surrogateescape"))
 
     def ask(self, text: str, until: str = f"\n{PROMPT}") -> str:
         """Types a line and returns what is shown up to the next prompt."""
@@ -255,6 +255,13 @@ def test_failures_do_not_end_the_conversation(terminal: Open, scripted: Scripted
     screen.read(PROMPT)
     assert "midcourse: it broke off" in screen.ask("why?")
     assert screen.leave() == ExitCode.OK
+
+
+def test_bytes_that_are_no_text_do_not_end_the_conversation(terminal: Open) -> None:
+    screen = terminal()
+    screen.read(PROMPT)
+    assert "that is no UTF-8 text; nothing was asked" in screen.ask("why \udcff?")
+    assert "/cost" in screen.ask("/help")
 
 
 def test_nobody_answers_at_the_start(terminal: Open) -> None:

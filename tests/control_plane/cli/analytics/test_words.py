@@ -17,7 +17,7 @@ from control_plane.cli.analytics import tables, tool_words, words
 from control_plane.cli.analytics.apply import options_of
 from control_plane.cli.analytics.markdown import split_finished
 from control_plane.cli.exits import CommandError
-from midcourse.analytics.v1 import session_pb2, usage_pb2
+from midcourse.analytics.v1 import model_pb2, session_pb2, usage_pb2
 from tests.support import analytics_answers as made
 
 AMOUNTS = st.decimals(
@@ -79,6 +79,18 @@ def test_calls_of_tools() -> None:
     assert tool_words.line(made.tool_result()) == (
         "metric_series my-run loss 1–200 → loss 200 samples, spike at 120 (12 ms)"
     )
+    spikes = [
+        {"start_step": 31, "peak_step": 33},
+        {"start_step": 50, "peak_step": 50},
+    ]
+    found = made.struct(
+        series=[{"metric": "loss", "statistics": {"count": 60}, "spikes": spikes}],
+        no_samples_in_range=["grad_norm"],
+        metrics_of_the_job=["loss"],
+    )
+    assert tool_words.result(made.tool_call(result=found)) == (
+        "loss 60 samples, spikes at 31 (peak 33), 50; no samples of grad_norm"
+    )
     failed = made.tool_call(error="there is no job\n'my-run'", duration=0.5)
     assert tool_words.line(failed) == (
         "metric_series my-run loss 1–200 → failed: there is no job 'my-run' (500 ms)"
@@ -95,6 +107,31 @@ def test_calls_of_tools() -> None:
     assert tool_words.line(session_pb2.ToolCall(tool="x")) == (
         "x with arguments that can not be read"
     )
+
+
+def test_a_retired_model_shows_the_successor_that_serves() -> None:
+    retired, active = model_pb2.LIFECYCLE_STAGE_RETIRED, model_pb2.LIFECYCLE_STAGE_ACTIVE
+
+    def model(name: str, stage: model_pb2.LifecycleStage.ValueType, then: str) -> model_pb2.Model:
+        return model_pb2.Model(
+            model_id=name, lifecycle=model_pb2.Lifecycle(stage=stage, successor=then)
+        )
+
+    listing = [
+        model("a", retired, "b"),
+        model("b", retired, "c"),
+        model("c", active, ""),
+        model("x", retired, "y"),
+        model("y", retired, "x"),
+        model("z", retired, "elsewhere"),
+    ]
+    by_id = {each.model_id: each for each in listing}
+    found = [words.live_successor(each, by_id) for each in listing]
+    assert found == ["c", "c", "", "", "", "elsewhere"]
+    console = Console(width=140)
+    with console.capture() as shown:
+        console.print(tables.models(listing))
+    assert "ended, now c" in shown.get().splitlines()[1]
 
 
 SCALARS = st.none() | st.booleans() | st.floats(allow_nan=False) | st.text(max_size=60)
