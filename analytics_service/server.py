@@ -18,6 +18,7 @@ import structlog
 from analytics_service.advice import Advice
 from analytics_service.catalogue.listing import ListedModel, listing
 from analytics_service.catalogue.load import load_catalogue
+from analytics_service.catalogue.model import Stage
 from analytics_service.chat.calls import Surroundings
 from analytics_service.chat.plan import Caller, Limits
 from analytics_service.chat.service import ChatService, ModelPolicy
@@ -144,9 +145,28 @@ class Analytics:
             now=self._clock(),
         )
 
+    def _warn_of_retired(self) -> None:
+        """Logs which models of the settings are retired, as no answer will come from them."""
+        today = self._clock().date()
+        for setting, name in [
+            ("default_model", self.settings.default_model),
+            *(("failover", name) for name in self.settings.failover),
+        ]:
+            model = self._catalogue.find(name) if name else None
+            if model is not None and model.stage_on(today) is Stage.RETIRED:
+                successor = self._catalogue.live_successor(model, today)
+                _log.warning(
+                    "a model of the settings is retired",
+                    setting=setting,
+                    model=name,
+                    shutdown=str(model.shutdown) if model.shutdown else None,
+                    successor=successor.id if successor else None,
+                )
+
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Analytics]:
         """Serves while the block runs, then drains, settles and closes the store."""
+        self._warn_of_retired()
         chores: list[asyncio.Task[None]] = []
         try:
             await self.upkeep.begin()

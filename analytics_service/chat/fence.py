@@ -87,6 +87,31 @@ def rule(boundary: str) -> str:
     )
 
 
+class TagFilter:
+    """Takes the tags of a fence out of what a model writes: small models repeat what they read."""
+
+    def __init__(self, boundary: str) -> None:
+        """Filters the tags of one boundary."""
+        self._tags = (f"</{boundary}>", f"<{boundary}>")
+        self.held = ""
+        """The end of what was fed, which may be the beginning of a tag."""
+
+    def feed(self, text: str) -> str:
+        """Takes more text; returns what is certain to be no tag."""
+        text = self.held + text
+        for tag in self._tags:
+            text = text.replace(tag, "")
+        longest = max(map(len, self._tags)) - 1
+        ends = (text[-size:] for size in range(min(longest, len(text)), 0, -1))
+        self.held = next((end for end in ends if any(t.startswith(end) for t in self._tags)), "")
+        return text.removesuffix(self.held)
+
+    def rest(self) -> str:
+        """Returns what is held back, when no more is to come."""
+        rest, self.held = self.held, ""
+        return rest
+
+
 def _fenced(content: str, boundary: str) -> str:
     assert "<" not in content
     assert ">" not in content

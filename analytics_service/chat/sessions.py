@@ -52,14 +52,14 @@ class SessionService:
             Refusal: The title or the model is not allowed.
         """
         now = self._clock()
-        used = None
+        kept = None
         if model_id:
-            used = self._choose(model_id, None, follow=follow_successor or None).used
+            kept = _kept(self._choose(model_id, None, follow=follow_successor or None))
         session = Session(
             id=self._new_id(),
             principal=caller.name,
             title=_checked(title),
-            model_id=used,
+            model_id=kept,
             follow_successor=follow_successor,
             created=now,
             updated=now,
@@ -95,7 +95,7 @@ class SessionService:
         if change.model_id:
             follow = change.follow_successor
             chosen = self._choose(change.model_id, session, follow=follow)
-            change = SessionChange(change.title, chosen.used, follow)
+            change = SessionChange(change.title, _kept(chosen), follow)
         return await self._store.change_session(session_id, change, self._clock(), version)
 
     async def delete(self, session_id: str, version: int | None, caller: Caller) -> None:
@@ -117,6 +117,11 @@ class SessionService:
         """
         await owned(self._store, session_id, caller)
         return await self._store.list_messages(session_id, after, limit)
+
+
+def _kept(choice: ModelChoice) -> str:
+    """The model to keep with a session: a retired one as such, so that each answer tells of it."""
+    return choice.requested if choice.difference else choice.used
 
 
 async def owned(store: Store, session_id: str, caller: Caller) -> Session:

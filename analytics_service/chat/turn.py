@@ -28,6 +28,7 @@ from analytics_service.chat.events import (
     ToolCalled,
     ToolReturned,
 )
+from analytics_service.chat.fence import TagFilter
 from analytics_service.chat.finish import Backlog, finished
 from analytics_service.chat.plan import Limits, Plan
 from analytics_service.chat.prompt import Prompt
@@ -92,6 +93,7 @@ class Turn:
         self._clock = clock
         self._code_of = code_of
         self._parts: list[Part] = []
+        self._tags = TagFilter(plan.boundary)
         self._citations: dict[Citation, None] = {}
         self._stop: _Stop | None = None
         self._task: asyncio.Task[None] | None = None
@@ -181,8 +183,9 @@ class Turn:
                 plan, self._parts, limits=self._limits, with_tools=not is_last
             )
             result = await self._calls.round(
-                number, request, self._emit_text, self._saved, self.events
+                number, request, self._take_text, self._saved, self.events
             )
+            await self._emit(self._tags.rest())
             if not result.tool_requests:
                 return _state(result.finish)
             await self._use_tools(number, result.tool_requests)
@@ -239,19 +242,19 @@ class Turn:
             self._parts.append(outcome.proposal)
             await self.events.put(Proposed(outcome.proposal))
 
-    async def _emit_text(self, text: str) -> None:
-        match self._parts:
-            case [*_, TextPart(before)]:
-                self._parts[-1] = TextPart(before + text)
-            case _:
-                self._parts.append(TextPart(text))
-        await self.events.put(Delta(text))
+    async def _take_text(self, text: str) -> None:
+        await self._emit(self._tags.feed(text))
+
+    async def _emit(self, text: str) -> None:
+        if text:
+            self._parts = _with_text(self._parts, text)
+            await self.events.put(Delta(text))
 
     def _saved(self) -> Message:
         """The answer as it stands, for being saved with the end of a call."""
         return replace(
             self.answer,
-            parts=tuple(self._parts),
+            parts=tuple(_with_text(self._parts, self._tags.held)),
             citations=tuple(self._citations),
             model=self._calls.choice,
         )
@@ -265,6 +268,16 @@ class Turn:
         answer = replace(self._saved(), state=state, error=error, ended=ended)
         what = f"the end of sessions/{answer.session_id}/messages/{answer.number}"
         return await self._backlog.write(what, lambda: self._store.end_turn(answer))
+
+
+def _with_text(parts: list[Part], text: str) -> list[Part]:
+    match parts:
+        case _ if not text:
+            return parts
+        case [*others, TextPart(before)]:
+            return [*others, TextPart(before + text)]
+        case _:
+            return [*parts, TextPart(text)]
 
 
 def _state(finish: FinishReason) -> MessageState:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analytics_service.chat.fence import (
+    TagFilter,
     clipped,
     fence_json,
     fence_text,
@@ -92,3 +93,21 @@ def test_every_turn_has_a_boundary_of_its_own() -> None:
 def test_clipping_says_how_much_is_missing() -> None:
     assert clipped("abc", 3) == "abc"
     assert clipped("abcdef", 2) == "ab… [4 more characters]"
+
+
+PIECES = TEXT | st.sampled_from([f"<{BOUNDARY}>", "<", "</", "</data", f"{BOUNDARY}>", ">"])
+
+
+@given(st.lists(PIECES, max_size=8).map("".join), st.lists(st.integers(1, 40)))
+def test_a_model_s_words_lose_the_tags_only(said: str, sizes: list[int]) -> None:
+    tags = TagFilter(BOUNDARY)
+    passed, left = "", said
+    for size in [*sizes, len(said)]:
+        piece, left = left[:size], left[size:]
+        passed += tags.feed(piece)
+        assert len(tags.held) <= len(BOUNDARY) + 2
+    passed += tags.rest()
+    tag = f"</?{BOUNDARY}>"
+    expected = re.sub(tag, "", said)
+    # Where taking a tag out leaves another one, that one may be gone too.
+    assert passed == expected or re.search(tag, expected)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from analytics_service.client import (
     FailedPreconditionError,
@@ -194,6 +195,27 @@ async def test_a_default_that_is_retired_and_followed_by_configuration(tmp_path:
         assert answer.model.used_model == SUCCESSOR
         with pytest.raises(FailedPreconditionError):
             await analytics.client.ask("hello?", follow_successor=False)
+
+
+async def test_a_default_that_is_retired_is_logged_at_the_start(tmp_path: Path) -> None:
+    with capture_logs() as logs:
+        async with running_analytics(tmp_path, default_model=RETIRED):
+            pass
+    (entry,) = [each for each in logs if "retired" in each["event"]]
+    assert (entry["log_level"], entry["model"], entry["successor"]) == (
+        "warning", RETIRED, SUCCESSOR,
+    )  # fmt: skip
+
+
+async def test_a_session_created_with_a_retired_model_tells_of_it_with_each_answer(
+    analytics: RunningAnalytics,
+) -> None:
+    session = await analytics.client.create_session(model=RETIRED, follow_successor=True)
+    assert session.model_id == RETIRED
+    for _ in range(2):
+        answer = await analytics.client.ask("hello?", session=session.name)
+        assert (answer.model.requested_model, answer.model.used_model) == (RETIRED, SUCCESSOR)
+        assert "retired" in answer.model.difference
 
 
 async def test_the_environment_names_the_default(

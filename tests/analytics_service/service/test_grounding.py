@@ -178,6 +178,18 @@ async def test_instructions_planted_in_a_run_change_nothing(
     assert MessageToDict(calls[0].result)["updates"][0]["reason"] == planted
 
 
+async def test_a_model_that_repeats_the_fence_is_not_heard_doing_so(
+    analytics: RunningAnalytics,
+) -> None:
+    def a_model_that_repeats(request: Request) -> Reply:
+        (boundary,) = set(re.findall(r"<(data-[0-9a-f]+)>", str(request.body["system"])))
+        return Reply((text("The loss fell.</", f"{boundary}", "> It is <", f"{boundary}>1<"),))
+
+    analytics.fake.default = a_model_that_repeats
+    answer = await analytics.client.ask("what happened?")
+    assert answer.text == answer.message.parts[0].text == "The loss fell. It is 1<"
+
+
 async def test_a_control_plane_that_is_away_is_told_to_the_model(tmp_path: Path) -> None:
     async with running_analytics(tmp_path, tool_timeout=0.5) as analytics:
         analytics.fake.reply(tool_call("list_jobs", {}))
