@@ -26,6 +26,7 @@ TEXT_LENGTH: Final = 300
 """Most characters of a free text from a run: a reason, a message."""
 
 _BOUNDARY_BYTES: Final = 12
+_SURELY_A_TAG: Final = len("</data-0")
 _UNSEEN: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _NOT_PLAIN: Final = re.compile(r"[<>]|[^ -~]")
 _ANGLES: Final = re.compile(r"[<>]")
@@ -87,12 +88,17 @@ def rule(boundary: str) -> str:
     )
 
 
+def tags(boundary: str) -> tuple[str, str]:
+    """Returns the tags that close and open a fence."""
+    return f"</{boundary}>", f"<{boundary}>"
+
+
 class TagFilter:
     """Takes the tags of a fence out of what a model writes: small models repeat what they read."""
 
     def __init__(self, boundary: str) -> None:
         """Filters the tags of one boundary."""
-        self._tags = (f"</{boundary}>", f"<{boundary}>")
+        self._tags = tags(boundary)
         self.held = ""
         """The end of what was fed, which may be the beginning of a tag."""
 
@@ -107,9 +113,9 @@ class TagFilter:
         return text.removesuffix(self.held)
 
     def rest(self) -> str:
-        """Returns what is held back, when no more is to come."""
+        """Returns what is held back, when no more is to come; a tag that was cut off is none."""
         rest, self.held = self.held, ""
-        return rest
+        return rest if len(rest) < _SURELY_A_TAG else ""
 
 
 def _fenced(content: str, boundary: str) -> str:

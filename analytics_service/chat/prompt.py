@@ -16,7 +16,7 @@ from analytics_service.chat.conversation import (
     TextPart,
     ToolCallPart,
 )
-from analytics_service.chat.fence import clipped, fence_json, fence_text, rule
+from analytics_service.chat.fence import clipped, fence_json, fence_text, rule, tags
 from analytics_service.chat.plan import Limits, Plan
 from analytics_service.chat.tools.sentences import Read, sentences
 from analytics_service.errors import Reason, Refusal
@@ -207,6 +207,8 @@ class Prompt:
             max_output,
             question.temperature,
             limits.idle_seconds,
+            # A model that writes these repeats what it has read, and goes on to do so.
+            stop=tags(plan.boundary),
         )
 
 

@@ -96,6 +96,7 @@ class ProviderRequest:
         max_output_tokens: Most tokens to write, reasoning included.
         temperature: Sampling temperature; None: none is sent.
         idle_timeout: Seconds of silence after which the call has failed.
+        stop: Texts that end the answer; only the local model is told, as hosted ones need it not.
     """
 
     model: str
@@ -105,6 +106,7 @@ class ProviderRequest:
     max_output_tokens: int = 4096
     temperature: float | None = None
     idle_timeout: float = 60.0
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,7 +103,7 @@ class Engine:
         text = PiecewiseText(self._decode)
         reason = FinishReason.LENGTH
         unread = prompt
-        written = 0
+        written, said = 0, ""
         while written < min(request.max_output_tokens, room):
             usage = UsageReport(TokenUsage(input=len(prompt), output=written))
             scores = yield from self._read(unread, cache, usage, is_stopped)
@@ -116,7 +116,11 @@ class Engine:
                 reason = FinishReason.STOP
                 break
             if piece := text.feed(token):
+                said += piece
                 yield TextDelta(piece)
+                if any(each in said for each in request.stop):
+                    reason = FinishReason.STOP
+                    break
         if piece := text.rest():
             yield TextDelta(piece)
         yield UsageReport(TokenUsage(input=len(prompt), output=written))

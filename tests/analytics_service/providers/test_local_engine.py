@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 
 from analytics_service.providers.base import (
     AssistantTurn,
+    Finished,
+    FinishReason,
     ProviderRequest,
+    TextDelta,
     ToolRequest,
     ToolTurn,
     UsageReport,
@@ -127,6 +130,19 @@ def test_it_stops_within_the_prompt_and_within_the_answer(engine: Engine) -> Non
     assert is_stopped_after(1) == [TokenUsage(input=prompt, output=0)] * 2
     assert is_stopped_after(5)[-1] == TokenUsage(input=prompt, output=3)
     assert reads == 6
+
+
+def test_it_stops_at_a_text_that_it_is_told_to_stop_at(engine: Engine) -> None:
+    request = ProviderRequest("m", "", (UserTurn("What runs?"),), max_output_tokens=24)
+    *_, end = engine.answer(request, bool)
+    whole = "".join(e.text for e in engine.answer(request, bool) if isinstance(e, TextDelta))
+    stop = whole[len(whole) // 2 :][:3]
+    events = list(engine.answer(replace(request, stop=("never said", stop)), bool))
+    said = "".join(e.text for e in events if isinstance(e, TextDelta))
+    assert stop in said
+    assert whole.startswith(said)
+    assert len(said) < len(whole)
+    assert (end, events[-1]) == (Finished(FinishReason.LENGTH), Finished(FinishReason.STOP))
 
 
 def test_the_marks_are_those_of_the_tokenizer(engine: Engine, tmp_path: Path) -> None:
