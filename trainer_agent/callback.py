@@ -18,6 +18,7 @@ from trainer_agent.controller import ParameterController
 from trainer_agent.discovery import find
 from trainer_agent.one_instance import make_only_instance
 from trainer_agent.parameters import Boundary
+from trainer_agent.run import Run
 from trainer_agent.session import Identity, LinkFactory, SteeringSession, default_link
 
 if TYPE_CHECKING:
@@ -127,7 +128,18 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
         self._last_state = None
         self._reported.clear()
         resumed = _saved_state(saved) if state.global_step > 0 else None
-        found = find(kwargs.get("optimizer"), kwargs.get("lr_scheduler"))
+        trainer = None if self._trainer is None else self._trainer()
+        found = find(
+            Run(
+                optimizer=kwargs.get("optimizer"),
+                lr_scheduler=kwargs.get("lr_scheduler"),
+                model=kwargs.get("model"),
+                trainer=trainer,
+                args=args,
+                state=state,
+                method=identity.training_method(trainer, args),
+            )
+        )
         instance_id = identity.new_instance_id()
         self._controller = controller = ParameterController(found.parameters, instance_id)
         checkpoint_job = None if resumed is None else resumed["job"]

@@ -34,6 +34,7 @@ _KINDS = {
 }
 _BOUNDARIES = {
     BoundaryKind.STEP: parameter_pb2.BOUNDARY_STEP,
+    BoundaryKind.ACCUMULATION: parameter_pb2.BOUNDARY_ACCUMULATION,
     BoundaryKind.EPOCH: parameter_pb2.BOUNDARY_EPOCH,
     BoundaryKind.GENERATION: parameter_pb2.BOUNDARY_GENERATION,
 }

@@ -49,6 +49,9 @@ class Brittle:
     def check(self, change: Change, boundary: Boundary) -> None:
         self._do("check")
 
+    def opens(self, change: Change, boundary: Boundary) -> bool:
+        return True
+
     def apply(self, change: Change, boundary: Boundary) -> Applied:
         self._do("apply")
         old, self.value = self.value, 2.0

@@ -4,7 +4,8 @@ A live parameter is a value inside a running training process that can be change
 optimizer steps. Each family (the learning rate, weight decay, clipping, ...) is one module with a
 class that fulfils :class:`LiveParameter`. The life of one change is always the same:
 
-1. ``check`` says whether the change is possible now, and touches nothing.
+1. ``check`` says whether the change is possible now, and touches nothing; ``opens`` whether this
+   boundary is one of the parameter's own, or it has to wait for one.
 2. ``apply`` makes it, between two optimizer steps, and returns what was and what is.
 3. the next optimizer step runs with it; ``read`` right after that step says what it used.
 4. ``verify``, at the boundary after that step, says whether all went as promised.
@@ -47,6 +48,8 @@ class BoundaryKind(enum.StrEnum):
 
     STEP = "step"
     """Between any two optimizer steps."""
+    ACCUMULATION = "accumulation"
+    """Where the micro-batches used in the epoch are a multiple of those of an update to come."""
     EPOCH = "epoch"
     """Between two passes over the data."""
     GENERATION = "generation"
@@ -63,6 +66,16 @@ class Operation(enum.StrEnum):
     RAMP = "ramp"
     SCHEDULE = "schedule"
     RELEASE = "release"
+
+
+class Coupling(enum.StrEnum):
+    """How the learning rate follows a change of batch size, in the same transaction."""
+
+    NONE = "none"
+    LINEAR = "linear"
+    """In proportion to the batch size (Goyal et al., 2017, arXiv:1706.02677)."""
+    SQRT = "sqrt"
+    """In proportion to its square root (Krizhevsky, 2014, arXiv:1404.5997)."""
 
 
 class SetMode(enum.StrEnum):
@@ -99,6 +112,7 @@ class Set:
     """For ``SetMode.HOLD``: the number of optimizer steps; None: until released."""
     group: str | None = None
     """One parameter group, by name or by index; None: all, their ratios kept."""
+    coupling: Coupling = Coupling.NONE
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mode", SetMode(self.mode))
@@ -111,6 +125,7 @@ class Multiply:
     parameter: str
     factor: float
     group: str | None = None
+    coupling: Coupling = Coupling.NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +207,11 @@ class Boundary(NamedTuple):
     """Passes over the data completed, in fractions; None where that is not known."""
 
     @property
+    def ends_epoch(self) -> bool:
+        """Whether the step that was completed was the last of its pass over the data."""
+        return self.epoch is not None and self.epoch > 0 and float(self.epoch).is_integer()
+
+    @property
     def next_step(self) -> int:
         """The number, from 1, of the optimizer step that follows."""
         return self.global_step + 1
@@ -228,6 +248,23 @@ class Refused(Exception):  # noqa: N818 - it is an answer, not a fault
 
 
 @dataclass(frozen=True, slots=True)
+class GuardRails:
+    """Limits that the job's owner sets; narrower than what the parameter itself allows.
+
+    ``force`` overrides ``max_relative_change``; nothing overrides the others.
+    """
+
+    minimum: float | None = None
+    maximum: float | None = None
+    max_relative_change: float | None = None
+    """Largest factor, up or down, between the value in force and a new one; None: no limit."""
+    frozen: bool = False
+    """It must not be changed at all."""
+    allowed_principals: tuple[str, ...] = ()
+    """Who may change it; empty: whoever may change anything."""
+
+
+@dataclass(frozen=True, slots=True)
 class ParameterSpec:
     """What a parameter declares about itself."""
 
@@ -252,6 +289,8 @@ class ParameterSpec:
     """Why each operation that this family knows is not offered in this run."""
     groups: tuple[str, ...] = ()
     """The parameter groups that a change may name, in the optimizer's order."""
+    guard_rails: GuardRails | None = None
+    """The owner's limits; None: the control plane's defaults."""
 
     @property
     def unavailable_reason(self) -> str | None:
@@ -296,6 +335,13 @@ class LiveParameter(Protocol):
 
         Raises:
             Refused: It would not; with the reason.
+        """
+        ...
+
+    def opens(self, change: Change, boundary: Boundary) -> bool:
+        """Say whether this is one of the parameter's own boundaries; changes nothing.
+
+        Where it is not, the update waits for one that is, unless it is refused before.
         """
         ...
 

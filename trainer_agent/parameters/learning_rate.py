@@ -99,6 +99,10 @@ class LearningRate:
         """
         self._plan(change, boundary)
 
+    def opens(self, change: Change, boundary: Boundary) -> bool:
+        """Every boundary is one."""
+        return True
+
     def apply(self, change: Change, boundary: Boundary) -> Applied:
         """Make the change and read it back.
 

@@ -74,6 +74,7 @@ class SessionRequest(_message.Message):
     EVENT_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     GOODBYE_FIELD_NUMBER: _builtins.int
+    LOCAL_UPDATE_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Number of the message in this stream: 1 for Hello, then 2, 3, … A gap makes
     the server ask for full state; a number that was there before is refused.
@@ -106,6 +107,10 @@ class SessionRequest(_message.Message):
     def goodbye(self) -> Global___Goodbye:
         """The last message: the agent ends and will not come back."""
 
+    @_builtins.property
+    def local_update(self) -> Global___LocalUpdate:
+        """The training process has changed something by itself."""
+
     def __init__(
         self,
         *,
@@ -117,12 +122,13 @@ class SessionRequest(_message.Message):
         event: Global___TrainerEvent | None = ...,
         state: Global___FullState | None = ...,
         goodbye: Global___Goodbye | None = ...,
+        local_update: Global___LocalUpdate | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "outcome", b"outcome", "reply", b"reply", "state", b"state"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "local_update", b"local_update", "message", b"message", "outcome", b"outcome", "reply", b"reply", "state", b"state"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "outcome", b"outcome", "reply", b"reply", "sequence", b"sequence", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "local_update", b"local_update", "message", b"message", "outcome", b"outcome", "reply", b"reply", "sequence", b"sequence", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "reply", "outcome", "heartbeat", "event", "state", "goodbye"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "reply", "outcome", "heartbeat", "event", "state", "goodbye", "local_update"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -229,6 +235,7 @@ class FullState(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     PHASE_FIELD_NUMBER: _builtins.int
     ACTIONS_FIELD_NUMBER: _builtins.int
+    LOCAL_UPDATES_FIELD_NUMBER: _builtins.int
     phase: Global___TrainerPhase.ValueType
     """What the trainer is doing."""
     @_builtins.property
@@ -257,6 +264,10 @@ class FullState(_message.Message):
     def actions(self) -> _containers.RepeatedScalarFieldContainer[_update_pb2.ActionKind.ValueType]:
         """Actions that the trainer offers."""
 
+    @_builtins.property
+    def local_updates(self) -> _containers.RepeatedCompositeFieldContainer[Global___LocalUpdate]:
+        """What it has changed by itself and has no revision for yet."""
+
     def __init__(
         self,
         *,
@@ -267,14 +278,50 @@ class FullState(_message.Message):
         progress: _job_pb2.Progress | None = ...,
         phase: Global___TrainerPhase.ValueType = ...,
         actions: _abc.Iterable[_update_pb2.ActionKind.ValueType] | None = ...,
+        local_updates: _abc.Iterable[Global___LocalUpdate] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actions", b"actions", "held", b"held", "in_force", b"in_force", "outcomes", b"outcomes", "parameters", b"parameters", "phase", b"phase", "progress", b"progress"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actions", b"actions", "held", b"held", "in_force", b"in_force", "local_updates", b"local_updates", "outcomes", b"outcomes", "parameters", b"parameters", "phase", b"phase", "progress", b"progress"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FullState: _TypeAlias = FullState  # noqa: Y015
+
+@_typing.final
+class LocalUpdate(_message.Message):
+    """An update that the training process has made by itself, as the job's owner
+    had it do: a guard against a loss that is not finite. The server gives it a
+    revision, with the author "guard", and delivers it as any other; the trainer,
+    which knows it by its request id, does not apply it again and answers with
+    its outcome.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Id of the update, made by the training process; sent again unchanged until
+    the server delivers an update with it.
+    """
+    @_builtins.property
+    def spec(self) -> _update_pb2.UpdateSpec:
+        """What was done, and why."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        spec: _update_pb2.UpdateSpec | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "spec", b"spec"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LocalUpdate: _TypeAlias = LocalUpdate  # noqa: Y015
 
 @_typing.final
 class Hello(_message.Message):

@@ -27,7 +27,7 @@ from midcourse.control.v1 import job_pb2 as midcourse_dot_control_dot_v1_dot_job
 from midcourse.control.v1 import update_pb2 as midcourse_dot_control_dot_v1_dot_update__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cmidcourse/link/v1/link.proto\x12\x11midcourse.link.v1\x1a midcourse/agent/v1/session.proto\x1a\x1emidcourse/control/v1/job.proto\x1a!midcourse/control/v1/update.proto\"\xaf\x03\n\x0eTrainerMessage\x12\x30\n\x05hello\x18\x01 \x01(\x0b\x32\x1f.midcourse.link.v1.TrainerHelloH\x00\x12-\n\x04step\x18\x02 \x01(\x0b\x32\x1d.midcourse.link.v1.StepReportH\x00\x12\x34\n\x07outcome\x18\x03 \x01(\x0b\x32!.midcourse.agent.v1.UpdateOutcomeH\x00\x12.\n\x05state\x18\x04 \x01(\x0b\x32\x1d.midcourse.agent.v1.FullStateH\x00\x12*\n\x05\x66\x61ult\x18\x05 \x01(\x0b\x32\x19.midcourse.agent.v1.FaultH\x00\x12\x38\n\x08\x66inished\x18\x06 \x01(\x0b\x32$.midcourse.agent.v1.TrainingFinishedH\x00\x12\x34\n\x07goodbye\x18\x07 \x01(\x0b\x32!.midcourse.link.v1.TrainerGoodbyeH\x00\x12/\n\x05steps\x18\x08 \x01(\x0b\x32\x1e.midcourse.link.v1.StepReportsH\x00\x42\t\n\x07message\"\x9e\x02\n\x0c\x41gentMessage\x12\x32\n\x07welcome\x18\x01 \x01(\x0b\x32\x1f.midcourse.link.v1.AgentWelcomeH\x00\x12\x33\n\x08\x64\x65livery\x18\x02 \x01(\x0b\x32\x1f.midcourse.link.v1.LinkDeliveryH\x00\x12\x34\n\nwithdrawal\x18\x03 \x01(\x0b\x32\x1e.midcourse.agent.v1.WithdrawalH\x00\x12\x33\n\x06stored\x18\x04 \x01(\x0b\x32!.midcourse.link.v1.OutcomesStoredH\x00\x12/\n\x08\x64\x65tached\x18\x05 \x01(\x0b\x32\x1b.midcourse.link.v1.DetachedH\x00\x42\t\n\x07message\"\xaf\x02\n\x0cTrainerHello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12;\n\x06labels\x18\x03 \x03(\x0b\x32+.midcourse.link.v1.TrainerHello.LabelsEntry\x12\x0e\n\x06method\x18\x04 \x01(\t\x12\x13\n\x0binstance_id\x18\x05 \x01(\t\x12\x0b\n\x03pid\x18\x06 \x01(\r\x12\x12\n\nstart_step\x18\x07 \x01(\x04\x12,\n\x05state\x18\x08 \x01(\x0b\x32\x1d.midcourse.agent.v1.FullState\x12\x15\n\rcontrol_plane\x18\t \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"L\n\x0c\x41gentWelcome\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x15\n\ragent_version\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\"\x80\x01\n\x0cLinkDelivery\x12,\n\x06update\x18\x01 \x01(\x0b\x32\x1c.midcourse.control.v1.Update\x12%\n\x18\x64\x65\x61\x64line_monotonic_nanos\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x1b\n\x19_deadline_monotonic_nanos\"#\n\x0eOutcomesStored\x12\x11\n\trevisions\x18\x01 \x03(\x04\"+\n\x08\x44\x65tached\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x93\x01\n\x0bStepReports\x12\r\n\x05steps\x18\x01 \x03(\x04\x12\x12\n\ntime_nanos\x18\x02 \x03(\x03\x12\r\n\x05names\x18\x03 \x03(\t\x12\x0e\n\x06values\x18\x04 \x03(\x01\x12\x12\n\x05\x65poch\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\tmax_steps\x18\x06 \x01(\x04H\x01\x88\x01\x01\x42\x08\n\x06_epochB\x0c\n\n_max_steps\"\xa9\x02\n\nStepReport\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x12\n\ntime_nanos\x18\x02 \x01(\x03\x12\r\n\x05names\x18\x03 \x03(\t\x12\x0e\n\x06values\x18\x04 \x03(\x01\x12\x12\n\x05\x65poch\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\tmax_steps\x18\x06 \x01(\x04H\x01\x88\x01\x01\x12\x19\n\x0cmetrics_step\x18\x07 \x01(\x04H\x02\x88\x01\x01\x12\x38\n\x08readings\x18\x08 \x03(\x0b\x32&.midcourse.control.v1.ParameterReading\x12\x30\n\x08progress\x18\t \x01(\x0b\x32\x1e.midcourse.control.v1.ProgressB\x08\n\x06_epochB\x0c\n\n_max_stepsB\x0f\n\r_metrics_step\"\x1f\n\x0eTrainerGoodbye\x12\r\n\x05\x65rror\x18\x01 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cmidcourse/link/v1/link.proto\x12\x11midcourse.link.v1\x1a midcourse/agent/v1/session.proto\x1a\x1emidcourse/control/v1/job.proto\x1a!midcourse/control/v1/update.proto\"\xe8\x03\n\x0eTrainerMessage\x12\x30\n\x05hello\x18\x01 \x01(\x0b\x32\x1f.midcourse.link.v1.TrainerHelloH\x00\x12-\n\x04step\x18\x02 \x01(\x0b\x32\x1d.midcourse.link.v1.StepReportH\x00\x12\x34\n\x07outcome\x18\x03 \x01(\x0b\x32!.midcourse.agent.v1.UpdateOutcomeH\x00\x12.\n\x05state\x18\x04 \x01(\x0b\x32\x1d.midcourse.agent.v1.FullStateH\x00\x12*\n\x05\x66\x61ult\x18\x05 \x01(\x0b\x32\x19.midcourse.agent.v1.FaultH\x00\x12\x38\n\x08\x66inished\x18\x06 \x01(\x0b\x32$.midcourse.agent.v1.TrainingFinishedH\x00\x12\x34\n\x07goodbye\x18\x07 \x01(\x0b\x32!.midcourse.link.v1.TrainerGoodbyeH\x00\x12/\n\x05steps\x18\x08 \x01(\x0b\x32\x1e.midcourse.link.v1.StepReportsH\x00\x12\x37\n\x0clocal_update\x18\t \x01(\x0b\x32\x1f.midcourse.agent.v1.LocalUpdateH\x00\x42\t\n\x07message\"\x9e\x02\n\x0c\x41gentMessage\x12\x32\n\x07welcome\x18\x01 \x01(\x0b\x32\x1f.midcourse.link.v1.AgentWelcomeH\x00\x12\x33\n\x08\x64\x65livery\x18\x02 \x01(\x0b\x32\x1f.midcourse.link.v1.LinkDeliveryH\x00\x12\x34\n\nwithdrawal\x18\x03 \x01(\x0b\x32\x1e.midcourse.agent.v1.WithdrawalH\x00\x12\x33\n\x06stored\x18\x04 \x01(\x0b\x32!.midcourse.link.v1.OutcomesStoredH\x00\x12/\n\x08\x64\x65tached\x18\x05 \x01(\x0b\x32\x1b.midcourse.link.v1.DetachedH\x00\x42\t\n\x07message\"\xaf\x02\n\x0cTrainerHello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12;\n\x06labels\x18\x03 \x03(\x0b\x32+.midcourse.link.v1.TrainerHello.LabelsEntry\x12\x0e\n\x06method\x18\x04 \x01(\t\x12\x13\n\x0binstance_id\x18\x05 \x01(\t\x12\x0b\n\x03pid\x18\x06 \x01(\r\x12\x12\n\nstart_step\x18\x07 \x01(\x04\x12,\n\x05state\x18\x08 \x01(\x0b\x32\x1d.midcourse.agent.v1.FullState\x12\x15\n\rcontrol_plane\x18\t \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"L\n\x0c\x41gentWelcome\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x15\n\ragent_version\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\"\x80\x01\n\x0cLinkDelivery\x12,\n\x06update\x18\x01 \x01(\x0b\x32\x1c.midcourse.control.v1.Update\x12%\n\x18\x64\x65\x61\x64line_monotonic_nanos\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x1b\n\x19_deadline_monotonic_nanos\"#\n\x0eOutcomesStored\x12\x11\n\trevisions\x18\x01 \x03(\x04\"+\n\x08\x44\x65tached\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x93\x01\n\x0bStepReports\x12\r\n\x05steps\x18\x01 \x03(\x04\x12\x12\n\ntime_nanos\x18\x02 \x03(\x03\x12\r\n\x05names\x18\x03 \x03(\t\x12\x0e\n\x06values\x18\x04 \x03(\x01\x12\x12\n\x05\x65poch\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\tmax_steps\x18\x06 \x01(\x04H\x01\x88\x01\x01\x42\x08\n\x06_epochB\x0c\n\n_max_steps\"\xa9\x02\n\nStepReport\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x12\n\ntime_nanos\x18\x02 \x01(\x03\x12\r\n\x05names\x18\x03 \x03(\t\x12\x0e\n\x06values\x18\x04 \x03(\x01\x12\x12\n\x05\x65poch\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\tmax_steps\x18\x06 \x01(\x04H\x01\x88\x01\x01\x12\x19\n\x0cmetrics_step\x18\x07 \x01(\x04H\x02\x88\x01\x01\x12\x38\n\x08readings\x18\x08 \x03(\x0b\x32&.midcourse.control.v1.ParameterReading\x12\x30\n\x08progress\x18\t \x01(\x0b\x32\x1e.midcourse.control.v1.ProgressB\x08\n\x06_epochB\x0c\n\n_max_stepsB\x0f\n\r_metrics_step\"\x1f\n\x0eTrainerGoodbye\x12\r\n\x05\x65rror\x18\x01 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,25 +37,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRAINERHELLO_LABELSENTRY']._loaded_options = None
   _globals['_TRAINERHELLO_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_TRAINERMESSAGE']._serialized_start=153
-  _globals['_TRAINERMESSAGE']._serialized_end=584
-  _globals['_AGENTMESSAGE']._serialized_start=587
-  _globals['_AGENTMESSAGE']._serialized_end=873
-  _globals['_TRAINERHELLO']._serialized_start=876
-  _globals['_TRAINERHELLO']._serialized_end=1179
-  _globals['_TRAINERHELLO_LABELSENTRY']._serialized_start=1134
-  _globals['_TRAINERHELLO_LABELSENTRY']._serialized_end=1179
-  _globals['_AGENTWELCOME']._serialized_start=1181
-  _globals['_AGENTWELCOME']._serialized_end=1257
-  _globals['_LINKDELIVERY']._serialized_start=1260
-  _globals['_LINKDELIVERY']._serialized_end=1388
-  _globals['_OUTCOMESSTORED']._serialized_start=1390
-  _globals['_OUTCOMESSTORED']._serialized_end=1425
-  _globals['_DETACHED']._serialized_start=1427
-  _globals['_DETACHED']._serialized_end=1470
-  _globals['_STEPREPORTS']._serialized_start=1473
-  _globals['_STEPREPORTS']._serialized_end=1620
-  _globals['_STEPREPORT']._serialized_start=1623
-  _globals['_STEPREPORT']._serialized_end=1920
-  _globals['_TRAINERGOODBYE']._serialized_start=1922
-  _globals['_TRAINERGOODBYE']._serialized_end=1953
+  _globals['_TRAINERMESSAGE']._serialized_end=641
+  _globals['_AGENTMESSAGE']._serialized_start=644
+  _globals['_AGENTMESSAGE']._serialized_end=930
+  _globals['_TRAINERHELLO']._serialized_start=933
+  _globals['_TRAINERHELLO']._serialized_end=1236
+  _globals['_TRAINERHELLO_LABELSENTRY']._serialized_start=1191
+  _globals['_TRAINERHELLO_LABELSENTRY']._serialized_end=1236
+  _globals['_AGENTWELCOME']._serialized_start=1238
+  _globals['_AGENTWELCOME']._serialized_end=1314
+  _globals['_LINKDELIVERY']._serialized_start=1317
+  _globals['_LINKDELIVERY']._serialized_end=1445
+  _globals['_OUTCOMESSTORED']._serialized_start=1447
+  _globals['_OUTCOMESSTORED']._serialized_end=1482
+  _globals['_DETACHED']._serialized_start=1484
+  _globals['_DETACHED']._serialized_end=1527
+  _globals['_STEPREPORTS']._serialized_start=1530
+  _globals['_STEPREPORTS']._serialized_end=1677
+  _globals['_STEPREPORT']._serialized_start=1680
+  _globals['_STEPREPORT']._serialized_end=1977
+  _globals['_TRAINERGOODBYE']._serialized_start=1979
+  _globals['_TRAINERGOODBYE']._serialized_end=2010
 # @@protoc_insertion_point(module_scope)

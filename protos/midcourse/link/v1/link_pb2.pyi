@@ -39,6 +39,7 @@ class TrainerMessage(_message.Message):
     FINISHED_FIELD_NUMBER: _builtins.int
     GOODBYE_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
+    LOCAL_UPDATE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___TrainerHello:
         """The first message."""
@@ -71,6 +72,10 @@ class TrainerMessage(_message.Message):
     def steps(self) -> Global___StepReports:
         """Steps are done."""
 
+    @_builtins.property
+    def local_update(self) -> _session_pb2.LocalUpdate:
+        """The training process has changed something by itself."""
+
     def __init__(
         self,
         *,
@@ -82,12 +87,13 @@ class TrainerMessage(_message.Message):
         finished: _session_pb2.TrainingFinished | None = ...,
         goodbye: Global___TrainerGoodbye | None = ...,
         steps: Global___StepReports | None = ...,
+        local_update: _session_pb2.LocalUpdate | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["fault", b"fault", "finished", b"finished", "goodbye", b"goodbye", "hello", b"hello", "message", b"message", "outcome", b"outcome", "state", b"state", "step", b"step", "steps", b"steps"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fault", b"fault", "finished", b"finished", "goodbye", b"goodbye", "hello", b"hello", "local_update", b"local_update", "message", b"message", "outcome", b"outcome", "state", b"state", "step", b"step", "steps", b"steps"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fault", b"fault", "finished", b"finished", "goodbye", b"goodbye", "hello", b"hello", "message", b"message", "outcome", b"outcome", "state", b"state", "step", b"step", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fault", b"fault", "finished", b"finished", "goodbye", b"goodbye", "hello", b"hello", "local_update", b"local_update", "message", b"message", "outcome", b"outcome", "state", b"state", "step", b"step", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "step", "outcome", "state", "fault", "finished", "goodbye", "steps"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "step", "outcome", "state", "fault", "finished", "goodbye", "steps", "local_update"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 

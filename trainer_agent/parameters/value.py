@@ -1,0 +1,339 @@
+"""A live parameter that is a plain value: what all families but the learning rate build on.
+
+A family says what its parameter is called, how it is read and written, and where; all the rest,
+from refusing what is out of bounds to what rides in a checkpoint, is here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final, cast
+
+from trainer_agent.parameters.base import (
+    EVERY_GROUP,
+    Applied,
+    Boundary,
+    BoundaryKind,
+    Change,
+    Json,
+    Kind,
+    Multiply,
+    Operation,
+    ParameterSpec,
+    Reading,
+    Refused,
+    Release,
+    Set,
+    SetMode,
+    Value,
+    operation_of,
+)
+
+_VERSION: Final = 1
+
+Values = Mapping[str, Value | None]
+"""Values by parameter group; ``EVERY_GROUP`` alone where there are no groups."""
+
+
+class ValueParameter:
+    """A value that is read and written where it lies; fulfils ``LiveParameter``.
+
+    Subclasses set the class attributes, and implement ``get`` and ``put``; they may override
+    ``why_unavailable``, ``refuse`` and ``opens``.
+    """
+
+    name: ClassVar[str]
+    description: ClassVar[str]
+    kind: ClassVar[Kind] = Kind.FLOAT
+    unit: ClassVar[str] = ""
+    minimum: ClassVar[float | None] = None
+    minimum_exclusive: ClassVar[bool] = False
+    maximum: ClassVar[float | None] = None
+    maximum_exclusive: ClassVar[bool] = False
+    choices: ClassVar[tuple[str, ...]] = ()
+    boundary: ClassVar[BoundaryKind] = BoundaryKind.STEP
+
+    def __init__(self) -> None:
+        # What the script had set, from before the first change; None: it was never changed.
+        self._original: dict[str, Value | None] | None = None
+
+    # ---- For families ----
+
+    def get(self) -> Values:
+        """Return the values in force, read where the training loop reads them."""
+        raise NotImplementedError
+
+    def put(self, values: Mapping[str, Value]) -> None:
+        """Write values, of one group or of several, everywhere the training loop reads them.
+
+        May raise in the middle: what was written is then taken back by putting the old values.
+        """
+        raise NotImplementedError
+
+    def why_unavailable(self) -> str | None:
+        """Return why it can not be changed in this run; None: it can."""
+        return None
+
+    def refuse(self, values: Mapping[str, Value], boundary: Boundary) -> None:
+        """Refuse values that are within the bounds and impossible all the same; changes nothing.
+
+        Raises:
+            Refused: With the reason.
+        """
+
+    def opens(self, change: Change, boundary: Boundary) -> bool:
+        """Say whether this is one of the parameter's own boundaries."""
+        return self.boundary is not BoundaryKind.EPOCH or boundary.ends_epoch
+
+    # ---- The contract ----
+
+    def spec(self) -> ParameterSpec:
+        """Declare what can be asked now."""
+        why = self.why_unavailable()
+        offered = {Operation.SET, Operation.RELEASE}
+        if self.kind in {Kind.FLOAT, Kind.INT}:
+            offered.add(Operation.MULTIPLY)
+        reading = self.read()
+        groups = tuple(group for group in reading.by_group if group != EVERY_GROUP)
+        return ParameterSpec(
+            name=self.name,
+            kind=self.kind,
+            description=self.description,
+            unit=self.unit,
+            minimum=self.minimum,
+            minimum_exclusive=self.minimum_exclusive,
+            maximum=self.maximum,
+            maximum_exclusive=self.maximum_exclusive,
+            choices=self.choices,
+            boundary=self.boundary,
+            current=reading.value,
+            operations=frozenset() if why else frozenset(offered),
+            unavailable={} if why is None else dict.fromkeys(sorted(offered), why),
+            groups=groups,
+        )
+
+    def check(self, change: Change, boundary: Boundary) -> None:
+        """Say whether ``apply`` would make this change here.
+
+        Raises:
+            Refused: It would not; with the reason.
+        """
+        self._plan(change, boundary)
+
+    def apply(self, change: Change, boundary: Boundary) -> Applied:
+        """Make the change and read it back.
+
+        Raises:
+            Refused: It was not made and nothing changed; with the reason.
+        """
+        planned = self._plan(change, boundary)
+        old = dict(self.get())
+        before = (old, self._original)
+        try:
+            self.put(planned)
+            new = dict(self.get())
+            if wrong := _difference(planned, new):
+                raise Refused(
+                    "READ_BACK_DIFFERS",
+                    f"{self.name} was set and read back otherwise: {wrong}",
+                    value_in_force=_first(old),
+                )
+        except Exception:
+            self._put_back(old)
+            raise
+        original = self._original or old
+        self._original = None if isinstance(change, Release) and new == original else original
+        return Applied(change, boundary, Reading(old), Reading(new), before)
+
+    def undo(self, applied: Applied) -> None:
+        """Take a change back bit for bit."""
+        old, self._original = cast("tuple[Values, dict[str, Value | None] | None]", applied.before)
+        self._put_back(old)
+
+    def read(self, *, synchronise: bool = False) -> Reading:
+        """Return the values in force, by group; empty where the parameter is not available."""
+        return Reading({} if self.why_unavailable() else dict(self.get()))
+
+    def tick(self, boundary: Boundary) -> None:
+        """Nothing varies with time."""
+
+    def verify(self, applied: Applied, used: Reading, boundary: Boundary) -> str | None:
+        """Say whether the step after a change used it."""
+        return _difference(applied.new.by_group, used.by_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs; empty where nothing was ever changed."""
+        if self._original is None:
+            return {}
+        return {"version": _VERSION, "values": dict(self.get()), "original": self._original}
+
+    def load_state_dict(self, state: Json) -> None:
+        """Go on from a saved state.
+
+        Raises:
+            ValueError: The state does not fit this run; nothing changed.
+        """
+        if not state:
+            return
+        if state.get("version") != _VERSION:
+            raise ValueError(
+                f"the saved state of {self.name} has version {state.get('version')!r}, and this "
+                f"is version {_VERSION}"
+            )
+        if why := self.why_unavailable():
+            raise ValueError(f"{self.name} was changed before, and can not be in this run: {why}")
+        here, values = dict(self.get()), dict(state["values"])
+        if here.keys() != values.keys():
+            raise ValueError(
+                f"the saved state of {self.name} has the parameter groups {sorted(values)}, and "
+                f"this run has {sorted(here)}"
+            )
+        try:
+            self._put_back(values)
+        except Exception:
+            self._put_back(here)
+            raise
+        self._original = dict(state["original"])
+
+    def detach(self) -> None:
+        """Nothing is followed."""
+
+    # ---- Within ----
+
+    def _plan(self, change: Change, boundary: Boundary) -> dict[str, Value]:
+        """Return what a change comes to, by group."""
+        if change.parameter != self.name:
+            raise Refused("UNKNOWN_PARAMETER", f"this is {self.name}, not {change.parameter!r}")
+        if why := self.why_unavailable():
+            raise Refused("UNAVAILABLE", f"{self.name} can not be changed in this run: {why}")
+        now = dict(self.get())
+        targets = self._targets(change, now)
+        match change:
+            case Set(value=value, mode=SetMode.DEFAULT):
+                planned = dict.fromkeys(targets, self._typed(value, now))
+            case Multiply(factor=factor):
+                planned = {group: self._scaled(now[group], factor, now) for group in targets}
+            case Release():
+                original = self._original or now
+                kept = {group: original.get(group) for group in targets}
+                planned = {group: value for group, value in kept.items() if value is not None}
+            case _:
+                raise Refused(
+                    "UNSUPPORTED_OPERATION",
+                    f"{self.name} has no schedule, so that {operation_of(change).value} means "
+                    "nothing for it; allowed: set, multiply, release",
+                    value_in_force=_first(now),
+                )
+        if not isinstance(change, Release):
+            self._check_bounds(planned, now)
+            self.refuse(planned, boundary)
+        return planned
+
+    def _targets(self, change: Change, now: Values) -> list[str]:
+        if change.group is None:
+            return list(now)
+        if change.group in now:
+            return [change.group]
+        groups = [group for group in now if group != EVERY_GROUP]
+        raise Refused(
+            "UNKNOWN_GROUP",
+            f"{self.name} has no parameter group {change.group!r}; "
+            + (f"there are: {', '.join(groups)}" if groups else "it is one value for all of them"),
+            value_in_force=_first(now),
+        )
+
+    def _typed(self, value: Value, now: Values) -> Value:
+        match self.kind, value:
+            case Kind.FLOAT, int() | float() if not isinstance(value, bool):
+                return float(value)
+            case Kind.INT, int() | float() if not isinstance(value, bool) and value % 1 == 0:
+                return int(value)
+            case Kind.BOOL, bool():
+                return value
+            case Kind.STRING | Kind.ENUM, str():
+                return value
+            case _:
+                pass
+        raise Refused(
+            "INVALID_TYPE",
+            f"{self.name} takes {_KINDS[self.kind]}, got {value!r}",
+            value_in_force=_first(now),
+        )
+
+    def _scaled(self, value: Value | None, factor: float, now: Values) -> Value:
+        if isinstance(value, bool | str) or value is None or self.kind not in _NUMBERS:
+            raise Refused(
+                "UNSUPPORTED_OPERATION",
+                f"{self.name} is {value!r}, which can not be multiplied; set it",
+                value_in_force=_first(now),
+            )
+        scaled = value * factor
+        if self.kind is Kind.INT and math.isfinite(scaled) and scaled != int(scaled):
+            raise Refused(
+                "INVALID_VALUE",
+                f"{self.name} is a whole number, and {value} × {factor:g} is {scaled:g}; choose "
+                "another factor or set it",
+                value_in_force=_first(now),
+            )
+        return self._typed(scaled, now) if math.isfinite(scaled) else scaled
+
+    def _check_bounds(self, planned: Mapping[str, Value], now: Values) -> None:
+        for value in planned.values():
+            if self.choices and value not in self.choices:
+                allowed = ", ".join(self.choices)
+            elif isinstance(value, bool | str) or (
+                math.isfinite(value) and not self._below(value) and not self._above(value)
+            ):
+                continue
+            else:
+                allowed = self._range()
+            raise Refused(
+                "OUT_OF_BOUNDS",
+                f"{self.name} would become {value!r}; allowed: {allowed}",
+                value_in_force=_first(now),
+            )
+
+    def _below(self, value: float) -> bool:
+        return self.minimum is not None and (
+            value < self.minimum or (self.minimum_exclusive and value == self.minimum)
+        )
+
+    def _above(self, value: float) -> bool:
+        return self.maximum is not None and (
+            value > self.maximum or (self.maximum_exclusive and value == self.maximum)
+        )
+
+    def _range(self) -> str:
+        limits = []
+        if self.minimum is not None:
+            limits.append(f"{'above' if self.minimum_exclusive else 'at least'} {self.minimum:g}")
+        if self.maximum is not None:
+            limits.append(f"{'below' if self.maximum_exclusive else 'at most'} {self.maximum:g}")
+        return " and ".join(limits) or "a finite number"
+
+    def _put_back(self, values: Values) -> None:
+        self.put({group: value for group, value in values.items() if value is not None})
+
+
+_NUMBERS: Final = frozenset({Kind.FLOAT, Kind.INT})
+_KINDS: Final = {
+    Kind.FLOAT: "a number",
+    Kind.INT: "a whole number",
+    Kind.BOOL: "true or false",
+    Kind.STRING: "a text",
+    Kind.ENUM: "one of its choices",
+}
+
+
+def _first(values: Values) -> Value | None:
+    return next(iter(values.values()), None)
+
+
+def _difference(wanted: Values, got: Values) -> str | None:
+    """Return in words where two sets of values differ; None: nowhere."""
+    for group, value in wanted.items():
+        if group not in got or got[group] != value:
+            where = f" of group {group}" if group != EVERY_GROUP else ""
+            return f"the value{where} was to be {value!r} and is {got.get(group)!r}"
+    return None
