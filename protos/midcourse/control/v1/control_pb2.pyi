@@ -577,25 +577,66 @@ class ListUpdatesResponse(_message.Message):
 
     UPDATES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    LINEAGE_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Token of the next page; empty: this was the last."""
     @_builtins.property
     def updates(self) -> _containers.RepeatedCompositeFieldContainer[_update_pb2.Update]:
         """The updates."""
 
+    @_builtins.property
+    def lineage(self) -> _containers.RepeatedCompositeFieldContainer[Global___LineageSpan]:
+        """The steps that the job's present weights went through, and who took them:
+        ascending, not overlapping. What another process applied, or this one at a
+        later step, was left behind by going back to a checkpoint.
+        """
+
     def __init__(
         self,
         *,
         updates: _abc.Iterable[_update_pb2.Update] | None = ...,
         next_page_token: _builtins.str = ...,
+        lineage: _abc.Iterable[Global___LineageSpan] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "updates", b"updates"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lineage", b"lineage", "next_page_token", b"next_page_token", "updates", b"updates"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListUpdatesResponse: _TypeAlias = ListUpdatesResponse  # noqa: Y015
+
+@_typing.final
+class LineageSpan(_message.Message):
+    """Optimizer steps that one training process took."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    FIRST_STEP_FIELD_NUMBER: _builtins.int
+    LAST_STEP_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """The training process."""
+    first_step: _builtins.int
+    """First step."""
+    last_step: _builtins.int
+    """Last step; absent: it is the newest process, and goes on."""
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        first_step: _builtins.int = ...,
+        last_step: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_last_step", b"_last_step", "last_step", b"last_step"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_step", b"_last_step", "first_step", b"first_step", "instance_id", b"instance_id", "last_step", b"last_step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__last_step: _TypeAlias = _typing.Literal["last_step"]  # noqa: Y015
+    _WhichOneofArgType__last_step: _TypeAlias = _typing.Literal["_last_step", b"_last_step"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__last_step) -> _WhichOneofReturnType__last_step | None: ...
+
+Global___LineageSpan: _TypeAlias = LineageSpan  # noqa: Y015
 
 @_typing.final
 class WaitUpdateRequest(_message.Message):

@@ -504,7 +504,10 @@ Global___StopAction: _TypeAlias = StopAction  # noqa: Y015
 
 @_typing.final
 class RollBackAction(_message.Message):
-    """Go back to a checkpoint. Needs a supervised training process."""
+    """Go back to a checkpoint. Needs a supervised training process. The parameters
+    go back as well: what was applied since then is not applied again. What the
+    same update changes, and what is sent later, is.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -943,6 +946,7 @@ class Update(_message.Message):
     EXPIRED_FIELD_NUMBER: _builtins.int
     CANCELLED_FIELD_NUMBER: _builtins.int
     REAPPLIED_FIELD_NUMBER: _builtins.int
+    ROLLED_BACK_BY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name: jobs/{job}/updates/{revision}."""
     revision: _builtins.int
@@ -957,6 +961,10 @@ class Update(_message.Message):
     """Where it is in its life."""
     cancel_requested: _builtins.bool
     """A withdrawal has been asked for and the trainer's answer is not in yet."""
+    rolled_back_by: _builtins.int
+    """Revision of the roll back that took its newest application away: the run
+    went back to before it, and it is not applied again. 0: none did.
+    """
     @_builtins.property
     def spec(self) -> Global___UpdateSpec:
         """What was asked for."""
@@ -1014,10 +1022,11 @@ class Update(_message.Message):
         expired: Global___Expired | None = ...,
         cancelled: Global___Cancelled | None = ...,
         reapplied: _abc.Iterable[Global___Applied] | None = ...,
+        rolled_back_by: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "cancelled", b"cancelled", "create_time", b"create_time", "deliver_time", b"deliver_time", "expired", b"expired", "outcome", b"outcome", "rejected", b"rejected", "settle_time", b"settle_time", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "author", b"author", "batch", b"batch", "cancel_requested", b"cancel_requested", "cancelled", b"cancelled", "create_time", b"create_time", "deliver_time", b"deliver_time", "expired", b"expired", "name", b"name", "outcome", b"outcome", "reapplied", b"reapplied", "rejected", b"rejected", "request_id", b"request_id", "revision", b"revision", "settle_time", b"settle_time", "spec", b"spec", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "author", b"author", "batch", b"batch", "cancel_requested", b"cancel_requested", "cancelled", b"cancelled", "create_time", b"create_time", "deliver_time", b"deliver_time", "expired", b"expired", "name", b"name", "outcome", b"outcome", "reapplied", b"reapplied", "rejected", b"rejected", "request_id", b"request_id", "revision", b"revision", "rolled_back_by", b"rolled_back_by", "settle_time", b"settle_time", "spec", b"spec", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["applied", "rejected", "expired", "cancelled"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015

@@ -496,3 +496,105 @@ class TrainerGoodbye(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TrainerGoodbye: _TypeAlias = TrainerGoodbye  # noqa: Y015
+
+@_typing.final
+class RankMessage(_message.Message):
+    """What the ranks of a run tell one another at a step boundary, so that all of
+    them do the same there. It never leaves the training processes.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENT_FIELD_NUMBER: _builtins.int
+    DEADLINE_PASSED_FIELD_NUMBER: _builtins.int
+    LOSS_ALARM_FIELD_NUMBER: _builtins.int
+    FAULT_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """The first rank's id of this training process, for all of them."""
+    @_builtins.property
+    def agent(self) -> Global___AgentMessage:
+        """What the agent said to the first rank."""
+
+    @_builtins.property
+    def deadline_passed(self) -> Global___DeadlinePassed:
+        """The first rank's clock: an update's deadline has passed."""
+
+    @_builtins.property
+    def loss_alarm(self) -> Global___LossAlarm:
+        """A loss that is not finite, on whichever rank."""
+
+    @_builtins.property
+    def fault(self) -> _session_pb2.Fault:
+        """Midcourse's own code failed on a rank: none is steered any more."""
+
+    def __init__(
+        self,
+        *,
+        agent: Global___AgentMessage | None = ...,
+        deadline_passed: Global___DeadlinePassed | None = ...,
+        loss_alarm: Global___LossAlarm | None = ...,
+        fault: _session_pb2.Fault | None = ...,
+        instance_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "deadline_passed", b"deadline_passed", "fault", b"fault", "instance_id", b"instance_id", "loss_alarm", b"loss_alarm", "message", b"message"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "deadline_passed", b"deadline_passed", "fault", b"fault", "instance_id", b"instance_id", "loss_alarm", b"loss_alarm", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["agent", "deadline_passed", "loss_alarm", "fault", "instance_id"]  # noqa: Y015
+    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
+
+Global___RankMessage: _TypeAlias = RankMessage  # noqa: Y015
+
+@_typing.final
+class DeadlinePassed(_message.Message):
+    """An update must not be applied any more."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """Its revision."""
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeadlinePassed: _TypeAlias = DeadlinePassed  # noqa: Y015
+
+@_typing.final
+class LossAlarm(_message.Message):
+    """A loss is not finite."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    LOSS_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """The optimizer step, counted from 1, that it was computed for."""
+    loss: _builtins.float
+    """The loss; NaN or infinite."""
+    rank: _builtins.int
+    """The rank that it was computed on."""
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        loss: _builtins.float = ...,
+        rank: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["loss", b"loss", "rank", b"rank", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LossAlarm: _TypeAlias = LossAlarm  # noqa: Y015
