@@ -1,13 +1,30 @@
-"""Several changes at one boundary: all of them or none."""
+"""Several changes at one boundary: all of them or none.
+
+A change of the batch size may take the learning rate with it: then the rate is multiplied, at once
+after that change, by what the batch size was multiplied by (``Coupling.LINEAR``), or by its square
+root (``Coupling.SQRT``). If the batch size stays what it is, so does the rate.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Final
 
-from trainer_agent.parameters.base import Applied, Boundary, Change, LiveParameter, Refused
+from trainer_agent.parameters.base import (
+    Applied,
+    Boundary,
+    Change,
+    Coupling,
+    LiveParameter,
+    Multiply,
+    Refused,
+    Set,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+_LEARNING_RATE: Final = "learning_rate"
 
 
 class ChangeFailed(Refused):
@@ -54,7 +71,8 @@ def apply_all(
         boundary: Where the run stands.
 
     Returns:
-        What was done, in the order of ``changes``.
+        What was done, in the order of ``changes``. A change that took the learning rate with it is
+        followed by a ``Multiply`` of that.
 
     Raises:
         ChangeFailed: One change was refused or failed; nothing has changed.
@@ -63,12 +81,53 @@ def apply_all(
     done: list[tuple[LiveParameter, Applied]] = []
     for index, change in enumerate(changes):
         try:
-            parameter = _find(parameters, change)
-            done.append((parameter, parameter.apply(change, boundary)))
+            done.append(_apply(parameters, change, boundary))
+            following = _coupled(change, done[-1][1])
+            if following is not None:
+                done.append(_apply(parameters, following, boundary))
         except Exception as error:
             _undo_all(done, error)
+            if isinstance(error, UndoError):  # what failed is itself still in force
+                raise
             raise ChangeFailed(index, change, _as_refusal(change, error)) from error
     return [applied for _, applied in done]
+
+
+def _apply(
+    parameters: Mapping[str, LiveParameter], change: Change, boundary: Boundary
+) -> tuple[LiveParameter, Applied]:
+    parameter = _find(parameters, change)
+    if _coupling(change) is not Coupling.NONE and not _couples(parameter):
+        allowed = ", ".join(sorted(name for name, each in parameters.items() if _couples(each)))
+        raise Refused(
+            "UNSUPPORTED_COUPLING",
+            f"the learning rate follows changes of the batch size, not of {change.parameter}; in "
+            f"this run it can follow: {allowed or 'nothing'}",
+        )
+    return parameter, parameter.apply(change, boundary)
+
+
+def _couples(parameter: LiveParameter) -> bool:
+    """Say whether a parameter is in proportion to the samples that a step takes."""
+    return getattr(parameter, "couples", False) is True
+
+
+def _coupling(change: Change) -> Coupling:
+    return change.coupling if isinstance(change, Set | Multiply) else Coupling.NONE
+
+
+def _coupled(change: Change, applied: Applied) -> Multiply | None:
+    """Return what a change of the batch size makes of the learning rate; None: nothing."""
+    coupling, old, new = _coupling(change), applied.old.value, applied.new.value
+    if coupling is Coupling.NONE or new == old:
+        return None
+    if isinstance(old, str | None) or isinstance(new, str | None) or old <= 0:
+        raise Refused(
+            "UNSUPPORTED_COUPLING",
+            f"{change.parameter} went from {old!r} to {new!r}, which no factor leads to",
+        )
+    ratio = new / old
+    return Multiply(_LEARNING_RATE, math.sqrt(ratio) if coupling is Coupling.SQRT else ratio)
 
 
 def _find(parameters: Mapping[str, LiveParameter], change: Change) -> LiveParameter:
