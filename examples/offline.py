@@ -28,12 +28,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
     PrinterCallback,
     Trainer,
 )
 
-METHODS = ("sft", "dpo", "orpo", "grpo", "rloo")
+METHODS = ("sft", "dpo", "orpo", "kto", "reward", "grpo", "rloo")
 """The training methods there are."""
 
 LETTERS = "abcdefgh"
@@ -226,6 +227,29 @@ def _orpo(model: str, args: dict[str, Any], samples: int) -> Trainer:
     return _trainer(ORPOTrainer, model, config, train_dataset=preference_task(samples))
 
 
+def _kto(model: str, args: dict[str, Any], samples: int) -> Trainer:
+    from trl import KTOConfig, KTOTrainer  # type: ignore[attr-defined]  # loaded lazily
+
+    config = KTOConfig(**{"max_length": 32, **args})
+    return _trainer(KTOTrainer, model, config, train_dataset=preference_task(samples))
+
+
+def _reward(model: str, args: dict[str, Any], samples: int) -> Trainer:
+    from trl import RewardConfig, RewardTrainer  # type: ignore[attr-defined]  # loaded lazily
+
+    make: Callable[..., LlamaForSequenceClassification] = LlamaForSequenceClassification
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(args["seed"])
+        scorer = make(LlamaConfig.from_pretrained(model, num_labels=1))
+    scorer.model = LlamaForCausalLM.from_pretrained(model).model
+    return RewardTrainer(
+        model=scorer,
+        args=RewardConfig(**{"max_length": 32, **args}),
+        processing_class=PreTrainedTokenizerFast.from_pretrained(model),
+        train_dataset=preference_task(samples),
+    )
+
+
 def _grpo(model: str, args: dict[str, Any], samples: int) -> Trainer:
     from trl import GRPOConfig, GRPOTrainer  # type: ignore[attr-defined]  # loaded lazily
 
@@ -257,6 +281,8 @@ _BUILDERS: dict[str, Callable[[str, dict[str, Any], int], Trainer]] = {
     "sft": _sft,
     "dpo": _dpo,
     "orpo": _orpo,
+    "kto": _kto,
+    "reward": _reward,
     "grpo": _grpo,
     "rloo": _rloo,
 }
