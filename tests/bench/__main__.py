@@ -6,12 +6,13 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from tests.bench import callback_cost, chat, live_update
+from tests.bench import callback_cost, chat, live_update, ranks
 from tests.bench.report import Row, show
 
 PARTS = {
     "live-update": live_update.rows,
     "callback-cost": callback_cost.rows,
+    "ranks": ranks.rows,
     "chat": chat.rows,
 }
 

@@ -45,19 +45,9 @@ def why_unsteerable(optimizer: Any, scheduler: Any) -> str | None:
         optimizer: As the training framework holds it, with any wrappers.
         scheduler: Likewise; None for a constant learning rate.
     """
-    for outer, inside in ((optimizer, "optimizer"), (scheduler, "scheduler")):
-        engine = _engine(outer, inside)
-        if engine is not None:
-            return (
-                f"{engine} runs the optimizer step and the schedule itself, inside its engine: "
-                "writes from here would not reach them"
-            )
+    if why := why_out_of_reach(optimizer, scheduler):
+        return why
     real = unwrap_optimizer(optimizer)
-    if hasattr(real, "optimizer_dict"):
-        return (
-            "this is a stand-in for layer-wise optimizers that step inside the backward pass, one "
-            "for each parameter: its learning rate is used by nothing"
-        )
     groups = getattr(real, "param_groups", None)
     if not groups:
         return f"{type(real).__name__} has no parameter groups to read a learning rate from"
@@ -71,6 +61,61 @@ def why_unsteerable(optimizer: Any, scheduler: Any) -> str | None:
         if isinstance(rate, torch.Tensor) and rate.numel() != 1:
             return f"the learning rate of group {index} is a tensor of {rate.numel()} elements"
     return _scheduler_unfit(real, unwrap_scheduler(scheduler))
+
+
+def why_out_of_reach(optimizer: Any, scheduler: Any = None) -> str | None:
+    """Return why the optimizer that trains is not the one that is seen; None: it is.
+
+    Args:
+        optimizer: As the training framework holds it, with any wrappers.
+        scheduler: Likewise.
+    """
+    for outer, inside in ((optimizer, "optimizer"), (scheduler, "scheduler")):
+        engine = _engine(outer, inside)
+        if engine is not None and not _schedule_reaches(optimizer, scheduler):
+            return (
+                f"{engine} runs the optimizer step and the schedule itself, inside its engine: "
+                "writes from here would not reach them"
+                + (
+                    "; leave `optimizer` and `scheduler` out of the DeepSpeed configuration, so "
+                    "that the trainer makes its own"
+                    if engine == "DeepSpeed"
+                    else ""
+                )
+            )
+    if hasattr(unwrap_optimizer(optimizer), "optimizer_dict"):
+        return (
+            "this is a stand-in for layer-wise optimizers that step inside the backward pass, one "
+            "for each parameter: its own values are used by nothing"
+        )
+    return None
+
+
+def _schedule_reaches(optimizer: Any, scheduler: Any) -> bool:
+    """Say whether a schedule outside DeepSpeed's engine sets what its optimizer steps with.
+
+    So it is where the configuration names neither optimizer nor scheduler. The trainer makes both
+    then (``transformers.integrations.deepspeed``); the engine steps the optimizer within
+    ``backward``, ahead of the hooks, and the trainer steps the schedule after them, as elsewhere.
+    The schedule takes effect through the groups of the optimizer that it was made for, and if
+    these are the very groups of the innermost one, so does what is written there from here.
+    """
+    real = unwrap_scheduler(scheduler)
+    if not isinstance(real, LRScheduler) or _engine(scheduler, "scheduler") is not None:
+        return False
+    if _is_stand_in(optimizer) or _engine(optimizer, "optimizer") != "DeepSpeed":
+        return False
+    mine = getattr(unwrap_optimizer(optimizer), "param_groups", None) or []
+    its = getattr(real.optimizer, "param_groups", None) or []
+    return (
+        bool(mine)
+        and len(mine) == len(its)
+        and all(own is other for own, other in zip(mine, its, strict=True))
+    )
+
+
+def _is_stand_in(optimizer: Any) -> bool:
+    return any(cls.__name__ == "DummyOptim" for cls in type(unwrap_optimizer(optimizer)).__mro__)
 
 
 def _scheduler_unfit(optimizer: Any, scheduler: Any) -> str | None:
