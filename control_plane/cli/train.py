@@ -1,0 +1,34 @@
+"""`midcourse train`: hands over to the launcher, which is a program of the trainer's side."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from typing import NoReturn
+
+import typer
+
+from control_plane.cli.exits import CommandError, ExitCode
+from control_plane.cli.session import GlobalOptions
+
+# Everything is the launcher's to read, --help too.
+SETTINGS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+
+
+def train(context: typer.Context) -> NoReturn:
+    """Train a model with TRL, watched over and steerable."""
+    if importlib.util.find_spec("yaml") is None:
+        raise CommandError(
+            "`midcourse train` needs packages that are not installed (yaml):"
+            " pip install 'midcourse[trainer]'",
+            ExitCode.FAILURE,
+        )
+    options = context.find_object(GlobalOptions)
+    environment = dict(os.environ)
+    if options is not None and options.server is not None:
+        environment["MIDCOURSE_CONTROL_PLANE"] = options.server
+    # -P: a file of the current directory must not stand in for a module. The launcher takes this
+    # process's place: signals, terminal and exit status are its own.
+    command = [sys.executable, "-P", "-m", "trainer_agent.training", *context.args]
+    os.execve(sys.executable, command, environment)  # noqa: S606 - no shell is meant

@@ -1,0 +1,118 @@
+"""Which checkpoints can be gone on from. Loads no torch.
+
+Transformers takes the checkpoint with the highest number, be it whole or not. It writes
+``trainer_state.json`` last, so one without it was cut short while it was being saved.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+_NAME: Final = re.compile(r"checkpoint-(\d+)")
+_STATE: Final = "trainer_state.json"
+_WEIGHTS: Final = (
+    "*.safetensors",
+    "pytorch_model*.bin",
+    "adapter_model*",
+    "pytorch_model_fsdp*",
+    "global_step*",
+)
+_OPTIMIZERS: Final = ("optimizer*", "global_step*")
+_ASIDE: Final = "rolled-back"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What lies in an output directory."""
+
+    newest: Path | None
+    """The newest checkpoint that can be gone on from; None: there is none."""
+    skipped: tuple[str, ...] = ()
+    """Newer ones that cannot, and why, newest first."""
+
+
+def newest(output_dir: Path) -> Found:
+    """Return the newest checkpoint of a directory that can be gone on from."""
+    skipped: list[str] = []
+    for path in _numbered(output_dir):
+        reason = fault(path)
+        if reason is None:
+            return Found(path, tuple(skipped))
+        skipped.append(f"{path}: {reason}")
+    return Found(None, tuple(skipped))
+
+
+def fault(checkpoint: Path) -> str | None:
+    """Return why a run cannot go on from a checkpoint; None: it can."""
+    if not checkpoint.is_dir():
+        return "there is no such directory"
+    state = checkpoint / _STATE
+    if not state.is_file():
+        return f"it has no {_STATE}, which is saved last: saving it was cut short"
+    try:
+        step = json.loads(state.read_text(encoding="utf-8"))["global_step"]
+    except (ValueError, KeyError, TypeError):
+        return f"its {_STATE} is not whole: saving it was cut short"
+    except OSError as error:
+        return f"its {_STATE} cannot be read: {error.strerror}"
+    named = _NAME.fullmatch(checkpoint.name)
+    if named is not None and int(named[1]) != step:
+        return f"its {_STATE} is of step {step}"
+    if not _any(checkpoint, _WEIGHTS):
+        return "it has no weights"
+    if not _any(checkpoint, _OPTIMIZERS):
+        return "it has no optimizer state (training.save_only_model leaves it out)"
+    return None
+
+
+def set_aside_after(checkpoint: Path) -> list[Path]:
+    """Move away the checkpoints that are newer than one that a run was rolled back to.
+
+    They belong to steps that were given up; ``--resume auto`` must not find them. Nothing is
+    deleted.
+
+    Returns:
+        Where they lie now, oldest first.
+
+    Raises:
+        OSError: One cannot be moved.
+    """
+    kept = _NAME.fullmatch(checkpoint.name)
+    if kept is None:
+        return []
+    newer = [path for path in _numbered(checkpoint.parent) if _step(path) > int(kept[1])]
+    if not newer:
+        return []
+    for number in range(1, 10_000):
+        aside = checkpoint.parent / f"{_ASIDE}-{number}"
+        try:
+            aside.mkdir()
+        except FileExistsError:
+            continue
+        return [path.rename(aside / path.name) for path in reversed(newer)]
+    raise FileExistsError(f"{checkpoint.parent} is full of {_ASIDE}-… directories: remove some")
+
+
+def _numbered(directory: Path) -> Iterator[Path]:
+    """Yield the checkpoints, newest first."""
+    found = directory.iterdir() if directory.is_dir() else ()
+    yield from sorted(
+        (path for path in found if _NAME.fullmatch(path.name) and path.is_dir()),
+        key=_step,
+        reverse=True,
+    )
+
+
+def _step(path: Path) -> int:
+    named = _NAME.fullmatch(path.name)
+    assert named is not None
+    return int(named[1])
+
+
+def _any(directory: Path, patterns: tuple[str, ...]) -> bool:
+    return any(True for pattern in patterns for _ in directory.glob(pattern))
