@@ -16,6 +16,7 @@ ParameterValue: TypeAlias = bool | int | float | str | parameter_pb2.Value
 
 Mode: TypeAlias = Literal["set", "peak", "hold"]
 Shape: TypeAlias = Literal["linear", "cosine", "constant"]
+Coupling: TypeAlias = Literal["none", "linear", "sqrt"]
 
 _MODES: Final = {
     "set": update_pb2.SET_MODE_UNSPECIFIED,
@@ -27,6 +28,11 @@ _SHAPES: Final = {
     "cosine": update_pb2.SCHEDULE_SHAPE_COSINE,
     "constant": update_pb2.SCHEDULE_SHAPE_CONSTANT,
 }
+_COUPLINGS: Final = {
+    "none": update_pb2.COUPLING_UNSPECIFIED,
+    "linear": update_pb2.COUPLING_LINEAR,
+    "sqrt": update_pb2.COUPLING_SQRT,
+}
 _INTEGER_LIMIT: Final = 2**63
 
 
@@ -37,6 +43,7 @@ def set_value(
     mode: Mode = "set",
     hold_steps: int | None = None,
     group: str = "",
+    coupling: Coupling = "none",
 ) -> update_pb2.Change:
     """Sets a parameter.
 
@@ -47,6 +54,8 @@ def set_value(
             ``peak``: the base value of the schedule; ``hold``: constant.
         hold_steps: With ``hold``, for how many optimizer steps; None: until released.
         group: One parameter group of the optimizer; empty: all, their ratios kept.
+        coupling: With a batch size, how the learning rate follows it: not, in proportion, or in
+            proportion to its square root.
 
     Raises:
         ValueError: ``hold_steps`` without ``hold``, or an integer that does not fit in 64 bits.
@@ -55,7 +64,9 @@ def set_value(
     if hold_steps is not None and mode != "hold":
         raise ValueError(f"hold_steps goes with mode 'hold', not {mode!r}")
     change = update_pb2.SetChange(value=to_value(value), mode=_MODES[mode], hold_steps=hold_steps)
-    return update_pb2.Change(parameter=parameter, group=group, set=change)
+    return update_pb2.Change(
+        parameter=parameter, group=group, set=change, coupling=_COUPLINGS[coupling]
+    )
 
 
 def hold(

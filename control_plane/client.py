@@ -19,6 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Self, Unpack
 
 from control_plane import changes as changes_
+from control_plane._client.actions import ActionCalls
 from control_plane._client.errors import (
     UpdateError,
     UpdateNotAppliedError,
@@ -32,6 +33,7 @@ from control_plane._client.requests import (
     duration,
     metrics_request,
     update_request,
+    updates_request,
 )
 from control_plane._client.target import ADDRESS_VARIABLE, DEFAULT_ADDRESS
 from control_plane._client.transport import ControlPlaneTransport
@@ -57,7 +59,7 @@ from midcourse.control.v1 import control_pb2, job_pb2, update_pb2
 if TYPE_CHECKING:
     import grpc
 
-    from control_plane.changes import Mode, ParameterValue, Shape
+    from control_plane.changes import Coupling, Mode, ParameterValue, Shape
 
 __all__ = [
     "ADDRESS_VARIABLE",
@@ -87,7 +89,7 @@ __all__ = [
 ]
 
 
-class Client:
+class Client(ActionCalls):
     """A connection to a control plane; safe to share between threads.
 
     Every call has a deadline. Calls that can safely be repeated (everything that reads; updates,
@@ -330,6 +332,7 @@ class Client:
         mode: Mode = "set",
         hold_steps: int | None = None,
         group: str = "",
+        coupling: Coupling = "none",
         at_step: int | None = None,
         max_step: int | None = None,
         deadline: datetime | timedelta | None = None,
@@ -346,16 +349,18 @@ class Client:
 
         Parameters are given by keyword or, where a name is taken by an option, in a mapping. What
         is a change already (see :mod:`control_plane.changes`) goes along as it is. ``mode``,
-        ``hold_steps`` and ``group`` are those of :func:`control_plane.changes.set_value`, the
-        other options those of :class:`UpdateOptions`, the errors those of
-        :meth:`update_parameters`.
+        ``hold_steps``, ``group`` and ``coupling`` are those of
+        :func:`control_plane.changes.set_value`, the other options those of
+        :class:`UpdateOptions`, the errors those of :meth:`update_parameters`.
         """
         return self.update_parameters(
             job,
             [
                 value
                 if isinstance(value, update_pb2.Change)
-                else changes_.set_value(name, value, mode=mode, hold_steps=hold_steps, group=group)
+                else changes_.set_value(
+                    name, value, mode=mode, hold_steps=hold_steps, group=group, coupling=coupling
+                )
                 for name, value in {**(values or {}), **parameters}.items()
             ],
             at_step=at_step,
@@ -451,15 +456,19 @@ class Client:
         Raises:
             NotFoundError: There is no such job.
         """
-        request = control_pb2.ListUpdatesRequest(
-            parent=job_name(job),
-            states=states,
-            order=control_pb2.UPDATE_ORDER_OLDEST_FIRST
-            if oldest_first
-            else control_pb2.UPDATE_ORDER_UNSPECIFIED,
-            page_size=page_size,
+        request = updates_request(
+            job, states=states, oldest_first=oldest_first, page_size=page_size
         )
         return self._transport.pages(self._stub.ListUpdates, request, lambda page: page.updates)
+
+    def get_lineage(self, job: str) -> list[control_pb2.LineageSpan]:
+        """Returns the steps that a job's present weights went through, by training process.
+
+        Raises:
+            NotFoundError: There is no such job.
+        """
+        request = updates_request(job, page_size=1)
+        return list(self._transport.call(self._stub.ListUpdates, request).lineage)
 
     def wait_update(
         self, job: str, revision: int, *, timeout: float | None = None

@@ -69,6 +69,24 @@ def update_request(
     )
 
 
+def updates_request(
+    job: str,
+    *,
+    states: Iterable[update_pb2.UpdateState.ValueType] = (),
+    oldest_first: bool = False,
+    page_size: int = 0,
+) -> control_pb2.ListUpdatesRequest:
+    """Returns a request for a job's updates."""
+    return control_pb2.ListUpdatesRequest(
+        parent=job_name(job),
+        states=states,
+        order=control_pb2.UPDATE_ORDER_OLDEST_FIRST
+        if oldest_first
+        else control_pb2.UPDATE_ORDER_UNSPECIFIED,
+        page_size=page_size,
+    )
+
+
 def metrics_request(
     job: str,
     names: Sequence[str],

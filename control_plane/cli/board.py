@@ -47,7 +47,7 @@ def line(event: control_pb2.WatchJobsResponse, now: float) -> str:
     if event.type == control_pb2.JOB_EVENT_TYPE_DELETED:
         return " ".join([*words, "DELETED"])
     if event.HasField("update"):
-        return " ".join([*words, _update(event.update)])
+        return " ".join([*words, _update(event.update, job)])
     words.append(describe.job_state(job.state))
     for label, text in (
         ("step ", describe.step(job)),
@@ -63,10 +63,11 @@ def line(event: control_pb2.WatchJobsResponse, now: float) -> str:
     return "  ".join(words)
 
 
-def _update(update: update_pb2.Update) -> str:
-    words = f"update {update.revision} "
+def _update(update: update_pb2.Update, job: job_pb2.Job) -> str:
+    by = f"by {update.author} " if update.author == describe.GUARD else ""
+    words = f"update {update.revision} {by}"
     if update.HasField("applied"):
         return words + describe.applied(update)
     words += f"{describe.update_state(update.state)}: {', '.join(describe.changes(update))}"
-    said = describe.outcome(update)
+    said = describe.outcome(update) or describe.waiting(update, job.parameters)
     return f"{words} ({said})" if said else words

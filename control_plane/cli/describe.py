@@ -12,6 +12,20 @@ from control_plane.cli import format as fmt
 from midcourse.control.v1 import job_pb2, parameter_pb2, update_pb2
 
 LEARNING_RATE = "learning_rate"
+GUARD = "guard"
+"""Author of what a training process changes by itself."""
+
+_FOLLOWS = {
+    update_pb2.COUPLING_LINEAR: f", {LEARNING_RATE} in proportion",
+    update_pb2.COUPLING_SQRT: f", {LEARNING_RATE} by the square root",
+}
+# Later ones come more seldom: an update waits for the last of them.
+_BOUNDARIES = {
+    parameter_pb2.BOUNDARY_ACCUMULATION: "accumulation",
+    parameter_pb2.BOUNDARY_GENERATION: "generation",
+    parameter_pb2.BOUNDARY_EPOCH: "epoch",
+}
+_METRICS_SHOWN = 4
 
 
 def value(wrapped: parameter_pb2.Value) -> str:
@@ -90,7 +104,7 @@ def change(asked: update_pb2.Change) -> str:
                 return f"{name} peak → {value(asked.set.value)}"
             if asked.set.mode == update_pb2.SET_MODE_HOLD:
                 return f"{text}, held{_for_steps(asked.set)}"
-            return text
+            return text + _FOLLOWS.get(asked.coupling, "")
         case "multiply":
             return f"{name} × {fmt.number(asked.multiply.factor)}"
         case "ramp":
@@ -131,19 +145,66 @@ def transitions(made: Iterable[update_pb2.ParameterTransition]) -> list[str]:
 
 
 def changes(update: update_pb2.Update) -> list[str]:
-    """Returns what an update changed, if it is in force, else what it asks for."""
+    """Returns what an update changed and did, if it is in force, else what it asks for."""
     lines = transitions(update.applied.transitions) if update.HasField("applied") else []
     if not lines:
         lines = [change(asked) for asked in update.spec.changes]
-    kind = update.spec.action.WhichOneof("kind")
-    return [*lines, kind.replace("_", " ")] if kind else lines
+    if not update.spec.HasField("action"):
+        return lines
+    led_to = result(update.applied.action_result) if update.HasField("applied") else ""
+    return [*lines, ": ".join(part for part in (action(update.spec.action), led_to) if part)]
 
 
-def when_due(spec: update_pb2.UpdateSpec) -> str:
-    """Returns when an update takes effect."""
+def action(asked: update_pb2.Action) -> str:
+    """Returns what is to be done once: pause, roll back to a checkpoint."""
+    words = (asked.WhichOneof("kind") or "nothing").replace("_", " ")
+    to = asked.roll_back.checkpoint
+    return f"{words} to {to}" if to else words
+
+
+def result(of: update_pb2.ActionResult) -> str:
+    """Returns what an action led to: a checkpoint, metrics; empty: there is nothing to say."""
+    parts = [of.checkpoint] if of.checkpoint else []
+    shown = sorted(of.metrics)[:_METRICS_SHOWN]
+    parts += [f"{name} {fmt.number(of.metrics[name], 4)}" for name in shown]
+    if len(of.metrics) > len(shown):
+        parts.append(f"+{len(of.metrics) - len(shown)} more")
+    return ", ".join(parts)
+
+
+def when_due(
+    spec: update_pb2.UpdateSpec, parameters: Iterable[parameter_pb2.ParameterSpec] = ()
+) -> str:
+    """Returns when an update takes effect; `parameters` tell at which kind of boundary."""
+    boundary = _boundary(spec, parameters)
     if spec.apply_at.HasField("step"):
-        return f"at step {spec.apply_at.step}"
-    return "at the next boundary"
+        due = f"at step {spec.apply_at.step}"
+        return f"{due} or the next {boundary} boundary after it" if boundary else due
+    return f"at the next {boundary} boundary" if boundary else "at the next boundary"
+
+
+def waiting(
+    update: update_pb2.Update, parameters: Iterable[parameter_pb2.ParameterSpec] = ()
+) -> str:
+    """Returns what an update waits for that its trainer has; empty: not said, or no more."""
+    if update.state != update_pb2.UPDATE_STATE_DELIVERED:
+        return ""
+    boundary = _boundary(update.spec, parameters)
+    parts = []
+    if update.spec.apply_at.HasField("step"):
+        parts.append(f"step {update.spec.apply_at.step}")
+    if boundary:
+        parts.append(f"the next {boundary} boundary")
+    return f"waits for {' and '.join(parts)}" if parts else ""
+
+
+def _boundary(
+    spec: update_pb2.UpdateSpec, parameters: Iterable[parameter_pb2.ParameterSpec]
+) -> str:
+    """Returns at which kind of boundary an update applies as a whole; empty: at each."""
+    of = {known.name: known.boundary for known in parameters}
+    kinds = {of.get(change.parameter) for change in spec.changes}
+    return next((name for kind, name in reversed(_BOUNDARIES.items()) if kind in kinds), "")
 
 
 def latency(update: update_pb2.Update) -> str:
@@ -165,7 +226,9 @@ def latency(update: update_pb2.Update) -> str:
 
 
 def outcome(update: update_pb2.Update) -> str:
-    """Returns why an update was not applied; empty if it was, or is still open."""
+    """Returns why an update is not in force; empty if it is, as far as is known, or still open."""
+    if update.rolled_back_by:
+        return f"rolled back by revision {update.rolled_back_by}"
     match update.WhichOneof("outcome"):
         case "rejected":
             return update.rejected.message or update.rejected.reason
@@ -179,11 +242,12 @@ def outcome(update: update_pb2.Update) -> str:
 
 
 def applied(update: update_pb2.Update) -> str:
-    """Returns the line about an update in force."""
-    return (
-        f"APPLIED at step {update.applied.step}, {', '.join(changes(update))},"
-        f" {latency(update)} after the call"
-    )
+    """Returns the line about an update that was put in force, and what has become of it since."""
+    # 0 stands for a step that is not known.
+    at = f"step {update.applied.step}" if update.applied.step else "an unknown step"
+    words = f"APPLIED at {at}, {', '.join(changes(update))}, {latency(update)} after the call"
+    since = outcome(update)
+    return f"{words}; {since}" if since else words
 
 
 def operation(name: parameter_pb2.Operation.ValueType) -> str:
@@ -191,14 +255,29 @@ def operation(name: parameter_pb2.Operation.ValueType) -> str:
     return parameter_pb2.Operation.Name(name).removeprefix("OPERATION_").lower()
 
 
+def rails(spec: parameter_pb2.ParameterSpec) -> str:
+    """Returns what the job's owner allows less than the parameter does; empty: nothing."""
+    of = spec.guard_rails
+    if of.frozen:
+        return "frozen by the job's owner"
+    parts = [f"owner's limits {limits(of.bounds)}"] if of.HasField("bounds") else []
+    if of.allowed_principals:
+        parts.append(f"only by {', '.join(of.allowed_principals)}")
+    return "; ".join(parts)
+
+
 def bounds(spec: parameter_pb2.ParameterSpec) -> str:
     """Returns the hard limits of a parameter: [0, 1), a | b; a dash if there are none."""
-    limits = spec.bounds
-    if limits.allowed_texts:
-        return " | ".join(limits.allowed_texts)
-    low, high = limits.HasField("minimum"), limits.HasField("maximum")
+    return limits(spec.bounds)
+
+
+def limits(of: parameter_pb2.Bounds) -> str:
+    """Returns limits: [0, 1), a | b; a dash if there are none."""
+    if of.allowed_texts:
+        return " | ".join(of.allowed_texts)
+    low, high = of.HasField("minimum"), of.HasField("maximum")
     if not low and not high:
         return fmt.UNKNOWN
-    begin = f"{'(' if limits.minimum_exclusive else '['}{fmt.number(limits.minimum)}"
-    end = f"{fmt.number(limits.maximum)}{')' if limits.maximum_exclusive else ']'}"
+    begin = f"{'(' if of.minimum_exclusive else '['}{fmt.number(of.minimum)}"
+    end = f"{fmt.number(of.maximum)}{')' if of.maximum_exclusive else ']'}"
     return f"{begin if low else '(-∞'}, {end if high else '∞)'}"

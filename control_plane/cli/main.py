@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from control_plane.cli import jobs, metrics, updates, watch
+from control_plane.cli import actions, jobs, metrics, train, updates, watch
 from control_plane.cli.analytics import budget, chat, models, sessions, usage
 from control_plane.cli.errors import from_client, report
 from control_plane.cli.exits import CommandError, ExitCode, help_text
@@ -180,19 +180,27 @@ _analytics.callback()(_analytics_group)
 _analytics.command("serve", cls=AnalyticsServeCommand)(_serve_analytics)
 
 
-_RUNS, _CHANGES, _QUESTIONS, _SERVERS, _OTHER = (
+_TRAIN, _RUNS, _CHANGES, _QUESTIONS, _SERVERS, _OTHER = (
+    "Train",
     "See runs",
     "Change runs",
     "Ask about runs",
     "Run servers",
     "Other",
 )
+app.command("train", context_settings=train.SETTINGS, rich_help_panel=_TRAIN)(train.train)
 app.command("jobs", rich_help_panel=_RUNS)(jobs.list_jobs)
 app.command("job", rich_help_panel=_RUNS)(jobs.show_job)
 app.command("watch", rich_help_panel=_RUNS)(watch.watch)
 app.command("metrics", rich_help_panel=_RUNS)(metrics.metrics)
 app.command("history", rich_help_panel=_RUNS)(updates.history)
 app.command("set", rich_help_panel=_CHANGES)(updates.set_parameters)
+app.command("pause", rich_help_panel=_CHANGES)(actions.pause)
+app.command("resume", rich_help_panel=_CHANGES)(actions.resume)
+app.command("checkpoint", rich_help_panel=_CHANGES)(actions.checkpoint)
+app.command("evaluate", rich_help_panel=_CHANGES)(actions.evaluate)
+app.command("stop", rich_help_panel=_CHANGES)(actions.stop)
+app.command("rollback", rich_help_panel=_CHANGES)(actions.rollback)
 app.command("cancel", rich_help_panel=_CHANGES)(updates.cancel)
 app.command("delete", rich_help_panel=_CHANGES)(jobs.delete)
 app.command("chat", rich_help_panel=_QUESTIONS)(chat.chat)

@@ -9,6 +9,7 @@ from typing import Final, Literal
 import typer
 
 from control_plane import changes as make
+from control_plane.changes import Coupling
 from control_plane.cli import assignments as grammar
 from control_plane.cli.assignments import AssignmentError, Current, Multiply, Release, Set
 from midcourse.control.v1 import parameter_pb2, update_pb2
@@ -19,6 +20,12 @@ _KINDS: Final[dict[parameter_pb2.ParameterKind.ValueType, grammar.Kind]] = {
     parameter_pb2.PARAMETER_KIND_BOOLEAN: "boolean",
     parameter_pb2.PARAMETER_KIND_TEXT: "text",
 }
+# The control plane knows and says so too; what else is assigned beside them does not follow.
+_BATCH_PARAMETERS: Final = (
+    "gradient_accumulation_steps",
+    "global_batch_size",
+    "per_device_train_batch_size",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +38,7 @@ class How:
     warmup: int | None = None
     floor: float | None = None
     group: str = ""
+    coupling: Coupling = "none"
 
     def check(self) -> None:
         """Makes sure that the options go together.
@@ -44,6 +52,8 @@ class How:
             raise typer.BadParameter("--mode schedule needs --shape linear, cosine or constant")
         if self.steps is not None and self.mode not in ("hold", "ramp", "schedule"):
             raise typer.BadParameter("--steps goes with --mode hold, ramp or schedule")
+        if self.coupling != "none" and self.mode != "set":
+            raise typer.BadParameter("--coupling goes with --mode set")
         if self.mode != "schedule":
             for flag, given in (
                 ("--shape", self.shape),
@@ -77,6 +87,9 @@ def changes(
             made.append(_change(name, grammar.interpret(name, value, kinds.get(name)), how))
         except (AssignmentError, ValueError) as error:
             raise typer.BadParameter(str(error)) from None
+    if how.coupling != "none" and not any(change.coupling for change in made):
+        batch = ", ".join(_BATCH_PARAMETERS)
+        raise typer.BadParameter(f"--coupling goes with setting a batch size: {batch}")
     return made
 
 
@@ -106,7 +119,14 @@ def _set(name: str, value: grammar.Scalar, how: How) -> update_pb2.Change:
                 raise AssignmentError(f"{name}: a schedule is for numbers, got {value!r}")
             return _schedule(name, float(value), how)
         case "set" | "peak" | "hold":
-            return make.set_value(name, value, mode=how.mode, hold_steps=how.steps, group=how.group)
+            return make.set_value(
+                name,
+                value,
+                mode=how.mode,
+                hold_steps=how.steps,
+                group=how.group,
+                coupling=how.coupling if name in _BATCH_PARAMETERS else "none",
+            )
 
 
 def _schedule(name: str, peak: float | None, how: How) -> update_pb2.Change:

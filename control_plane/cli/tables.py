@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich.table import Table
 from rich.text import Text
@@ -118,6 +118,8 @@ def facts(job: job_pb2.Job, now: float) -> Table:
     if job.HasField("exit"):
         table.add_row("exit", _exit(job.exit))
     table.add_row("last update", _update_words(job, now))
+    if job.actions:
+        table.add_row("actions", ", ".join(_action(kind) for kind in job.actions))
     if job.dropped_samples:
         table.add_row("dropped", f"{job.dropped_samples} samples on the way here")
     return table
@@ -148,7 +150,8 @@ def parameters(job: job_pb2.Job) -> FittingTable:
             boundary,
             f"not now: {spec.unavailable_reason}"
             if spec.unavailable_reason
-            else " ".join(describe.operation(operation) for operation in spec.operations),
+            else describe.rails(spec)
+            or " ".join(describe.operation(operation) for operation in spec.operations),
         )
     return table
 
@@ -161,8 +164,12 @@ def metrics(job: job_pb2.Job) -> FittingTable:
     return table
 
 
-def history(updates: Iterable[update_pb2.Update], now: float) -> FittingTable:
-    """Returns the table of a job's updates."""
+def history(
+    updates: Iterable[update_pb2.Update],
+    now: float,
+    parameters: Sequence[parameter_pb2.ParameterSpec] = (),
+) -> FittingTable:
+    """Returns the table of a job's updates; `parameters` tell what open ones wait for."""
     table = FittingTable(
         *("REV", "STATE", "CHANGE", "STEP", "LATENCY", "AUTHOR", "WHEN", "REASON"),
         right=("REV", "STEP", "LATENCY"),
@@ -170,18 +177,37 @@ def history(updates: Iterable[update_pb2.Update], now: float) -> FittingTable:
         leave_out=("AUTHOR", "LATENCY", "WHEN"),
     )
     for update in updates:
-        reason = Text(update.spec.reason or ("" if describe.outcome(update) else fmt.UNKNOWN))
-        if said := describe.outcome(update):
+        said = describe.outcome(update) or describe.waiting(update, parameters)
+        reason = Text(update.spec.reason or ("" if said else fmt.UNKNOWN))
+        if said:
             reason.append(("\n" if reason.plain else "") + said, style="italic")
         table.add_row(
             str(update.revision),
             update_state(update),
             "\n".join(describe.changes(update)),
-            str(update.applied.step) if update.HasField("applied") else fmt.UNKNOWN,
+            str(update.applied.step) if update.applied.step else fmt.UNKNOWN,
             describe.latency(update),
             update.author or fmt.UNKNOWN,
             describe.age(update, "create_time", now),
             reason,
+        )
+    return table
+
+
+def sent(updates: Iterable[update_pb2.Update]) -> FittingTable:
+    """Returns the table of updates that were sent to several jobs."""
+    table = FittingTable(
+        *("JOB", "REV", "STATE", "STEP", "RESULT"),
+        right=("REV", "STEP"),
+        wrap={"JOB": 20, "RESULT": 20},
+    )
+    for update in updates:
+        table.add_row(
+            job_id(update.name),
+            str(update.revision),
+            update_state(update),
+            str(update.applied.step) if update.applied.step else fmt.UNKNOWN,
+            describe.outcome(update) or ", ".join(describe.changes(update)),
         )
     return table
 
@@ -200,6 +226,10 @@ def _trainer(job: job_pb2.Job, now: float) -> str:
     return f"{where}, {'connected' if session.connected else 'not connected'}, heard of {seen}"
 
 
+def _action(kind: update_pb2.ActionKind.ValueType) -> str:
+    return update_pb2.ActionKind.Name(kind).removeprefix("ACTION_KIND_").replace("_", " ").lower()
+
+
 def _exit(ended: job_pb2.TrainerExit) -> str:
     if ended.message:
         return ended.message
@@ -215,7 +245,9 @@ def _update_words(job: job_pb2.Job, now: float) -> str:
     summary = last_update(job, now)
     if not job.HasField("last_update"):
         return summary
-    return f"{summary}: {', '.join(describe.changes(job.last_update))}"
+    waits = describe.waiting(job.last_update, job.parameters)
+    words = f"{summary}: {', '.join(describe.changes(job.last_update))}"
+    return f"{words}; {waits}" if waits else words
 
 
 def _asked(job: job_pb2.Job, parameter: str) -> str:

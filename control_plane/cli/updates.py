@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import time
-from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
 
+from control_plane.cli import sending
 from control_plane.cli.completion import complete_assignment
-from control_plane.cli.durations import parse_duration
 from control_plane.cli.exits import CommandError, ExitCode
 from control_plane.cli.jobs import JobArgument
+from control_plane.cli.sending import (
+    AtStepOption,
+    DeadlineOption,
+    DryRunOption,
+    ExpectRevisionOption,
+    MaxStepOption,
+    ReasonOption,
+    RequestIdOption,
+    Sending,
+    TimeoutOption,
+    WaitOption,
+    duration,
+)
 from control_plane.cli.session import Session, verb
 
 if TYPE_CHECKING:
+    from control_plane.client import Client
     from midcourse.control.v1 import update_pb2
 
 ModeName: TypeAlias = Literal["set", "peak", "hold", "ramp", "schedule"]
@@ -24,13 +38,6 @@ _ASSIGNMENT_HELP = (
     "NAME=VALUE sets, NAME=x0.5 multiplies, NAME=release gives the value back to the script's"
     " schedule. A text that looks like one of these: NAME='\"x2\"'."
 )
-
-
-def _duration(text: str) -> float:
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
 
 
 @verb
@@ -86,62 +93,21 @@ def set_parameters(
             help="Only this parameter group; by default all, their ratios kept.",
         ),
     ] = "",
-    at_step: Annotated[
-        int | None,
+    coupling: Annotated[
+        Literal["none", "linear", "sqrt"],
         typer.Option(
-            "--at-step",
-            min=1,
-            help="First optimizer step to use the values; by default the next.",
+            "--coupling",
+            help="How the learning rate follows a batch size: in proportion, by the square root.",
         ),
-    ] = None,
-    max_step: Annotated[
-        int | None,
-        typer.Option(
-            "--max-step",
-            min=1,
-            help="Last optimizer step that may be the first; past it the update expires.",
-        ),
-    ] = None,
-    deadline: Annotated[
-        float | None,
-        typer.Option(
-            "--deadline",
-            parser=_duration,
-            metavar="DURATION",
-            help="Expire if not applied within this time, such as 10m.",
-        ),
-    ] = None,
-    wait: Annotated[
-        bool,
-        typer.Option("--wait", help="Wait until the values are in force."),
-    ] = False,
-    timeout: Annotated[
-        float | None,
-        typer.Option(
-            "--timeout",
-            parser=_duration,
-            metavar="DURATION",
-            help="With --wait: how long at most; by default as long as it takes.",
-        ),
-    ] = None,
-    reason: Annotated[
-        str, typer.Option("--reason", help="Why, for whoever reads the history.")
-    ] = "",
-    expect_revision: Annotated[
-        int | None,
-        typer.Option(
-            "--expect-revision",
-            min=0,
-            help="Refuse if the job's newest revision is not this one.",
-        ),
-    ] = None,
-    request_id: Annotated[
-        str | None,
-        typer.Option(
-            "--request-id",
-            help="Id of the request: the same id again changes nothing more.",
-        ),
-    ] = None,
+    ] = "none",
+    at_step: AtStepOption = None,
+    max_step: MaxStepOption = None,
+    deadline: DeadlineOption = None,
+    wait: WaitOption = False,
+    timeout: TimeoutOption = None,
+    reason: ReasonOption = "",
+    expect_revision: ExpectRevisionOption = None,
+    request_id: RequestIdOption = None,
     force: Annotated[
         bool,
         typer.Option(
@@ -149,64 +115,30 @@ def set_parameters(
             help="Override soft guard rails, such as a jump of more than 10 x.",
         ),
     ] = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Check only."),
-    ] = False,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Change parameters of a running job.
 
     All changes take effect at one optimizer step, or none does.
     """
-    from control_plane.cli import describe, requested
-    from control_plane.client import UpdateError, job_id
-    from midcourse.control.v1 import control_pb2
+    from control_plane.cli import requested
 
-    if timeout is not None and not wait:
-        raise typer.BadParameter("--timeout is how long to --wait; give both")
-    if wait and dry_run:
-        raise typer.BadParameter("--dry-run changes nothing to --wait for; give one of them")
-    how = requested.How(mode, steps, shape, warmup, floor, group)
+    options = sending.options(
+        at_step=at_step,
+        max_step=max_step,
+        deadline=deadline,
+        reason=reason,
+        expect_revision=expect_revision,
+        request_id=request_id,
+        force=force,
+    )
+    how = Sending(options, wait, timeout, dry_run)
+    how.check()
+    asked = requested.How(mode, steps, shape, warmup, floor, group, coupling)
     with session.connect(job) as plane:
         specs = plane.get_job(job).parameters
-        update = plane.update_parameters(
-            job,
-            requested.changes(assignments, specs, how),
-            at_step=at_step,
-            max_step=max_step,
-            deadline=None if deadline is None else timedelta(seconds=deadline),
-            reason=reason,
-            expected_revision=expect_revision,
-            request_id=request_id,
-            force=force,
-            validate_only=dry_run,
-        )
-        response: control_pb2.UpdateParametersResponse | control_pb2.WaitUpdateResponse
-        response = control_pb2.UpdateParametersResponse(update=update)
-        failure: UpdateError | None = None
-        if wait:
-            try:
-                update = plane.wait_applied(job, update.revision, timeout=timeout)
-            except UpdateError as error:
-                update, failure = error.update, error
-            response = control_pb2.WaitUpdateResponse(update=update)
-    if session.output.is_json:
-        session.output.message(response)
-    elif failure is None:
-        asked = ", ".join(describe.changes(update))
-        if update.HasField("applied"):
-            session.output.line(describe.applied(update))
-        elif dry_run:
-            session.output.line(
-                f"valid: {asked} {describe.when_due(update.spec)}; nothing was changed"
-            )
-        else:
-            session.output.line(
-                f"accepted as revision {update.revision}: {asked}"
-                f" {describe.when_due(update.spec)}; see `midcourse history {job_id(job)}`"
-            )
-    if failure is not None:
-        raise failure
+        changes = requested.changes(assignments, specs, asked)
+        sending.send(session, plane, job, changes, None, how, specs)
 
 
 @verb
@@ -216,22 +148,59 @@ def history(
     last: Annotated[
         int | None, typer.Option("--last", "-n", min=1, help="Only the newest so many.")
     ] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            "--export",
+            metavar="FILE",
+            allow_dash=True,
+            dir_okay=False,
+            help="Write what was applied to a file that replays the run without a control plane:"
+            " YAML, with -o json JSON; - is stdout.",
+        ),
+    ] = None,
 ) -> None:
     """List a job's updates, newest first."""
     from itertools import islice
 
     from midcourse.control.v1 import control_pb2
 
+    if export is not None and last is not None:
+        raise typer.BadParameter("--export writes all that was applied; leave --last out")
     with session.connect(job) as plane:
         updates = list(islice(plane.list_updates(job, page_size=min(last or 1000, 1000)), last))
+        if export is not None:
+            _export(session, plane, job, updates, export)
+            return
+        known = None if session.output.is_json or not updates else plane.get_job(job)
     if session.output.is_json:
         session.output.message(control_pb2.ListUpdatesResponse(updates=updates))
-    elif not updates:
+    elif known is None:
         session.output.line("no updates yet")
     else:
         from control_plane.cli import tables
 
-        session.output.show(tables.history(updates, time.time()))
+        session.output.show(tables.history(updates, time.time(), known.parameters))
+
+
+def _export(
+    session: Session, plane: Client, job: str, updates: list[update_pb2.Update], file: Path
+) -> None:
+    from control_plane.cli import export
+
+    recipe = export.recipe(plane.get_job(job), updates, plane.get_lineage(job))
+    text = export.to_json(recipe) if session.output.is_json else export.to_yaml(recipe)
+    if str(file) == "-":
+        session.output.line(text.removesuffix("\n"))
+        return
+    try:
+        file.write_text(text, encoding="utf-8", newline="\n")
+    except OSError as error:
+        message = f"{file} can not be written: {error.strerror or error}"
+        raise CommandError(message, ExitCode.FAILURE) from error
+    if not session.output.is_json:
+        count = len(recipe.content()["updates"])
+        session.output.line(f"{count} update{'' if count == 1 else 's'} written to {file}")
 
 
 @verb
@@ -241,14 +210,12 @@ def cancel(
     revision: Annotated[
         int, typer.Argument(metavar="REVISION", min=1, help="Which of its updates.")
     ],
-    reason: Annotated[
-        str, typer.Option("--reason", help="Why, for whoever reads the history.")
-    ] = "",
+    reason: ReasonOption = "",
     timeout: Annotated[
         float | None,
         typer.Option(
             "--timeout",
-            parser=_duration,
+            parser=duration,
             metavar="DURATION",
             help="How long to wait for a trainer that has the update already; by default 5s.",
         ),

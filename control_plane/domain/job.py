@@ -203,7 +203,7 @@ def check_accepts_updates(job: Job) -> None:
             f"job {job.id!r} has finished training; there is nothing left to change",
             metadata={"state": job.state.upper()},
         )
-    if not job.parameters:
+    if not job.parameters and not job.actions:
         raise Refusal(
             Reason.JOB_NOT_STARTED,
             f"job {job.id!r} has not said yet what can be changed; "

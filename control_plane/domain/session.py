@@ -10,7 +10,14 @@ from enum import StrEnum
 from control_plane.domain.errors import Reason, Refusal
 from control_plane.domain.job import Job, JobState, Progress, TrainerExit
 from control_plane.domain.parameter import ParameterSpec
-from control_plane.domain.update import ActionKind, Applied, Expired, Reading, Rejected
+from control_plane.domain.update import (
+    ActionKind,
+    Applied,
+    Expired,
+    LocalUpdate,
+    Reading,
+    Rejected,
+)
 
 PROTOCOL_VERSION = 1
 
@@ -70,6 +77,7 @@ class FullState:
     outcomes: tuple[TrainerOutcome, ...] = ()
     progress: Progress | None = None
     phase: Phase = Phase.UNKNOWN
+    local_updates: tuple[LocalUpdate, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +229,27 @@ def expand(ranges: Iterable[tuple[int, int]]) -> Iterator[int]:
 def contains(ranges: Iterable[tuple[int, int]], number: int) -> bool:
     """Whether a number lies in one of the (first, last) pairs."""
     return any(first <= number <= last for first, last in ranges)
+
+
+class Allowance:
+    """So many at once, and one more after each interval."""
+
+    def __init__(self, at_once: int, seconds_each: float, now: datetime) -> None:
+        """Begins full."""
+        self._most = float(at_once)
+        self._seconds_each = seconds_each
+        self._left = self._most
+        self._counted = now
+
+    def take(self, now: datetime) -> bool:
+        """Takes one; returns whether there was one."""
+        passed = max(0.0, (now - self._counted).total_seconds())
+        self._left = min(self._most, self._left + passed / self._seconds_each)
+        self._counted = now
+        if self._left < 1.0:
+            return False
+        self._left -= 1.0
+        return True
 
 
 class MessageNumbers:

@@ -15,6 +15,9 @@ from control_plane.domain.parameter import Change, Value
 MAX_REASON = 1_000
 MAX_REQUEST_ID = 128
 MAX_CHANGES = 64
+MAX_CHECKPOINT = 4_096
+GUARD = "guard"
+"""Author of what a training process has changed by itself. No caller has this name."""
 
 
 class UpdateState(StrEnum):
@@ -72,6 +75,14 @@ class UpdateSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class LocalUpdate:
+    """What a training process has changed by itself; see `midcourse.agent.v1.LocalUpdate`."""
+
+    request_id: str
+    spec: UpdateSpec
+
+
+@dataclass(frozen=True, slots=True)
 class Transition:
     """A parameter's value before and after; None: unknown."""
 
@@ -92,7 +103,10 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """In force; `step` is the first optimizer step that used the new values."""
+    """In force; `step` is the first optimizer step that used the new values.
+
+    `rolled_back_by` is the revision of the roll back that went back to before it; None: none did.
+    """
 
     step: int
     transitions: tuple[Transition, ...] = ()
@@ -100,6 +114,7 @@ class Applied:
     instance_id: str = ""
     checkpoint: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
+    rolled_back_by: int | None = None
     op: Literal["applied"] = "applied"
 
 
@@ -166,6 +181,29 @@ class Update:
         """Whether it can still be applied for the first time."""
         return self.state in OPEN_STATES
 
+    @property
+    def last_applied(self) -> Applied | None:
+        """Its newest application; None: there is none."""
+        if self.reapplied:
+            return self.reapplied[-1]
+        return self.outcome if isinstance(self.outcome, Applied) else None
+
+    @property
+    def rolled_back_by(self) -> int | None:
+        """Revision of the roll back that took its newest application away; None: none did."""
+        last = self.last_applied
+        return None if last is None else last.rolled_back_by
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether what it asks for is to be in force: it may come to be, or is and stayed."""
+        return self.is_open or (self.state is UpdateState.APPLIED and self.rolled_back_by is None)
+
+    @property
+    def is_guards(self) -> bool:
+        """Whether the training process has made it by itself."""
+        return self.author == GUARD
+
 
 def check_spec(
     spec: UpdateSpec, *, now: datetime, steps_done: int | None, field_path: str = "spec"
@@ -189,6 +227,8 @@ def check_spec(
         raise invalid(
             f"{field_path}.reason", f"got {len(spec.reason)} characters, at most {MAX_REASON}"
         )
+    if spec.action is not None:
+        check_checkpoint(spec.action, f"{field_path}.action")
     if spec.deadline is not None and spec.deadline <= now:
         raise invalid(
             f"{field_path}.deadline",
@@ -213,14 +253,70 @@ def check_spec(
         )
 
 
+def check_checkpoint(action: Action, field_path: str) -> None:
+    """Refuses a checkpoint that can be no path. Whether there is such a one only its host knows."""
+    text = action.checkpoint
+    if len(text) > MAX_CHECKPOINT or not text.isprintable() or text != text.strip():
+        raise invalid(
+            f"{field_path}.roll_back.checkpoint",
+            f"got {text[:80]!r} ({len(text)} characters), allowed: a path of at most "
+            f"{MAX_CHECKPOINT} printable characters without blanks around it, or nothing for the "
+            "newest checkpoint",
+        )
+
+
+def check_author(author: str) -> None:
+    """Refuses a caller who goes by the name of the guard.
+
+    Raises:
+        Refusal: NOT_ALLOWED.
+    """
+    if author == GUARD:
+        raise Refusal(
+            Reason.NOT_ALLOWED,
+            f"{GUARD!r} stands for what training processes change by themselves, and no caller "
+            "may go by that name; use another one",
+        )
+
+
+def as_happened(local: LocalUpdate) -> UpdateSpec:
+    """What a training process says that it has done, as the spec of an update.
+
+    It has happened, so it is not judged by what would be refused of a caller, and no time limit
+    is left that could keep it from being told.
+
+    Raises:
+        Refusal: If it can not be told at all.
+    """
+    spec = local.spec
+    check_request_id(local.request_id, "local_update.request_id")
+    if not spec.changes and spec.action is None:
+        raise invalid("local_update.spec.changes", "got none; a change or an action is needed")
+    if len(spec.changes) > MAX_CHANGES:
+        raise invalid(
+            "local_update.spec.changes", f"got {len(spec.changes)}, at most {MAX_CHANGES}"
+        )
+    return replace(spec, reason=spec.reason[:MAX_REASON], deadline=None, max_step=None)
+
+
+def redelivered(update: Update) -> bool:
+    """Whether an applied update is sent to a training process whose lineage lacks it.
+
+    Its changes are: they are still wanted, unless the run was rolled back to before them. An action
+    was done once, for all time; an update that is nothing else is not sent, and with one that
+    changes something as well the trainer sees from its state that the action is not to be repeated.
+    """
+    return bool(update.spec.changes) and update.is_wanted
+
+
 _REQUEST_ID = re.compile(r"[\x21-\x7e]+")
 
 
-def check_request_id(request_id: str) -> None:
+def check_request_id(request_id: str, field_path: str = "request_id") -> None:
     """Refuses a request id that is too long or has odd characters."""
     if len(request_id) > MAX_REQUEST_ID or not _REQUEST_ID.fullmatch(request_id):
         raise invalid(
-            "request_id",
+            field_path,
             f"got {request_id[:40]!r} ({len(request_id)} characters), allowed: at most "
             f"{MAX_REQUEST_ID} printable ASCII characters without spaces",
         )
@@ -302,8 +398,14 @@ def request_cancel(
     """Withdraws an update: at once where nobody can have it, else by asking the trainer.
 
     Raises:
-        Refusal: If it is settled already.
+        Refusal: If it is settled already, or has happened already.
     """
+    if update.is_guards:
+        raise Refusal(
+            Reason.NOT_ALLOWED,
+            f"revision {update.revision} is a change that the training process has made by itself "
+            "already, and can not be cancelled; to go back, send a new update",
+        )
     if not update.is_open:
         raise Refusal(
             Reason.UPDATE_SETTLED,

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[pb.SessionRequest, pb.SessionResponse]
 
 # Why a single message can be refused without ending its stream.
-_PER_MESSAGE = frozenset({Reason.INVALID_ARGUMENT, Reason.PROTOCOL_VIOLATION})
+_PER_MESSAGE = frozenset(
+    {Reason.INVALID_ARGUMENT, Reason.PROTOCOL_VIOLATION, Reason.REQUEST_ID_REUSED}
+)
 
 
 class AgentServicer(session_pb2_grpc.AgentServiceServicer):
@@ -85,6 +87,9 @@ async def _take(session: AgentSession, number: int, request: pb.SessionRequest) 
             await session.event(number, convert.event_of(request.event))
         case "state":
             await session.full_state(number, convert.state_of(request.state, "state"))
+        case "local_update":
+            local = convert.local_update_of(request.local_update, "local_update")
+            await session.local_update(number, local)
         case "goodbye":
             session.done(number)
             return False

@@ -168,6 +168,14 @@ class ControlPlaneServicer(control_pb2_grpc.ControlPlaneServiceServicer):
         return pb.ListUpdatesResponse(
             updates=[convert_update.update(update) for update in page.updates],
             next_page_token=write_token(page.next_beyond, query),
+            lineage=[
+                pb.LineageSpan(
+                    instance_id=each.instance_id,
+                    first_step=each.first_step,
+                    last_step=each.last_step,
+                )
+                for each in page.lineage
+            ],
         )
 
     async def WaitUpdate(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
+
+import structlog
 
 from control_plane.domain.errors import Reason, Refusal, invalid
 from control_plane.domain.session import (
@@ -18,6 +21,7 @@ from control_plane.domain.session import (
     Withdrawn,
     check_protocol,
 )
+from control_plane.domain.update import LocalUpdate
 from control_plane.rpc.convert_job import exit_of, progress_of
 from control_plane.rpc.convert_parameter import spec_of
 from control_plane.rpc.convert_update import (
@@ -28,6 +32,7 @@ from control_plane.rpc.convert_update import (
     rejected_of,
     update,
 )
+from control_plane.rpc.convert_update import spec_of as spec_of_update
 from control_plane.services.agent_session import Received, Refused, ReplyResult
 from control_plane.services.outbox import (
     Acknowledgement,
@@ -50,7 +55,11 @@ from grpc_runtime.convert import (
 from midcourse.agent.v1 import session_pb2 as pb
 
 if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
     from control_plane.domain.job import TrainerExit
+
+_log: FilteringBoundLogger = structlog.get_logger(__name__)
 
 _PHASES = {
     pb.TRAINER_PHASE_UNSPECIFIED: Phase.UNKNOWN,
@@ -123,7 +132,26 @@ def state_of(proto: pb.FullState, field: str) -> FullState:
         if proto.HasField("progress")
         else None,
         phase=_PHASES.get(proto.phase, Phase.UNKNOWN),
+        local_updates=tuple(_readable(proto.local_updates, f"{field}.local_updates")),
     )
+
+
+def _readable(protos: Iterable[pb.LocalUpdate], field: str) -> Iterator[LocalUpdate]:
+    """What can be understood; the rest must not keep a job from being served."""
+    for index, each in enumerate(protos):
+        try:
+            yield local_update_of(each, f"{field}[{index}]")
+        except Refusal as refusal:
+            _log.warning("a local update can not be read", error=refusal.message)
+
+
+def local_update_of(proto: pb.LocalUpdate, field: str) -> LocalUpdate:
+    """What a training process has changed by itself.
+
+    Raises:
+        Refusal: If it can not be read.
+    """
+    return LocalUpdate(proto.request_id, spec_of_update(proto.spec, f"{field}.spec"))
 
 
 def outcome_of(proto: pb.UpdateOutcome, field: str) -> TrainerOutcome:

@@ -312,6 +312,7 @@ def update(of: Update) -> pb.Update:
         settle_time=timestamp(of.settle_time) if of.settle_time is not None else None,
         cancel_requested=of.cancel_request is not None and of.is_open,
         reapplied=[applied(each) for each in of.reapplied],
+        rolled_back_by=of.rolled_back_by or 0,
     )
     match of.outcome:
         case Applied():

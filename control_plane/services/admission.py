@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import TYPE_CHECKING
 
+import structlog
+
+from control_plane.domain.errors import Refusal
 from control_plane.domain.job import Effective, Job, JobState, SessionInfo, check_labels
+from control_plane.domain.roll_back import is_roll_back, went_back
 from control_plane.domain.session import (
     FullState,
     Hello,
@@ -27,10 +32,24 @@ from control_plane.domain.update import (
     Update,
     UpdateState,
     deliver,
+    redelivered,
 )
 from control_plane.services.jobs import job_event, new_job
 from control_plane.services.ports import EventKind, Telemetry, Transaction
-from control_plane.services.updates import deadline_passed, job_ended, settle_in
+from control_plane.services.standing import origin, reckon
+from control_plane.services.updates import (
+    deadline_passed,
+    job_ended,
+    settle_in,
+    take_local,
+)
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
+_MOST_LOCAL_UPDATES = 100
+
+_log: FilteringBoundLogger = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +116,8 @@ def admit(tx: Transaction, hello: Hello, now: datetime) -> Admission:
     ).changed(now)
     tx.save_job(job)
     tx.append_event(job_event(EventKind.MODIFIED, job, now))
-    job, missing, withdraw = take_state(tx, job, hello.state, now)
+    began_at = None if run in runs else hello.start_step
+    job, missing, withdraw = take_state(tx, job, hello.state, now, began_at=began_at)
     return Admission(
         job,
         run,
@@ -132,6 +152,7 @@ def take_state(
     state: FullState,
     now: datetime,
     on_its_way: frozenset[int] = frozenset(),
+    began_at: int | None = None,
 ) -> tuple[Job, tuple[Update, ...], tuple[int, ...]]:
     """Brings the store up to what a trainer says of itself.
 
@@ -142,6 +163,8 @@ def take_state(
         now: The time.
         on_its_way: Revisions that the trainer may get without having said so: of
             these, only what is said counts, not what is left unsaid.
+        began_at: Optimizer steps done as the trainer began, where this is the first
+            that it says; None: it is not.
 
     Returns:
         The job (stored), updates to send (oldest first), revisions to withdraw.
@@ -150,12 +173,29 @@ def take_state(
         job,
         parameters=state.parameters,
         actions=state.actions,
-        effective=_effective(job, state),
+        effective=_effective(tx, job, state),
     )
     tx.save_job(job)
+    roll_backs = [u.revision for u in tx.open_updates(job) if went_back(u, state, began_at)]
     for outcome in state.outcomes:
         job = take_outcome(tx, job, outcome, now)
     missing: list[Update] = []
+    own: list[int] = []
+    for local in state.local_updates[:_MOST_LOCAL_UPDATES]:
+        newest = job.revision
+        try:
+            job, mine = take_local(tx, job, local, now)
+        except Refusal as refusal:
+            # One that makes no sense must not keep its job from being served.
+            _log.warning("a local update was refused", job=job.id, error=refusal.message)
+            continue
+        own.append(mine.revision)
+        if not mine.is_open:
+            missing.append(mine)  # the agent keeps it until it sees its revision
+        if mine.revision > newest and is_roll_back(mine.spec):
+            roll_backs.append(mine.revision)  # the process that goes back leaves it to the next one
+    if roll_backs or began_at is not None:
+        job = reckon(tx, job, state.in_force, own, max(roll_backs, default=None), now)
     withdraw: list[int] = []
     for update in tx.open_updates(job):
         there = update.revision in state.held
@@ -176,10 +216,10 @@ def take_state(
     for revision in () if done else tx.applied_above(job, job.replay_floor):
         if not contains(state.in_force, revision) and revision not in state.held:
             update_again = tx.update(job, revision)
-            if update_again is not None:
+            if update_again is not None and redelivered(update_again):
                 missing.append(update_again)
-    missing.sort(key=lambda update: update.revision)
-    return job, tuple(missing), tuple(withdraw)
+    by_revision = {update.revision: update for update in missing}
+    return job, tuple(by_revision[each] for each in sorted(by_revision)), tuple(withdraw)
 
 
 def _resolve(
@@ -195,7 +235,7 @@ def _resolve(
         # In force, but the trainer has no record of the step left.
         return Applied(step=0)
     if job.state is JobState.FINISHED:
-        return update.cancel_request or job_ended()
+        return update.cancel_request or job_ended(update)
     if maybe:
         return None
     if update.cancel_request is not None:
@@ -205,7 +245,7 @@ def _resolve(
     return None
 
 
-def _effective(job: Job, state: FullState) -> tuple[Effective, ...]:
+def _effective(tx: Transaction, job: Job, state: FullState) -> tuple[Effective, ...]:
     """Values in force as declared, with the updates that they are known to come from."""
     values: list[Effective] = []
     for spec in state.parameters:
@@ -217,6 +257,9 @@ def _effective(job: Job, state: FullState) -> tuple[Effective, ...]:
             values += known
         else:
             revision, step = max(((e.revision, e.step) for e in standing), default=(0, 0))
+            if not revision and any(e.revision for e in known):
+                # The run has gone back to before it.
+                revision, step = origin(tx, job, state.in_force, spec.name)
             values.append(Effective(spec.name, "", spec.current_value, revision, step))
     return tuple(values)
 

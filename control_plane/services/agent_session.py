@@ -11,11 +11,11 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 import structlog
-from structlog.typing import FilteringBoundLogger
 
 from control_plane.domain.errors import Reason, Refusal
 from control_plane.domain.job import Job, JobState
 from control_plane.domain.session import (
+    Allowance,
     FullState,
     Heartbeat,
     MessageNumbers,
@@ -38,14 +38,20 @@ from control_plane.services.outbox import (
     Withdrawal,
 )
 from control_plane.services.ports import Clock, EventKind, Store, Transaction, WakeupBus
-from control_plane.services.updates import job_ended, settle_in
+from control_plane.services.updates import job_ended, settle_in, take_local
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
+    from control_plane.domain.update import LocalUpdate
     from control_plane.services.telemetry import TelemetryHub
 
 T = TypeVar("T")
+
+LOCAL_UPDATES_AT_ONCE = 20
+"""How many changes of its own a training process may tell of at once …"""
+SECONDS_PER_LOCAL_UPDATE = 1.0
+"""… and how often after that: a guard that never rests must not fill the history."""
 
 _log: FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -116,6 +122,9 @@ class AgentSession:
         self._new_nonce = itertools.count(random.getrandbits(32) << 16)
         self._sent: set[int] = set()
         self._withdrawn: set[int] = set()
+        self._local_updates = Allowance(
+            LOCAL_UPDATES_AT_ONCE, SECONDS_PER_LOCAL_UPDATE, parts.clock()
+        )
 
     # What the agent says.
 
@@ -191,6 +200,22 @@ class AgentSession:
             revision=outcome.revision,
             outcome=type(outcome.result).__name__.lower(),
         )
+        self.done(number)
+
+    async def local_update(self, number: int, local: LocalUpdate) -> None:
+        """The training process has changed something by itself; it gets a revision for it."""
+        if not self._local_updates.take(self._parts.clock()):
+            self.bad_message(
+                number,
+                Reason.TOO_MANY_PENDING,
+                f"got more than {LOCAL_UPDATES_AT_ONCE} changes that the training process has made "
+                "by itself at once; send it again in a while",
+            )
+            return
+        now = self._parts.clock()
+        update = await self._write(lambda tx: take_local(tx, self._fenced_job(tx), local, now)[1])
+        _log.info("changed by the training process", job=self.job_id, revision=update.revision)
+        self.send([update])
         self.done(number)
 
     def _outdate_readings(self, outcome: TrainerOutcome) -> None:
@@ -348,7 +373,7 @@ class AgentSession:
             tx.append_event(job_event(EventKind.MODIFIED, job, now))
             if after is JobState.FINISHED:
                 for update in tx.open_updates(job):
-                    job = settle_in(tx, job, update, job_ended(), now)
+                    job = settle_in(tx, job, update, job_ended(update), now)
             return after
 
         self._state = await self._write(work)

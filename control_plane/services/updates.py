@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from control_plane.domain.change_rules import check_changes
 from control_plane.domain.errors import Reason, Refusal, invalid, shutting_down
 from control_plane.domain.job import (
-    Desired,
     Job,
     check_accepts_updates,
     check_action,
@@ -19,10 +19,10 @@ from control_plane.domain.job import (
     with_desired,
     with_effective,
 )
-from control_plane.domain.parameter import Change, check_changes
+from control_plane.domain.series import lineage
 from control_plane.domain.update import (
+    GUARD,
     MAX_REASON,
-    OPEN_STATES,
     Applied,
     Cancelled,
     Expired,
@@ -32,6 +32,8 @@ from control_plane.domain.update import (
     UpdateSpec,
     UpdateState,
     answer_again,
+    as_happened,
+    check_author,
     check_request_id,
     check_revision,
     check_spec,
@@ -41,9 +43,12 @@ from control_plane.domain.update import (
 from control_plane.services.bus import JOBS, session_topic, updates_topic
 from control_plane.services.jobs import job_event
 from control_plane.services.ports import Clock, EventKind, Store, Transaction, WakeupBus
+from control_plane.services.standing import desired_anew
 from control_plane.services.views import need_job, need_update
 
 if TYPE_CHECKING:
+    from control_plane.domain.session import Run
+    from control_plane.domain.update import LocalUpdate
     from control_plane.services.telemetry import TelemetryHub
 
 _SCAN = 100
@@ -63,11 +68,27 @@ class Submission:
 
 
 @dataclass(frozen=True, slots=True)
+class LineageSpan:
+    """Steps that one training process took; `last_step` None: it is the newest, and goes on."""
+
+    instance_id: str
+    first_step: int
+    last_step: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class UpdatePage:
-    """A page of updates; `next_beyond` is the revision to go on beyond, or None at the end."""
+    """A page of updates.
+
+    Attributes:
+        updates: The updates.
+        next_beyond: The revision to go on beyond; None at the end.
+        lineage: The steps that the job's weights went through, by training process.
+    """
 
     updates: tuple[Update, ...]
     next_beyond: int | None
+    lineage: tuple[LineageSpan, ...] = ()
 
 
 def settle_in(tx: Transaction, job: Job, update: Update, outcome: Outcome, now: datetime) -> Job:
@@ -82,8 +103,11 @@ def settle_in(tx: Transaction, job: Job, update: Update, outcome: Outcome, now: 
     tx.save_update(job, settled)
     if isinstance(outcome, Applied):
         job = replace(job, effective=with_effective(job, settled, outcome))
-    elif settled.state is not UpdateState.APPLIED:
-        job = replace(job, desired=_desired_without(tx, job, settled))
+    elif settled.state is not UpdateState.APPLIED and any(
+        each.revision == settled.revision for each in job.desired
+    ):
+        dropped = {change.parameter for change in settled.spec.changes}
+        job = replace(job, desired=desired_anew(tx, job, dropped))
     still_open = tx.open_updates(job)
     job = replace(
         job, settled_revision=still_open[0].revision - 1 if still_open else job.revision
@@ -93,35 +117,42 @@ def settle_in(tx: Transaction, job: Job, update: Update, outcome: Outcome, now: 
     return job
 
 
-def _desired_without(tx: Transaction, job: Job, dropped: Update) -> tuple[Desired, ...]:
-    """What is desired once an update has come to nothing: older changes count again."""
-    kept = tuple(d for d in job.desired if d.revision != dropped.revision)
-    lost = {d.change.parameter for d in job.desired} - {d.change.parameter for d in kept}
-    lost |= {
-        change.parameter
-        for change in dropped.spec.changes
-        if any(d.revision == dropped.revision for d in job.desired)
-    }
-    if not lost:
-        return kept
-    older: list[Update] = []
-    beyond: int | None = None
-    alive = (*OPEN_STATES, UpdateState.APPLIED)
-    while chunk := tx.updates(job, beyond=beyond, limit=_SCAN, states=alive):
-        for update in chunk:
-            if update.revision <= job.replay_floor:
-                break
-            older.append(update)
-        if len(chunk) < _SCAN or chunk[-1].revision <= job.replay_floor:
-            break
-        if all(any(_replaces_all(c, p) for u in older for c in u.spec.changes) for p in lost):
-            break
-        beyond = chunk[-1].revision
-    desired: tuple[Desired, ...] = ()
-    for update in reversed(older):
-        desired = with_desired(desired, update)
-    refound = tuple(d for d in desired if d.change.parameter in lost)
-    return tuple(d for d in kept if d.change.parameter not in lost) + refound
+def take_local(tx: Transaction, job: Job, local: LocalUpdate, now: datetime) -> tuple[Job, Update]:
+    """Gives what a training process has changed by itself a revision; once for each request id.
+
+    Returns:
+        The job as it is then (stored), and the update.
+
+    Raises:
+        Refusal: If it can not be told, or a caller has used its request id.
+    """
+    spec = as_happened(local)
+    existing = tx.update_by_request(job, local.request_id)
+    if existing is None:
+        update = Update(job.id, job.revision + 1, spec, GUARD, local.request_id, now)
+        return accept_in(tx, job, update, now), update
+    if not existing.is_guards:
+        raise Refusal(
+            Reason.REQUEST_ID_REUSED,
+            f"request_id {local.request_id!r} belongs to revision {existing.revision}, which "
+            f"{existing.author!r} sent; what a training process changes needs an id of its own",
+            violations=[],
+        )
+    return job, existing
+
+
+def accept_in(tx: Transaction, job: Job, update: Update, now: datetime) -> Job:
+    """Stores a new update within a transaction.
+
+    Returns:
+        The job as it is then (stored).
+    """
+    tx.insert_update(job, update)
+    desired = with_desired(job.desired, update)
+    job = replace(job, revision=update.revision, desired=desired).changed(now)
+    tx.save_job(job)
+    tx.append_event(job_event(EventKind.MODIFIED, job, now, update.revision))
+    return job
 
 
 def _due(tx: Transaction, now: datetime) -> list[tuple[str, int]]:
@@ -143,10 +174,6 @@ def _expirable(tx: Transaction, job_id: str, revision: int) -> tuple[Job, Update
     if job is None or update is None or not update.is_open or trainer_may_have(job, update):
         return None
     return job, update
-
-
-def _replaces_all(change: Change, parameter: str) -> bool:
-    return change.parameter == parameter and change.group == ""
 
 
 class UpdateService:
@@ -182,6 +209,7 @@ class UpdateService:
         Raises:
             Refusal: Saying which rule was broken; nothing has changed then.
         """
+        check_author(submission.author)
         if submission.request_id:
             check_request_id(submission.request_id)
         request_id = submission.request_id or f"server-{uuid.uuid4().hex}"
@@ -214,17 +242,10 @@ class UpdateService:
                     metadata={"limit": str(self._max_open)},
                     retry_delay=1.0,
                 )
-            revision = job.revision + 1
-            update = Update(job.id, revision, spec, submission.author, request_id, now)
+            update = Update(job.id, job.revision + 1, spec, submission.author, request_id, now)
             if submission.validate_only:
                 return update
-            tx.insert_update(job, update)
-            tx.save_job(
-                replace(job, revision=revision, desired=with_desired(job.desired, update)).changed(
-                    now
-                )
-            )
-            tx.append_event(job_event(EventKind.MODIFIED, job, now, revision))
+            accept_in(tx, job, update, now)
             return update
 
         update = await self._store.write(work)
@@ -253,8 +274,9 @@ class UpdateService:
         wanted = tuple(states)
 
         def work(tx: Transaction) -> UpdatePage:
+            job = need_job(tx, job_id)
             found = tx.updates(
-                need_job(tx, job_id),
+                job,
                 newest_first=newest_first,
                 beyond=beyond,
                 limit=limit + 1,
@@ -262,7 +284,8 @@ class UpdateService:
             )
             more = len(found) > limit
             found = found[:limit]
-            return UpdatePage(tuple(found), found[-1].revision if more else None)
+            spans = tuple(_lineage(tx.runs(job)))
+            return UpdatePage(tuple(found), found[-1].revision if more else None, spans)
 
         return await self._store.read(work)
 
@@ -340,9 +363,21 @@ class UpdateService:
         self._bus.notify(JOBS)
 
 
-def job_ended() -> Expired:
+def _lineage(runs: list[Run]) -> Iterator[LineageSpan]:
+    instances = {run.number: run.instance_id for run in runs}
+    for number, first, last in lineage(runs):
+        yield LineageSpan(instances[number], first, last)
+
+
+def job_ended(update: Update) -> Expired:
     """The outcome of an update that was still open when training reached its end."""
-    return Expired(ExpiryCause.JOB_ENDED, "training reached its end before the update was due")
+    message = "training reached its end before the update was due"
+    if update.is_guards:
+        message = (
+            "the training process made this change by itself, and reached its end before it could "
+            "say how it went"
+        )
+    return Expired(ExpiryCause.JOB_ENDED, message)
 
 
 def deadline_passed(update: Update) -> Expired:

@@ -109,6 +109,40 @@ def test_every_way_of_changing(plane: Client, server: FakeControlPlane) -> None:
     assert release.WhichOneof("operation") == "release"
 
 
+def test_every_action(plane: Client, server: FakeControlPlane) -> None:
+    server.jobs["jobs/my-run"].actions.append(update_pb2.ACTION_KIND_ROLL_BACK)
+    assert plane.pause("my-run", reason="a look", at_step=200).spec.reason == "a look"
+    plane.resume("my-run")
+    saved = plane.save_checkpoint("my-run", wait=True)
+    assert saved.applied.action_result.checkpoint == "/runs/checkpoint-120"
+    assert plane.evaluate("my-run", wait=True).applied.action_result.metrics["eval_loss"] == 1.25
+    plane.stop("my-run")
+    plane.roll_back("my-run")
+    plane.roll_back(
+        "my-run", "/runs/checkpoint-100", changes=[changes.multiply("learning_rate", 0.1)]
+    )
+    specs = [request.spec for name, request in server.calls if name == "UpdateParameters"]
+    assert [spec.action.WhichOneof("kind") for spec in specs] == [
+        *("pause", "resume", "save_checkpoint", "evaluate", "stop", "roll_back", "roll_back")
+    ]
+    assert [len(spec.changes) for spec in specs] == [0] * 6 + [1]
+    assert specs[-1].action.roll_back.checkpoint == "/runs/checkpoint-100"
+    del server.jobs["jobs/my-run"].actions[:]
+    with pytest.raises(InvalidArgumentError):
+        plane.pause("my-run")
+
+
+def test_a_coupling(plane: Client, server: FakeControlPlane) -> None:
+    with pytest.raises(InvalidArgumentError):  # this server knows of no batch size
+        plane.set("my-run", global_batch_size=64, coupling="linear")
+    assert server.calls[-1][1].spec.changes[0].coupling == update_pb2.COUPLING_LINEAR
+
+
+def test_the_lineage(plane: Client, server: FakeControlPlane) -> None:
+    server.lineage = [control_pb2.LineageSpan(instance_id="one", first_step=0)]
+    assert plane.get_lineage("my-run") == server.lineage
+
+
 def test_jobs(plane: Client, server: FakeControlPlane) -> None:
     assert plane.create_job("new-run", labels={"team": "vision"}).name == "jobs/new-run"
     with pytest.raises(AlreadyExistsError):

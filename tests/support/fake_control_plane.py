@@ -61,6 +61,11 @@ def make_job(name: str, **fields: Any) -> job_pb2.Job:
     job.session.last_seen_time.GetCurrentTime()
     job.metrics.add(name="loss", step=120, value=1.2345678)
     job.metrics.add(name="learning_rate", step=120, value=2e-5)
+    job.actions.extend(
+        kind
+        for kind in update_pb2.ActionKind.values()
+        if kind not in (update_pb2.ACTION_KIND_UNSPECIFIED, update_pb2.ACTION_KIND_ROLL_BACK)
+    )
     job.effective.parameters.add(parameter="learning_rate", value=parameter_pb2.Value(number=2e-5))
     job.MergeFrom(job_pb2.Job(**fields))
     return job
@@ -73,6 +78,7 @@ class FakeControlPlane(control_pb2_grpc.ControlPlaneServiceServicer):
         jobs: By resource name.
         updates: By the job's resource name, oldest first.
         series: By the job's resource name.
+        lineage: What every job's weights went through.
         settle_as: What becomes of accepted updates at once; PENDING leaves them open.
         calls: Every request, by method name, in order.
         authorization: What the last call of each method had in its metadata under that key.
@@ -85,6 +91,7 @@ class FakeControlPlane(control_pb2_grpc.ControlPlaneServiceServicer):
         self.jobs: dict[str, job_pb2.Job] = {}
         self.updates: dict[str, list[update_pb2.Update]] = {}
         self.series: dict[str, list[pb.Series]] = {}
+        self.lineage: list[pb.LineageSpan] = []
         self.settle_as = update_pb2.UPDATE_STATE_APPLIED
         self.calls: list[tuple[str, Any]] = []
         self.authorization: dict[str, Any] = {}
@@ -160,6 +167,14 @@ class FakeControlPlane(control_pb2_grpc.ControlPlaneServiceServicer):
                 update.applied.apply_time.FromNanoseconds(
                     update.create_time.ToNanoseconds() + 1_600_000
                 )
+                result = update.applied.action_result
+                match update.spec.action.WhichOneof("kind"):
+                    case "save_checkpoint" | "stop":
+                        result.checkpoint = f"/runs/checkpoint-{self.next_step - 1}"
+                    case "evaluate":
+                        result.metrics.update({"eval_loss": 1.25, "eval_runtime": 0.5})
+                    case _:
+                        update.applied.ClearField("action_result")
                 for change in update.spec.changes:
                     transition = update.applied.transitions.add(parameter=change.parameter)
                     transition.old_value.number = 2e-5
@@ -262,6 +277,15 @@ class FakeControlPlane(control_pb2_grpc.ControlPlaneServiceServicer):
             )
         for index, change in enumerate(request.spec.changes):
             self._check(index, change, request, context)
+        kind = request.spec.action.WhichOneof("kind")
+        if kind and update_pb2.ActionKind.Value(f"ACTION_KIND_{kind.upper()}") not in job.actions:
+            self._abort(
+                context,
+                grpc.StatusCode.INVALID_ARGUMENT,
+                "OPERATION_UNSUPPORTED",
+                f"spec.action: got {kind}, which this job does not offer",
+                violations=[FieldViolation("spec.action", f"got {kind}")],
+            )
         update = update_pb2.Update(
             name=f"{job.name}/updates/{len(updates) + 1}",
             revision=len(updates) + 1,
@@ -293,7 +317,7 @@ class FakeControlPlane(control_pb2_grpc.ControlPlaneServiceServicer):
         if request.order != pb.UPDATE_ORDER_OLDEST_FIRST:
             updates.reverse()
         page, token = self._page(updates, request.page_token)
-        return pb.ListUpdatesResponse(updates=page, next_page_token=token)
+        return pb.ListUpdatesResponse(updates=page, next_page_token=token, lineage=self.lineage)
 
     def WaitUpdate(self, request: pb.WaitUpdateRequest, context: Any) -> pb.WaitUpdateResponse:
         self._begin("WaitUpdate", request, context)

@@ -53,6 +53,8 @@ class Book:
         self.instance_id = instance_id
         self.step = 0
         self.outcomes: dict[int, session_pb2.UpdateOutcome] = {}
+        self.phase = session_pb2.TRAINER_PHASE_TRAINING
+        self.local_updates: list[session_pb2.LocalUpdate] = []
 
     def hello(self) -> link_pb2.TrainerHello:
         state = session_pb2.FullState(
@@ -66,7 +68,8 @@ class Book:
                 )
             ],
             outcomes=list(self.outcomes.values()),
-            phase=session_pb2.TRAINER_PHASE_TRAINING,
+            phase=self.phase,
+            local_updates=self.local_updates,
         )
         state.progress.step = self.step
         return link_pb2.TrainerHello(
@@ -198,6 +201,14 @@ def _run(options: dict[str, Any]) -> None:
                     "dropped": status.dropped_steps,
                     "connections": status.connections,
                 }
+            case "phase":
+                book.phase = session_pb2.TrainerPhase.Value(f"TRAINER_PHASE_{arguments[0]}")
+                link.send(link_pb2.TrainerMessage(state=book.hello().state))
+            case "local":
+                local = session_pb2.LocalUpdate(request_id=arguments[0])
+                local.spec.action.pause.SetInParent()
+                book.local_updates.append(local)
+                link.send(link_pb2.TrainerMessage(local_update=local))
             case "finished":
                 finished = session_pb2.TrainingFinished(step=book.step)
                 link.send(link_pb2.TrainerMessage(finished=finished))

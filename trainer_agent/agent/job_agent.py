@@ -190,6 +190,9 @@ class JobAgent:
                 self._settled([message.outcome], ledger.outcome(message.outcome))
             case "state":
                 self._settled(message.state.outcomes, ledger.state(message.state, time.monotonic()))
+            case "local_update":
+                _log.info("local_update", request_id=message.local_update.request_id)
+                ledger.local_update(message.local_update)
             case "fault":
                 _log.warning("trainer_fault", component=message.fault.component)
                 ledger.fault(message.fault, time.time_ns())
@@ -250,7 +253,7 @@ class JobAgent:
             self._begin(connection, hello, self._ledger)
             stored: list[int] = []
         else:
-            stored = self._ledger.trainer_returned(hello)
+            stored = self._ledger.trainer_returned(hello, now)
         self._greet()
         self._deliveries.begin_connection()
         self._settled(hello.state.outcomes, stored)

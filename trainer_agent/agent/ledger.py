@@ -14,6 +14,7 @@ from typing import Final
 from midcourse.agent.v1 import session_pb2
 from midcourse.control.v1 import job_pb2, update_pb2
 from midcourse.link.v1 import link_pb2
+from trainer_agent.agent.local_updates import LocalUpdates
 from trainer_agent.agent.pace import Pace
 from trainer_agent.agent.samples import DEFAULT_LIMIT, SampleBuffer
 from trainer_agent.agent.trainer_state import TrainerState
@@ -22,6 +23,8 @@ from trainer_agent.agent.unacknowledged import Unacknowledged
 PROTOCOL_VERSION: Final = 1
 """Version of the session protocol."""
 
+_RESTING: Final = (session_pb2.TRAINER_PHASE_PAUSED, session_pb2.TRAINER_PHASE_FINISHED)
+_OF_PACE: Final = 0  # key of the one event that tells of stalling or recovering
 _SETTLED_REMEMBERED: Final = 10_000
 _SAMPLE_BYTES: Final = 64  # of one sample in a heartbeat, its share of the name included
 
@@ -67,6 +70,7 @@ class Ledger:
         self._readings: Unacknowledged[tuple[str, str], update_pb2.ParameterReading] = (
             Unacknowledged()
         )
+        self._locals = LocalUpdates()
         self._non_finite: set[str] = set()
         self._ending: session_pb2.TrainerPhase.ValueType | None = None
         self._stalled = False
@@ -76,6 +80,8 @@ class Ledger:
         self.pace = Pace(now)
         self.urgent = False
         self._keep(hello.state.outcomes)
+        for local in hello.state.local_updates:
+            self._locals.take(local)
 
     # --------------------------------------------------------------------- what the trainer says
 
@@ -94,35 +100,45 @@ class Ledger:
     @property
     def may_stall(self) -> bool:
         """Tells whether the absence of steps would be news."""
-        resting = (session_pb2.TRAINER_PHASE_PAUSED, session_pb2.TRAINER_PHASE_FINISHED)
-        return self._ending is None and not self._stalled and self._state.phase not in resting
+        return self._ending is None and not self._stalled and self._state.phase not in _RESTING
 
-    def trainer_returned(self, hello: link_pb2.TrainerHello) -> list[int]:
+    @property
+    def _paused(self) -> bool:
+        return self._state.phase == session_pb2.TRAINER_PHASE_PAUSED
+
+    def trainer_returned(self, hello: link_pb2.TrainerHello, now: float) -> list[int]:
         """Takes the hello of the same training process over a new connection.
 
         Returns:
             Revisions whose outcomes the trainer need not keep: they are on disk.
         """
-        self._state.replace(hello.state)
-        return self._keep(hello.state.outcomes)
+        return self._replace(hello.state, now)
 
     def state(self, state: session_pb2.FullState, now: float) -> list[int]:
         """Takes full state anew; returns what :meth:`trainer_returned` does."""
-        self._state.replace(state)
+        stored = self._replace(state, now)
         self.pace.rest(now)
         self.urgent = True
-        return self._keep(state.outcomes)
+        return stored
+
+    def local_update(self, local: session_pb2.LocalUpdate) -> None:
+        """Takes what the training process has changed by itself."""
+        if self._locals.take(local):
+            self.urgent = True
 
     def step(self, report: link_pb2.StepReport, now: float) -> None:
         """Takes a step, and whatever was measured at it."""
+        was_paused = self._paused
         if self._state.step(report):
             for reading in report.readings:
                 self._readings.owe((reading.parameter, reading.group), reading)
-            self._state.phase = session_pb2.TRAINER_PHASE_TRAINING
         if self._stalled:
             self._stalled = False
             recovered = session_pb2.Recovered(step=report.step)
             self._event(report.time_nanos, recovered=recovered)
+        if was_paused and not self._paused:
+            # The pause ended without a word: what of the time was the step's is not known.
+            self.pace.resume(now)
         self.pace.step(report.step, now)
         measured_at = report.metrics_step if report.HasField("metrics_step") else report.step
         pairs = list(zip(report.names, report.values, strict=False))
@@ -178,7 +194,7 @@ class Ledger:
     @property
     def owes_nothing(self) -> bool:
         """Tells whether the control plane has acknowledged everything."""
-        return not (self._outcomes or self._events or self._samples)
+        return not (self._outcomes or self._events or self._samples or self._locals.owed)
 
     def owed(self) -> dict[str, int]:
         """Returns how much the control plane has not acknowledged, by kind."""
@@ -186,6 +202,7 @@ class Ledger:
             "outcomes": len(self._outcomes),
             "events": len(self._events),
             "samples": len(self._samples),
+            "local_updates": self._locals.owed + self._locals.left_out,
         }
 
     def begin_stream(self, identity: AgentIdentity) -> session_pb2.Hello:
@@ -194,6 +211,7 @@ class Ledger:
         self._outcomes.begin_stream()
         self._events.begin_stream()
         self._readings.begin_stream()
+        self._locals.begin_stream()
         hello = session_pb2.Hello(
             protocol_version=PROTOCOL_VERSION,
             job_id=self._hello.job_id,
@@ -236,7 +254,7 @@ class Ledger:
     def full_state(self, sequence: int) -> session_pb2.FullState:
         """Returns full state, which goes out in the message of this number."""
         self._outcomes.all_sent(sequence)
-        state = self._state.full(self._outcomes.items())
+        state = self._state.full(self._outcomes.items(), self._locals.all(sequence))
         state.phase = self.phase
         return state
 
@@ -247,6 +265,18 @@ class Ledger:
             return None
         self._outcomes.sent(entry[0], sequence)
         return entry[1]
+
+    def next_local_update(self, sequence: int) -> session_pb2.LocalUpdate | None:
+        """Returns the oldest local update that has not gone out, which now does; None: all have."""
+        return self._locals.next(sequence)
+
+    def delivered(self, update: update_pb2.Update) -> None:
+        """Notes that an update has come: what the trainer did by itself has its revision."""
+        self._locals.delivered(update.request_id)
+
+    def refused(self, sequence: int, *, for_now: bool) -> None:
+        """Notes that the control plane did not take a message, for now or for good."""
+        self._locals.refused(sequence, for_now=for_now)
 
     def next_event(self, sequence: int) -> session_pb2.TrainerEvent | None:
         """Returns the oldest event that has not gone out, which now does; None: all have."""
@@ -259,9 +289,11 @@ class Ledger:
     def heartbeat(self, sequence: int, now: float) -> session_pb2.Heartbeat:
         """Returns a heartbeat with as many samples as it may carry; see :attr:`has_samples`."""
         self.urgent = False
+        self._locals.try_again()
         progress = job_pb2.Progress()
         progress.CopyFrom(self._state.progress)
-        rate = None if self._ending is not None else self.pace.steps_per_second(now)
+        moving = self._ending is None and not self._paused
+        rate = self.pace.steps_per_second(now) if moving else None
         if rate is None:
             progress.ClearField("steps_per_second")
         else:
@@ -305,7 +337,21 @@ class Ledger:
         self._samples.acknowledged(sequence)
         self._events.acknowledged(sequence)
         self._readings.acknowledged(sequence)
+        self._locals.acknowledged(sequence)
         return self._store(self._outcomes.acknowledged(sequence))
+
+    def _replace(self, state: session_pb2.FullState, now: float) -> list[int]:
+        was_paused = self._paused
+        self._state.replace(state)
+        if was_paused and not self._paused:
+            self.pace.resume(now)
+        if self._stalled and self._state.phase in _RESTING:
+            # It has a reason to rest, so that it stalled before is no news any more.
+            self._stalled = False
+            self._events.forget([_OF_PACE])
+        for local in state.local_updates:
+            self._locals.take(local)
+        return self._keep(state.outcomes)
 
     def _keep(self, outcomes: Iterable[session_pb2.UpdateOutcome]) -> list[int]:
         stored = []
@@ -347,5 +393,5 @@ class Ledger:
         event.time.FromNanoseconds(time_nanos)
         # A trainer may falter for days while the control plane is away: only the newest counts.
         of_pace = stalled is not None or recovered is not None
-        self._events.owe(0 if of_pace else next(self._event_numbers), event)
+        self._events.owe(_OF_PACE if of_pace else next(self._event_numbers), event)
         self.urgent = True

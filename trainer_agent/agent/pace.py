@@ -41,6 +41,14 @@ class Pace:
         """Notes a reason for there being no step up to now, such as a pause."""
         self._newest = now
 
+    def resume(self, now: float) -> None:
+        """Notes the end of a pause, whose length is no part of the pace."""
+        self._newest = now = max(now, self._newest)
+        waited = now - self._steps[-1][1] if self._steps else 0.0
+        moved = [(step, when + waited) for step, when in self._steps]
+        self._steps.clear()
+        self._steps.extend(moved)
+
     def idle(self, now: float) -> float:
         """Returns the time since the newest step, or since the start."""
         return now - self._newest

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 _log = get_logger(__name__)
 
+TOO_MANY_PENDING: Final = "TOO_MANY_PENDING"
+"""Reason of the error that asks to send a message again later."""
+
 _WELCOME_TIMEOUT: Final = 20.0
 _DEFAULT_INTERVAL: Final = 1.0
 _SHORTEST_INTERVAL: Final = 0.05
@@ -205,6 +208,8 @@ class Session:
             self._tell_held(request.state)
         elif (outcome := ledger.next_outcome(sequence)) is not None:
             request.outcome.CopyFrom(outcome)
+        elif (local := ledger.next_local_update(sequence)) is not None:
+            request.local_update.CopyFrom(local)
         elif (event := ledger.next_event(sequence)) is not None:
             request.event.CopyFrom(event)
         elif self._heartbeat_due():
@@ -274,12 +279,17 @@ class Session:
                     reason=response.item_error.error.reason,
                     message=response.item_error.error.message,
                 )
+                self._ledger.refused(
+                    response.item_error.sequence,
+                    for_now=response.item_error.error.reason == TOO_MANY_PENDING,
+                )
             case other:
                 _log.warning("unexpected_message", kind=other)  # perhaps of a newer server
 
     def _delivered(self, delivery: session_pb2.Delivery) -> None:
         revision = delivery.update.revision
         _log.debug("delivery", revision=revision, nonce=delivery.nonce)
+        self._ledger.delivered(delivery.update)
         outcome = self._ledger.outcome_of(revision)
         reply = session_pb2.DeliveryReply(nonce=delivery.nonce, revision=revision)
         if outcome is not None:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class TrainerState:
     """What a training process is and stands at, as far as it has said.
 
-    Outcomes are left out: they are kept until the control plane has them, elsewhere.
+    Outcomes and local updates are left out: they are kept until the control plane has them,
+    elsewhere.
     """
 
     def __init__(self, state: session_pb2.FullState) -> None:
@@ -36,14 +37,11 @@ class TrainerState:
         """What the trainer is doing, by its own words."""
         return self._state.phase
 
-    @phase.setter
-    def phase(self, phase: session_pb2.TrainerPhase.ValueType) -> None:
-        self._state.phase = phase
-
     def replace(self, state: session_pb2.FullState) -> None:
         """Takes full state anew."""
         self._state.CopyFrom(state)
         self._state.ClearField("outcomes")
+        self._state.ClearField("local_updates")
         self._in_force = RevisionSet(state.in_force)
         self._held = set(state.held)
 
@@ -55,6 +53,11 @@ class TrainerState:
             overtook them are not; their metrics are.
         """
         progress = self._state.progress
+        # What is logged at the step of a pause is no sign of its end.
+        if report.step > progress.step or self.phase != session_pb2.TRAINER_PHASE_PAUSED:
+            phase = session_pb2.TRAINER_PHASE_TRAINING
+        else:
+            phase = self.phase
         if report.step < progress.step and not report.HasField("progress"):
             return False
         if report.HasField("progress"):
@@ -62,6 +65,7 @@ class TrainerState:
                 return False
             progress.MergeFrom(report.progress)
         progress.step = report.step
+        self._state.phase = phase
         if report.HasField("epoch"):
             progress.epoch = report.epoch
         if report.HasField("max_steps"):
@@ -86,14 +90,19 @@ class TrainerState:
                 if transition.HasField("new_value")
             )
 
-    def full(self, outcomes: Iterable[session_pb2.UpdateOutcome]) -> session_pb2.FullState:
-        """Returns full state with these outcomes."""
+    def full(
+        self,
+        outcomes: Iterable[session_pb2.UpdateOutcome],
+        local_updates: Iterable[session_pb2.LocalUpdate],
+    ) -> session_pb2.FullState:
+        """Returns full state with these outcomes and local updates."""
         state = session_pb2.FullState()
         state.CopyFrom(self._state)
         del state.in_force[:]
         state.in_force.extend(self._in_force.ranges())
         state.held[:] = sorted(self._held)
         state.outcomes.extend(outcomes)
+        state.local_updates.extend(local_updates)
         return state
 
     def _read(self, readings: Iterable[update_pb2.ParameterReading]) -> None:

@@ -65,6 +65,7 @@ def rendered_update(update: update_pb2.Update) -> dict[str, Any]:
             "changes": changes,
             "changes_left_out": len(spec.changes) - len(changes) or None,
             "action": spec.action.WhichOneof("kind") if spec.HasField("action") else None,
+            "to_checkpoint": clipped(spec.action.roll_back.checkpoint, TEXT_LENGTH),
             "asked_for_step": number(at.step) if at.HasField("step") else None,
             "cancel_requested": update.cancel_requested or None,
             **_outcome(update),
@@ -123,13 +124,19 @@ def _applied(of: update_pb2.Applied) -> dict[str, Any]:
         ],
         "transitions_left_out": len(of.transitions) - len(kept) or None,
         "checkpoint": clipped(of.action_result.checkpoint, TEXT_LENGTH),
+        "evaluated": {
+            clipped(name, NAME_LENGTH): number(of.action_result.metrics[name])
+            for name in sorted(of.action_result.metrics)[:MAX_CHANGES]
+        }
+        or None,
     }
 
 
 UPDATE_HISTORY: Final = Tool(
     "update_history",
     "Reads the live changes of a job, the newest first: who asked, when, why, what for, the "
-    "optimizer step that first used the new values, old and new value, or why it was not applied.",
+    "optimizer step that first used the new values, old and new value, or why it was not applied; "
+    "actions, such as a pause, too. The author guard is the training process itself.",
     UpdateHistoryArguments,
     update_history,
 )

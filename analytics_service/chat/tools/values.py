@@ -68,6 +68,9 @@ def size_of(result: object) -> int:
     return len(json.dumps(result, ensure_ascii=False).encode())
 
 
+_COUPLINGS: Final = {update_pb2.COUPLING_LINEAR: "linear", update_pb2.COUPLING_SQRT: "sqrt"}
+
+
 def operation_of(change: update_pb2.Change) -> dict[str, Any]:
     """A change, in the terms in which the model would draft it."""
     common = without_absent({"parameter": change.parameter, "group": change.group})
@@ -76,7 +79,11 @@ def operation_of(change: update_pb2.Change) -> dict[str, Any]:
             name = {update_pb2.SET_MODE_PEAK: "peak", update_pb2.SET_MODE_HOLD: "hold"}
             of_set = change.set
             steps = of_set.hold_steps if of_set.HasField("hold_steps") else None
-            fields = {"value": value_of(of_set.value), "steps": steps}
+            fields = {
+                "value": value_of(of_set.value),
+                "steps": steps,
+                "learning_rate_follows": _COUPLINGS.get(change.coupling),
+            }
             operation = name.get(of_set.mode, "set")
         case "multiply":
             operation, fields = "multiply", {"factor": number(change.multiply.factor)}

@@ -48,6 +48,9 @@ class ScriptedAgent:
             trainer_pid=4242,
         )
         hello.state.parameters.append(LEARNING_RATE)
+        hello.state.actions.extend(
+            [update_pb2.ACTION_KIND_PAUSE, update_pb2.ACTION_KIND_SAVE_CHECKPOINT]
+        )
         hello.state.progress.step = 120
         hello.state.progress.max_steps = 1000
         hello.state.phase = session_pb2.TRAINER_PHASE_TRAINING
@@ -63,8 +66,13 @@ class ScriptedAgent:
         self._sequence += 1
         self._out.put(session_pb2.SessionRequest(sequence=self._sequence, **message))
 
-    def beat(self, step: int, **metrics: float) -> None:
-        beat = session_pb2.Heartbeat(phase=session_pb2.TRAINER_PHASE_TRAINING)
+    def beat(
+        self,
+        step: int,
+        phase: session_pb2.TrainerPhase.ValueType = session_pb2.TRAINER_PHASE_TRAINING,
+        **metrics: float,
+    ) -> None:
+        beat = session_pb2.Heartbeat(phase=phase)
         beat.progress.step = step
         beat.progress.max_steps = 1000
         for name, value in metrics.items():
@@ -89,6 +97,8 @@ class ScriptedAgent:
         outcome.applied.step = 121
         outcome.applied.instance_id = "instance-1"
         outcome.applied.apply_time.GetCurrentTime()
+        if delivery.update.spec.action.HasField("save_checkpoint"):
+            outcome.applied.action_result.checkpoint = "/runs/checkpoint-120"
         for change in delivery.update.spec.changes:
             made = outcome.applied.transitions.add(parameter=change.parameter)
             made.old_value.number = 2e-5
@@ -168,6 +178,32 @@ def test_a_change_from_the_shell(
     assert "RUNNING  120/1000  1.25" in run(address, "jobs").stdout
     metrics = json.loads(run(address, "metrics", job, "loss", "-o", "json").stdout)
     assert metrics["series"][0]["values"] == [1.25]
+
+
+def test_actions_from_the_shell(
+    address: str, agent: ScriptedAgent, job: str, plane: Client, tmp_path: Path
+) -> None:
+    saved = run(address, "checkpoint", job, "--wait")
+    assert saved.stdout.startswith(
+        "APPLIED at step 121, save checkpoint: /runs/checkpoint-120, "
+    ), saved.stderr
+    paused = run(address, "pause", "-l", f"job={job}", "--wait", "--reason", "a look")
+    assert [line.split()[:4] for line in paused.stdout.splitlines()] == [
+        ["JOB", "REV", "STATE", "STEP"],
+        [job, "2", "APPLIED", "121"],
+    ]
+    refused = run(address, "stop", job)
+    assert refused.returncode == ExitCode.REFUSED
+    assert "actions that this job offers: pause, save_checkpoint" in refused.stderr
+    agent.beat(120, phase=session_pb2.TRAINER_PHASE_PAUSED, loss=1.25)
+    until(lambda: plane.get_job(job).state == job_pb2.JOB_STATE_PAUSED, "it is paused")
+    assert "PAUSED" in run(address, "jobs").stdout
+    file = tmp_path / "run.yaml"
+    assert run(address, "history", job, "--export", str(file)).returncode == ExitCode.OK
+    text = file.read_text("utf-8")
+    assert '  - step: 121\n    revision: 1\n    author: "anonymous"\n' in text
+    assert '    action: "save_checkpoint"\n' in text
+    assert "pause is left out" in text
 
 
 def test_a_change_from_python(plane: Client, agent: ScriptedAgent, job: str) -> None:

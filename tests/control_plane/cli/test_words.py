@@ -44,6 +44,55 @@ def test_numbers_are_short_and_close(value: float) -> None:
     assert float(text) == pytest.approx(value, rel=1e-5)
 
 
+def test_updates_of_the_guard_and_those_that_wait_in_the_watch() -> None:
+    job = make_job("my-run")
+    update = update_pb2.Update(revision=4, author="guard", state=update_pb2.UPDATE_STATE_DELIVERED)
+    update.spec.changes.extend([changes.set_value("temperature", 0.7)])
+    update.spec.action.roll_back.checkpoint = "/runs/1"
+    job.parameters.add(name="temperature", boundary=parameter_pb2.BOUNDARY_GENERATION)
+    event = control_pb2.WatchJobsResponse(
+        type=control_pb2.JOB_EVENT_TYPE_MODIFIED, job=job, update=update
+    )
+    assert board.line(event, 0.0).endswith(
+        "my-run update 4 by guard DELIVERED: temperature → 0.7, roll back to /runs/1"
+        " (waits for the next generation boundary)"
+    )
+    event.update.state = update_pb2.UPDATE_STATE_APPLIED
+    event.update.applied.SetInParent()
+    assert "update 4 by guard APPLIED at an unknown step, " in board.line(event, 0.0)
+
+
+def test_an_update_waits_for_the_last_of_its_boundaries() -> None:
+    specs = [
+        parameter_pb2.ParameterSpec(name=name, boundary=boundary)
+        for name, boundary in (
+            ("lr", parameter_pb2.BOUNDARY_STEP),
+            ("batch", parameter_pb2.BOUNDARY_ACCUMULATION),
+            ("loader", parameter_pb2.BOUNDARY_EPOCH),
+        )
+    ]
+
+    def waits(*names: str, at_step: int | None = None) -> str:
+        update = update_pb2.Update(state=update_pb2.UPDATE_STATE_DELIVERED)
+        update.spec.changes.extend(changes.release(name) for name in names)
+        if at_step is not None:
+            update.spec.apply_at.step = at_step
+        return describe.waiting(update, specs)
+
+    assert waits("lr") == waits("unheard_of") == ""
+    assert waits("lr", "batch") == "waits for the next accumulation boundary"
+    assert waits("loader", "batch") == "waits for the next epoch boundary"
+    assert waits("lr", at_step=9) == "waits for step 9"
+    assert waits("batch", at_step=9) == "waits for step 9 and the next accumulation boundary"
+    assert describe.waiting(update_pb2.Update(), specs) == ""
+
+
+def test_many_metrics_of_an_evaluation() -> None:
+    result = update_pb2.ActionResult(metrics={f"eval_{n}": n / 8 for n in range(7)})
+    assert describe.result(result) == "eval_0 0, eval_1 0.125, eval_2 0.25, eval_3 0.375, +3 more"
+    assert describe.result(update_pb2.ActionResult()) == ""
+
+
 @given(st.floats(0, 1e9))
 def test_ages_never_run_ahead(seconds: float) -> None:
     text = fmt.age(seconds)

@@ -12,10 +12,12 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from control_plane.domain.change_rules import check_changes
 from control_plane.domain.errors import Reason, Refusal
 from control_plane.domain.parameter import (
     Bounds,
     Change,
+    Coupling,
     GuardRails,
     Kind,
     MultiplyChange,
@@ -27,11 +29,11 @@ from control_plane.domain.parameter import (
     SetChange,
     Shape,
     Value,
-    check_changes,
 )
 from tests.support.domain_values import LEARNING_RATE, refused
 
 LR = "learning_rate"
+BATCH = "global_batch_size"
 ALL = tuple(Operation)
 OFFERED = (
     LEARNING_RATE,
@@ -44,10 +46,19 @@ OFFERED = (
     ParameterSpec("free", operations=ALL),
     ParameterSpec("frozen", guard_rails=GuardRails(frozen=True), operations=ALL),
     ParameterSpec("ours", guard_rails=GuardRails(allowed_principals=("ann", "bob"))),
-    ParameterSpec("narrow", bounds=Bounds(0, 10), guard_rails=GuardRails(Bounds(2, 5))),
+    ParameterSpec(
+        "narrow", bounds=Bounds(0, 10), guard_rails=GuardRails(Bounds(2, 5)), operations=ALL
+    ),
+    ParameterSpec(BATCH, Kind.INTEGER, bounds=Bounds(1, 4096)),
     ParameterSpec("away", unavailable_reason="its optimizer has none"),
 )
-IN_FORCE: dict[tuple[str, str], Value] = {(LR, ""): 2e-5, ("open", ""): 0.5, ("free", ""): 1.0}
+IN_FORCE: dict[tuple[str, str], Value] = {
+    (LR, ""): 2e-5,
+    ("open", ""): 0.5,
+    ("free", ""): 1.0,
+    ("narrow", ""): 3.0,
+    (BATCH, ""): 64,
+}
 
 
 def check(
@@ -142,6 +153,32 @@ INVALID = Reason.INVALID_ARGUMENT
         (SetChange("narrow", 1.0), Reason.GUARD_RAIL, ".set.value", "set by the job's owner"),
         (SetChange("narrow", 5.5), Reason.GUARD_RAIL, ".set.value", "at least 2, at most 5"),
         (SetChange("narrow", 11.0), INVALID, ".set.value", "(hard limit)"),
+        (MultiplyChange("narrow", 2.0), Reason.GUARD_RAIL, ".multiply.factor", "got 6, allowed"),
+        (MultiplyChange("narrow", 4.0), INVALID, ".multiply.factor", "got 12, allowed"),
+        (MultiplyChange("open", 2.0), INVALID, ".multiply.factor", "above 0, below 1 (hard"),
+        (RampChange("narrow", 1.0, 9), Reason.GUARD_RAIL, ".ramp.value", "set by the job's owner"),
+        (
+            ScheduleChange("narrow", Shape.LINEAR, 4.0, floor=1.0),
+            Reason.GUARD_RAIL,
+            ".schedule.floor",
+            "got 1, allowed: at least 2",
+        ),
+        (ReleaseChange("frozen"), Reason.PARAMETER_FROZEN, ".parameter", "frozen"),
+        # What the learning rate does with a batch size.
+        (
+            SetChange(LR, 1e-5, coupling=Coupling.LINEAR),
+            INVALID,
+            ".coupling",
+            "got linear, which goes with a batch size: gradient_accumulation_steps",
+        ),
+        (
+            SetChange(BATCH, 64 * 11, coupling=Coupling.LINEAR),
+            Reason.GUARD_RAIL,
+            ".coupling",
+            "learning_rate would follow: this is 11 times the value in force",
+        ),
+        (SetChange(BATCH, 64 // 11, coupling=Coupling.LINEAR), Reason.GUARD_RAIL, ".coupling", ""),
+        (SetChange(BATCH, 0, coupling=Coupling.LINEAR), INVALID, ".set.value", "at least 1"),
         # More than ten times, up and down.
         (SetChange(LR, 2.1e-4), Reason.GUARD_RAIL, ".set.value", "use force to override"),
         (SetChange(LR, 1.9e-6), Reason.GUARD_RAIL, ".set.value", "0.095 times the value in force"),
@@ -188,6 +225,40 @@ def test_a_fault_is_named(change: Change, reason: Reason, path: str, said: str) 
 )
 def test_what_is_just_allowed_is_allowed(change: Change) -> None:
     check(change)
+
+
+def test_a_coupling_is_as_much_as_it_makes_of_the_learning_rate() -> None:
+    check(SetChange(BATCH, 640, coupling=Coupling.LINEAR))
+    check(SetChange(BATCH, 4096, coupling=Coupling.SQRT))  # the root of 64 times
+    check(SetChange(BATCH, 704))  # by itself a batch size has no such limit
+    check(SetChange(BATCH, 704, coupling=Coupling.LINEAR), force=True)
+    # Where the batch size in force is not known, nothing follows from the new one.
+    check(SetChange(BATCH, 704, coupling=Coupling.LINEAR), in_force={(LR, ""): 2e-5})
+
+
+@pytest.mark.parametrize(
+    ("rate", "reason", "said"),
+    [
+        (None, Reason.PARAMETER_UNKNOWN, "offers no learning_rate that could follow"),
+        ({"unavailable_reason": "DeepSpeed"}, Reason.PARAMETER_UNAVAILABLE, "DeepSpeed"),
+        ({"guard_rails": GuardRails(frozen=True)}, Reason.PARAMETER_FROZEN, "frozen"),
+        ({"guard_rails": GuardRails(allowed_principals=("ann",))}, Reason.NOT_ALLOWED, "ann"),
+        ({"guard_rails": GuardRails(Bounds(0, 3e-5))}, Reason.GUARD_RAIL, "got 4e-05"),
+        ({"operations": (Operation.SET,)}, Reason.OPERATION_UNSUPPORTED, "multiply"),
+    ],
+)
+def test_a_coupling_is_no_way_round_the_rails_of_the_learning_rate(
+    rate: dict[str, Any] | None, reason: Reason, said: str
+) -> None:
+    specs = tuple(spec for spec in OFFERED if spec.name != LR)
+    if rate is not None:
+        specs = (replace(LEARNING_RATE, **rate), *specs)
+    change = SetChange(BATCH, 128, coupling=Coupling.LINEAR)
+    refusal = refusal_of(change, specs=specs)
+    assert refusal.reason is reason
+    assert [v.field for v in refusal.violations] == ["spec.changes[0].coupling"]
+    assert said in refusal.violations[0].description
+    check(replace(change, coupling=Coupling.NONE), specs=specs)
 
 
 def test_force_overrides_the_relative_limit_alone() -> None:
@@ -296,6 +367,7 @@ any_change = st.one_of(
         st.sampled_from(["", "0"]),
         st.sampled_from(["set", "peak", "hold"]),
         st.none() | st.integers(0, 2),
+        st.sampled_from(Coupling),
     ),
     st.builds(MultiplyChange, st.sampled_from([LR, "switch", "free", "method"]), st.floats()),
     st.builds(

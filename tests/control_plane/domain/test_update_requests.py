@@ -13,6 +13,7 @@ from control_plane.domain.errors import Reason, Refusal
 from control_plane.domain.parameter import MultiplyChange, RampChange, ReleaseChange, SetChange
 from control_plane.domain.update import (
     MAX_CHANGES,
+    MAX_CHECKPOINT,
     MAX_REASON,
     MAX_REQUEST_ID,
     Action,
@@ -53,6 +54,15 @@ MICROSECOND = timedelta(microseconds=1)
             Reason.INVALID_ARGUMENT,
             "spec.apply_at.max_step",
             "got 49, at least apply_at.step (50)",
+        ),
+        *(
+            (
+                UpdateSpec(action=Action(ActionKind.ROLL_BACK, checkpoint)),
+                Reason.INVALID_ARGUMENT,
+                "spec.action.roll_back.checkpoint",
+                "allowed: a path of at most 4096 printable characters",
+            )
+            for checkpoint in ("x" * (MAX_CHECKPOINT + 1), " runs", "runs/\n1", "\0")
         ),
         (set_rate(max_step=0), Reason.INVALID_ARGUMENT, "spec.apply_at.max_step", "got 0"),
         (set_rate(at_step=20), Reason.STEP_IN_PAST, "spec.apply_at.step", "is 21"),

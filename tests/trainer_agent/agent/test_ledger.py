@@ -120,7 +120,7 @@ def test_an_outcome_that_is_on_disk_is_said_to_be_so_when_the_trainer_repeats_it
     assert ledger.next_outcome(3) is None
     ledger.acknowledged(2)
     assert ledger.outcome(applied(1, 5)) == [1]
-    assert ledger.trainer_returned(hello(outcomes=[applied(1, 5)])) == [1]
+    assert ledger.trainer_returned(hello(outcomes=[applied(1, 5)]), 2.0) == [1]
     assert owes_nothing(ledger)
     # After going back to a checkpoint it was applied anew: that is news.
     assert ledger.outcome(applied(1, 9)) == []
@@ -211,6 +211,135 @@ def test_a_stall_and_the_recovery_from_it_are_told() -> None:
 )
 def test_a_trainer_at_rest_does_not_stall(phase: session_pb2.TrainerPhase.ValueType) -> None:
     assert not Ledger(hello(phase=phase), 0.0).may_stall
+
+
+PAUSED = session_pb2.TRAINER_PHASE_PAUSED
+TRAINING = session_pb2.TRAINER_PHASE_TRAINING
+
+
+def phase_of(ledger: Ledger) -> session_pb2.TrainerPhase.ValueType:
+    return ledger.phase
+
+
+def state(phase: session_pb2.TrainerPhase.ValueType, at_step: int) -> session_pb2.FullState:
+    made = session_pb2.FullState(phase=phase)
+    made.progress.step = at_step
+    return made
+
+
+def test_a_pause_lasts_until_a_step_or_a_word_ends_it() -> None:
+    ledger = Ledger(hello(), 0.0)
+    ledger.step(step(9), 9.0)
+    ledger.state(state(PAUSED, 9), 9.5)
+    ledger.step(step(9, eval_loss=1.0), 10.0)
+    ledger.step(step(8), 10.0)  # waited on its way
+    assert phase_of(ledger) == PAUSED
+    assert not may_stall(ledger)
+    ledger.step(step(10), 20.0)
+    assert phase_of(ledger) == TRAINING
+    assert may_stall(ledger)
+    ledger.trainer_returned(hello(phase=PAUSED), 30.0)
+    assert phase_of(ledger) == PAUSED
+    ledger.state(state(TRAINING, 10), 31.0)
+    assert phase_of(ledger) == TRAINING
+
+
+def test_a_pause_puts_an_end_to_a_stall() -> None:
+    ledger = Ledger(hello(), 0.0)
+    ledger.stalled(31.5, 10**9)
+    ledger.state(state(PAUSED, 9), 40.0)
+    assert ledger.next_event(2) is None
+    assert ledger.heartbeat(2, 41.0).phase == PAUSED
+    ledger.step(step(10), 50.0)
+    assert ledger.next_event(3) is None  # from a pause there is nothing to recover
+
+
+def test_a_pause_is_no_part_of_the_pace() -> None:
+    ledger = Ledger(hello(), 0.0)
+    for number in range(1, 5):
+        ledger.step(step(number), float(number))
+    ledger.state(state(PAUSED, 4), 4.0)
+    assert not ledger.heartbeat(2, 5.0).progress.HasField("steps_per_second")
+    ledger.state(state(PAUSED, 4), 1_000.0)  # an update applied meanwhile
+    ledger.state(state(TRAINING, 4), 5_000.0)
+    assert ledger.pace.stalls_at() == 5_030.0
+    ledger.step(step(5), 5_001.0)
+    assert ledger.heartbeat(3, 5_001.0).progress.steps_per_second == pytest.approx(1.0)
+
+
+def local(request_id: str) -> session_pb2.LocalUpdate:
+    made = session_pb2.LocalUpdate(request_id=request_id)
+    made.spec.action.pause.SetInParent()
+    return made
+
+
+def unrevisioned(ledger: Ledger) -> list[str]:
+    return [each.request_id for each in reopened(ledger).local_updates]
+
+
+def with_revision(request_id: str) -> update_pb2.Update:
+    return update_pb2.Update(revision=7, request_id=request_id)
+
+
+def test_a_local_update_is_kept_until_it_has_a_revision() -> None:
+    ledger = Ledger(hello(local_updates=[local("a")]), 0.0)
+    assert unrevisioned(ledger) == ["a"]
+    ledger.local_update(local("b"))
+    ledger.local_update(local("b"))
+    ledger.state(session_pb2.FullState(local_updates=[local("a"), local("b")]), 1.0)
+    sent = ledger.next_local_update(2)
+    assert sent is not None
+    assert sent.request_id == "b"
+    assert ledger.next_local_update(3) is None
+    assert not owes_nothing(ledger)
+    ledger.acknowledged(2)
+    assert owes_nothing(ledger)  # they are on disk there
+    assert unrevisioned(ledger) == ["a", "b"]
+    ledger.delivered(with_revision("a"))
+    ledger.delivered(with_revision("unheard-of"))
+    # Said again, as the trainer has not seen the revision yet.
+    ledger.trainer_returned(hello(local_updates=[local("a"), local("b")]), 2.0)
+    assert unrevisioned(ledger) == ["b"]
+
+
+def test_a_local_update_that_comes_too_fast_is_sent_again_with_the_next_heartbeat() -> None:
+    ledger = Ledger(hello(), 0.0)
+    ledger.begin_stream(IDENTITY)
+    ledger.local_update(local("a"))
+    assert ledger.next_local_update(2) is not None
+    ledger.refused(2, for_now=True)
+    ledger.acknowledged(2)
+    assert not owes_nothing(ledger)
+    assert ledger.next_local_update(3) is None
+    ledger.heartbeat(3, 1.0)
+    again = ledger.next_local_update(4)
+    assert again is not None
+    assert again.request_id == "a"
+    ledger.acknowledged(4)
+    assert owes_nothing(ledger)
+
+
+def test_a_local_update_that_is_refused_for_good_is_given_up_and_counted() -> None:
+    ledger = Ledger(hello(), 0.0)
+    ledger.begin_stream(IDENTITY)
+    ledger.local_update(local("a"))
+    ledger.full_state(2)  # carries it, and whatever is wrong with that is not its fault
+    ledger.refused(2, for_now=False)
+    assert unrevisioned(ledger) == ["a"]
+    ledger.begin_stream(IDENTITY)
+    ledger.local_update(local("b"))
+    assert ledger.next_local_update(2) is not None
+    ledger.refused(2, for_now=False)
+    ledger.local_update(local("b"))
+    assert unrevisioned(ledger) == ["a"]
+    assert ledger.owed()["local_updates"] == 2
+
+
+def test_local_updates_are_bounded() -> None:
+    ledger = Ledger(hello(), 0.0)
+    for number in range(10_000):
+        ledger.local_update(local(f"{number}"))
+    assert len(unrevisioned(ledger)) == 100
 
 
 def test_a_finished_training_stays_finished_when_its_process_ends() -> None:

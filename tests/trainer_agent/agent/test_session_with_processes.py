@@ -8,9 +8,13 @@ import grpc
 
 from grpc_runtime.errors import StatusError
 from midcourse.agent.v1 import session_pb2
+from tests.support.scripted_agent_service import learning_rate_update
 
 if TYPE_CHECKING:
-    from tests.support.scripted_agent_service import ScriptedAgentService, Stream
+    from tests.support.scripted_agent_service import (
+        ScriptedAgentService,
+        Stream,
+    )
     from tests.trainer_agent.agent.conftest import World
 
 
@@ -181,6 +185,63 @@ async def test_a_stall_is_told_and_so_is_the_recovery(
     await trainer.do("step", 8, {})
     await service.until(lambda: len(service.everything("event")) == 2)
     assert service.everything("event")[1].event.recovered.step == 8
+
+
+async def test_a_paused_trainer_is_heard_of_and_does_not_stall(
+    world: World, service: ScriptedAgentService
+) -> None:
+    service.script.welcome.stall_after.FromMilliseconds(100)
+    trainer = await world.served_trainer()
+    await trainer.do("step", 7, {"loss": 1.0})
+    await trainer.do("phase", "PAUSED")
+    paused = session_pb2.TRAINER_PHASE_PAUSED
+
+    def heartbeats() -> list[session_pb2.Heartbeat]:
+        return [request.heartbeat for request in service.everything("heartbeat")]
+
+    await service.until(lambda: any(each.phase == paused for each in heartbeats()))
+    begun, stalls = len(heartbeats()), len(service.everything("event"))
+    # What is logged at the step of the pause, such as an evaluation, does not end it.
+    await trainer.do("step", 7, {"eval_loss": 2.0})
+    await service.until(lambda: len(heartbeats()) >= begun + 5)
+    assert {each.phase for each in heartbeats()[begun:]} == {paused}
+    assert not any(each.progress.HasField("steps_per_second") for each in heartbeats()[begun:])
+    assert len(service.everything("event")) == stalls
+    service.stream.deliver(1, 11)
+    assert await trainer.poll_until(1) == ["delivery 1"]
+    await service.restart()
+    await service.until(lambda: len(service.streams) == 2)
+    assert service.stream.hello.state.phase == paused
+    await trainer.do("phase", "TRAINING")
+    await service.until(lambda: heartbeats()[-1].phase != paused)
+
+
+async def test_what_the_trainer_changes_by_itself_is_told_until_it_has_a_revision(
+    world: World, service: ScriptedAgentService
+) -> None:
+    trainer = await world.served_trainer()
+    first = service.stream
+    await trainer.do("local", "guard-1")
+    await service.until(lambda: len(first.of("local_update")) == 1)
+    told = first.of("local_update")[0].local_update
+    assert (told.request_id, told.spec.action.WhichOneof("kind")) == ("guard-1", "pause")
+    # Acknowledged, but without a revision: the next stream begins with it.
+    await service.restart()
+    await service.until(lambda: len(service.streams) == 2)
+    assert list(service.stream.hello.state.local_updates) == [told]
+    delivery = session_pb2.Delivery(nonce=1, update=learning_rate_update(7))
+    delivery.update.request_id = "guard-1"
+    service.stream.send(delivery=delivery)
+    assert await trainer.poll_until(1) == ["delivery 7"]
+    await trainer.do("applied", 7, 5)
+    # The trainer tells of it once more, having said so before it saw the revision.
+    await trainer.do("phase", "PAUSED")
+    await trainer.do("local", "guard-2")
+    await service.until(lambda: len(service.stream.of("local_update")) == 1)
+    assert service.stream.of("local_update")[0].local_update.request_id == "guard-2"
+    await service.restart()
+    await service.until(lambda: len(service.streams) == 3)
+    assert [each.request_id for each in service.stream.hello.state.local_updates] == ["guard-2"]
 
 
 async def test_a_fault_in_the_trainer_is_passed_on(

@@ -91,6 +91,28 @@ async def test_the_known_spike_and_the_change_before_it(demo: RunningPlane, tool
     assert [each["revision"] for each in only["updates"]] == [1]
 
 
+async def test_actions_and_the_guard_in_a_history(plane: RunningPlane, tools: Toolbox) -> None:
+    agent = await plane.agent("demo")
+    local = agent_pb.LocalUpdate(request_id="guard-1")
+    local.spec.reason = "loss is not finite"
+    local.spec.changes.add(parameter="learning_rate").multiply.factor = 0.1
+    local.spec.action.roll_back.checkpoint = "/runs/checkpoint-20"
+    await agent.say(local_update=local)
+    await agent.receive()
+    outcome = agent_pb.UpdateOutcome(revision=1)
+    outcome.applied.step = 21
+    outcome.applied.action_result.checkpoint = "/runs/checkpoint-20"
+    outcome.applied.action_result.metrics["eval_loss"] = 1.25
+    await agent.acknowledged(await agent.say(outcome=outcome))
+    (update,) = (await read(tools, "update_history", job="demo"))["updates"]
+    assert (update["author"], update["action"]) == ("guard", "roll_back")
+    assert update["to_checkpoint"] == update["checkpoint"] == "/runs/checkpoint-20"
+    assert update["evaluated"] == {"eval_loss": 1.25}
+    assert update["changes"] == [
+        {"parameter": "learning_rate", "operation": "multiply", "factor": 0.1}
+    ]
+
+
 async def test_ranges_and_thinning_keep_the_statistics(demo: RunningPlane, tools: Toolbox) -> None:
     (loss,) = (
         await read(
