@@ -1,7 +1,7 @@
 """Steps are reported together where they are short; the other end takes them apart.
 
 Waking the agent takes the training process longer than all the rest of a step's work here. So at
-most some twenty times a second it is done.
+most some five times a second it is done, which the agent's own heartbeats do not show.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final
 
 from midcourse.link.v1 import link_pb2
 
-REPORT_INTERVAL_NANOS: Final = 50_000_000
+REPORT_INTERVAL_NANOS: Final = 200_000_000
 """Steps wait at most about so long for those that come after them."""
 
 MOST_STEPS: Final = 1_000

@@ -39,6 +39,8 @@ DEFAULT_BUFFER_BYTES: Final = 1024 * 1024
 
 # An agent that was started beside another one ends: it is collected at some later step.
 _POLLS_PER_COLLECTION: Final = 256
+# Nobody who waits for an update notices it, and steps that are shorter are spared a system call.
+_LOOK_INTERVAL: Final = 0.005
 _CONNECT_INTERVAL: Final = 0.05
 _FAILURE_BACKOFF_LAST: Final = 30.0
 _DETACHED_RETRY: Final = 60.0
@@ -112,6 +114,7 @@ class TrainerLink:
         self._polls = 0
         self._connected_at = 0.0
         self._attempt_at = 0.0
+        self._look_at = 0.0
         _links.add(self)
 
     @property
@@ -239,6 +242,10 @@ class TrainerLink:
         come again after a reconnection; the receiver tells duplicates by their revision.
         """
         if self._connection is not None and not self._waiting and not self._inbox:
+            now = time.monotonic()
+            if now < self._look_at:
+                return _NOTHING  # all that most steps do here, where they are short
+            self._look_at = now + _LOOK_INTERVAL
             self._polls += 1
             if not self._polls % _POLLS_PER_COLLECTION and self._spawner is not None:
                 self._spawner.running()
@@ -248,7 +255,7 @@ class TrainerLink:
                 self._lose(error)
                 return _NOTHING
             if not received:
-                return _NOTHING  # all that an ordinary step does here
+                return _NOTHING  # all that other steps do here
             self._handle_all(received)
         elif self._state is not LinkState.IDLE and not self._over():
             self._maintain()
@@ -256,6 +263,15 @@ class TrainerLink:
             return _NOTHING
         messages, self._inbox = self._inbox, []
         return messages
+
+    def wait(self, seconds: float) -> None:
+        """Waits, without work, until ``poll`` has something to do or so long; while paused.
+
+        Args:
+            seconds: Longest wait.
+        """
+        if not self._inbox:
+            self._wait(seconds)
 
     # ---------------------------------------------------------------------------- connecting
 
@@ -322,12 +338,14 @@ class TrainerLink:
         return self._state is LinkState.CLOSED or self._attempt_at == _NEVER
 
     def _wait(self, seconds: float) -> None:
-        """Waits until the connection has news, or for a moment."""
-        seconds = min(seconds, _CONNECT_INTERVAL)
-        if self._connection is None:
+        """Waits until the connection has news, until it is time for one, or so long."""
+        if self._connection is not None:
+            self._connection.wait(seconds, to_send=self._waiting)
+            self._look_at = 0.0
+        elif self._state is LinkState.IDLE or self._over():
             time.sleep(seconds)
         else:
-            self._connection.wait(seconds, to_send=self._waiting)
+            time.sleep(min(seconds, max(self._attempt_at - time.monotonic(), 0.0)))
 
     def _failed(self, trouble: str) -> None:
         """Notes a failure that trying again at once will hardly mend."""

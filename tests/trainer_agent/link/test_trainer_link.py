@@ -382,3 +382,33 @@ def test_importing_the_link_loads_neither_grpc_nor_torch() -> None:
 def _environment() -> dict[str, str]:
     root = Path(__file__).parents[3]
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "protos")])}
+
+
+def test_a_paused_run_waits_for_what_comes(link: TrainerLink, agent: PlayedAgent) -> None:
+    begin(link, agent)
+    begun = time.monotonic()
+    link.wait(0.05)
+    assert time.monotonic() - begun >= 0.04
+    agent.send(withdrawal=session_pb2.Withdrawal(revision=7))
+    begun = time.monotonic()
+    received: list[link_pb2.AgentMessage] = []
+    waits = 0
+    while not received:
+        link.wait(30)
+        waits += 1
+        received += link.poll()
+    assert received[0].withdrawal.revision == 7
+    assert waits <= 8, "it may look for the message a few times, but must not spin"
+    assert time.monotonic() - begun < 10
+
+
+def test_a_paused_run_without_an_agent_sleeps(link: TrainerLink, agent: PlayedAgent) -> None:
+    link.start()
+    link.poll()
+    agent.close()
+    begun, waits = time.monotonic(), 0
+    while time.monotonic() - begun < 0.3:
+        link.wait(0.1)
+        link.poll()
+        waits += 1
+    assert waits < 30
