@@ -17,10 +17,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trainer_agent.attachment import attach
     from trainer_agent.callback import RuntimeParameterUpdateCallback
+    from trainer_agent.parameters.base import GuardRails
+    from trainer_agent.parameters.user import Parameter
+    from trainer_agent.protection import Protection
 
-__all__ = ["RuntimeParameterUpdateCallback", "attach"]
+__all__ = ["GuardRails", "Parameter", "Protection", "RuntimeParameterUpdateCallback", "attach"]
 
 _HOMES = {
+    "GuardRails": "trainer_agent.parameters.base",
+    "Parameter": "trainer_agent.parameters.user",
+    "Protection": "trainer_agent.protection",
     "RuntimeParameterUpdateCallback": "trainer_agent.callback",
     "attach": "trainer_agent.attachment",
 }

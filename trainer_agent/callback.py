@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import functools
 import logging
-import numbers
 import os
 import sys
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from transformers.trainer_callback import ExportableState, TrainerCallback
 
-from trainer_agent import identity
+from midcourse.control.v1 import update_pb2
+from trainer_agent import guard_rails as rails
+from trainer_agent import identity, roll_back
+from trainer_agent.actions import ActionKind, Actions
 from trainer_agent.controller import ParameterController
 from trainer_agent.discovery import find
+from trainer_agent.links import LinkFactory, MuteLink, default_link
 from trainer_agent.one_instance import make_only_instance
-from trainer_agent.parameters import Boundary
+from trainer_agent.parameters import Boundary, GuardRails, LiveParameter, data
+from trainer_agent.protection import LossWatch, Protection
+from trainer_agent.ranks import Ranks, shared_instance_id
 from trainer_agent.run import Run
-from trainer_agent.session import Identity, LinkFactory, SteeringSession, default_link
+from trainer_agent.session import Identity, SteeringSession
+from trainer_agent.telemetry import Telemetry
+from trainer_agent.trainer_actions import TrainerActions
+from trainer_agent.trainer_view import boundary_of, meet, numbers_in, saved_state
 
 if TYPE_CHECKING:
     from transformers.trainer_callback import TrainerControl, TrainerState
@@ -32,7 +40,6 @@ logger = logging.getLogger(__name__)
 _Hook = TypeVar("_Hook", bound=Callable[..., None])
 
 _STATE_KEY = "steering"
-_NOT_METRICS = frozenset({"epoch", "step"})
 
 
 def _harmless(hook: _Hook) -> _Hook:
@@ -70,6 +77,11 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
         control_plane: Address of the control plane, ``host:port``; None: the environment variable
             ``MIDCOURSE_CONTROL_PLANE``, else ``127.0.0.1:50051``.
         labels: Labels of the job, for finding it again.
+        guard_rails: Limits that nobody gets past, by live parameter. Where one is for a parameter
+            that the run does not have, the run is not steered.
+        parameters: Live parameters of the script's own.
+        protection: What is done about a loss that is not finite; None: nothing. Needs a callback
+            that knows its trainer.
         link_factory: Makes the link to the agent; for tests and other transports.
 
     Raises:
@@ -82,13 +94,22 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
         control_plane: str | None = None,
         labels: Mapping[str, str] | None = None,
         *,
+        guard_rails: Mapping[str, GuardRails] | None = None,
+        parameters: Iterable[LiveParameter] = (),
+        protection: Protection | None = None,
         link_factory: LinkFactory = default_link,
     ) -> None:
         self._given_job = identity.given_job_id(job)
         self._control_plane = identity.control_plane_address(control_plane)
         self._labels = {str(key): str(value) for key, value in (labels or {}).items()}
+        self._guard_rails = dict(guard_rails or {})
+        self._own_parameters = tuple(parameters)
+        self._protection = protection
         self._link_factory = link_factory
         self._trainer: weakref.ref[Any] | None = None
+        self._actions: TrainerActions | None = None
+        self._watch: LossWatch | None = None
+        self._telemetry = Telemetry()
         self._controller: ParameterController | None = None
         self._session: SteeringSession | None = None
         self._goodbye: weakref.finalize[Any, Any] | None = None
@@ -108,10 +129,18 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
     def bind(self, trainer: Any) -> None:
         """Tell the callback which trainer it belongs to, as :func:`trainer_agent.attach` does."""
         self._trainer = weakref.ref(trainer)
+        data.prepare(trainer)
 
-    def settings(self) -> tuple[str | None, str, dict[str, str]]:
-        """Return job id (None: not given), control plane and labels, as they were asked for."""
-        return self._given_job, self._control_plane, dict(self._labels)
+    def settings(self) -> dict[str, Any]:
+        """Return what was asked for when it was made, by argument; ``job`` None: not given."""
+        return {
+            "job": self._given_job,
+            "control_plane": self._control_plane,
+            "labels": self._labels,
+            "guard_rails": self._guard_rails,
+            "parameters": self._own_parameters,
+            "protection": self._protection,
+        }
 
     # ---- Hooks ----
 
@@ -127,32 +156,42 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
         saved = stored.setdefault(type(self).__name__, self.state())
         self._last_state = None
         self._reported.clear()
-        resumed = _saved_state(saved) if state.global_step > 0 else None
+        resumed = saved_state(saved, _STATE_KEY) if state.global_step > 0 else None
         trainer = None if self._trainer is None else self._trainer()
-        found = find(
-            Run(
-                optimizer=kwargs.get("optimizer"),
-                lr_scheduler=kwargs.get("lr_scheduler"),
-                model=kwargs.get("model"),
-                trainer=trainer,
-                args=args,
-                state=state,
-                method=identity.training_method(trainer, args),
-            )
+        run = Run(
+            optimizer=kwargs.get("optimizer"),
+            lr_scheduler=kwargs.get("lr_scheduler"),
+            model=kwargs.get("model"),
+            trainer=trainer,
+            args=args,
+            state=state,
+            method=identity.training_method(trainer, args),
         )
-        instance_id = identity.new_instance_id()
-        self._controller = controller = ParameterController(found.parameters, instance_id)
-        checkpoint_job = None if resumed is None else resumed["job"]
-        if state.is_world_process_zero:
-            self._open_session(args, state, controller, found, instance_id, checkpoint_job)
+        found = find(run, self._own_parameters)
+        ranks, apart = meet(args)
+        self._actions = TrainerActions(trainer, args)
+        self._open_session(run, found, ranks, resumed)
+        session, controller = self._session, self._controller
+        assert session is not None
+        assert controller is not None
         try:
+            if apart is not None:
+                logger.warning("job %s: %s", self._job_id, apart.message)
+                controller.switch_off(apart.reason, apart.message)
             if resumed is not None:
-                # On every rank, as each has its own optimizer.
-                same_job = self._session is None or checkpoint_job == self._job_id
-                controller.load_state_dict(resumed["controller"], same_job=same_job)
+                controller.load_state_dict(
+                    resumed["controller"],
+                    same_job=self._given_job in {None, resumed["job"]},
+                    checkpoint=self._actions.checkpoint(state.global_step),
+                )
+            left = roll_back.take_over()
+            if left is not None:
+                controller.go_back(left, boundary_of(state))
+            rails.check_names(self._guard_rails, found.parameters)
+            if self._protection is not None:
+                self._watch = LossWatch.of(trainer)
         finally:
-            if self._session is not None:
-                self._session.start()
+            session.start()
 
     # The two that run at every step keep failures away themselves, as wrapping them costs as much
     # as they do.
@@ -164,8 +203,6 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
         try:
             if self._session is not None:
                 self._session.optimizer_stepped()
-            elif self._controller is not None:
-                self._controller.optimizer_stepped()
         except Exception as error:  # noqa: BLE001 - nothing of ours may stop a training run
             self._failed("on_optimizer_step", error)
 
@@ -173,15 +210,84 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Work at the boundary between two steps."""
+        session = self._session
+        if session is None:
+            return
         try:
             last = control.should_training_stop or 0 < state.max_steps <= state.global_step
-            if self._session is not None:
-                pausing = control.should_evaluate or control.should_save
-                self._session.step_done(_boundary(state), last=last, pausing=pausing)
-            elif self._controller is not None:  # on other ranks nothing is new, but time goes on
-                self._controller.at_boundary(_boundary(state), last=last)
+            pausing = control.should_evaluate or control.should_save
+            boundary = boundary_of(state)
+            try:
+                if self._watch is not None:
+                    self._look_at_losses(session, self._watch, boundary)
+            finally:
+                asked = session.step_done(boundary, last=last, pausing=pausing)
+            if asked and self._actions is not None:
+                self._actions.hold(session, control)
         except Exception as error:  # noqa: BLE001 - nothing of ours may stop a training run
             self._failed("on_step_end", error)
+
+    # A run that is held is held further here, once the framework has done what was wanted of it.
+
+    @_harmless
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Go on holding."""
+        if self._session is not None and self._actions is not None:
+            self._actions.hold(self._session, control)
+
+    @_harmless
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Go on holding."""
+        if self._session is not None and self._actions is not None:
+            self._actions.hold_before_step(self._session, control)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Go on holding."""
+        if self._session is None or not self._session.actions.paused:
+            return
+        try:
+            if self._actions is not None:
+                self._actions.hold_before_step(self._session, control)
+        except Exception as error:  # noqa: BLE001 - nothing of ours may stop a training run
+            self._failed("on_step_begin", error)
+
+    @_harmless
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Report what was asked to be evaluated."""
+        self._telemetry.interrupted()
+        session, actions = self._session, self._actions
+        if session is None or actions is None or ActionKind.EVALUATE not in session.actions.wanted:
+            return
+        result = actions.evaluated(numbers_in(metrics or {}))
+        if result is not None:
+            session.action_done(ActionKind.EVALUATE, result)
+
+    @_harmless
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Report the checkpoint that was asked for."""
+        self._telemetry.interrupted()
+        session, actions = self._session, self._actions
+        if session is None or actions is None:
+            return
+        for kind in (ActionKind.SAVE_CHECKPOINT, ActionKind.STOP):
+            if kind in session.actions.wanted:
+                checkpoint = actions.checkpoint(state.global_step)
+                session.action_done(kind, update_pb2.ActionResult(checkpoint=checkpoint))
 
     @_harmless
     def on_log(
@@ -194,7 +300,7 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
     ) -> None:
         """Report the metrics that the trainer has on the host already."""
         if self._session is not None and logs:
-            self._session.log(state.global_step, _metrics(logs))
+            self._session.log(state.global_step, self._telemetry.logged(numbers_in(logs)))
 
     @_harmless
     def on_train_end(
@@ -203,7 +309,9 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
         """Settle what is open and say that training is done."""
         try:
             if self._session is not None:
-                self._session.finish(_boundary(state))
+                if self._session.actions.wanted and self._actions is not None:
+                    self._actions.ask_directly(self._session.actions.wanted, control)
+                self._session.finish(boundary_of(state))
         finally:
             self._last_state = self.state()[_STATE_KEY]
             self._end_session(None)
@@ -227,37 +335,44 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
     # ---- Within ----
 
     def _open_session(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        controller: ParameterController,
-        found: Found,
-        instance_id: str,
-        checkpoint_job: str | None,
+        self, run: Run, found: Found, ranks: Ranks, resumed: dict[str, Any] | None
     ) -> None:
-        method = identity.training_method(None if self._trainer is None else self._trainer(), args)
-        job_id = self._given_job or checkpoint_job
+        assert self._actions is not None
+        first = ranks.rank == 0 and run.state.is_world_process_zero
+        job_id = self._given_job or (None if resumed is None else resumed["job"])
         if job_id is None:
-            job_id = identity.generated_job_id(method)
-            logger.info("this run is job %s; watch it with: midcourse watch %s", job_id, job_id)
+            job_id = identity.generated_job_id(run.method)
+            if first:
+                logger.info("this run is job %s; watch it with: midcourse watch %s", job_id, job_id)
         self._job_id = job_id
-        if args.world_size > 1:
-            message = (
-                f"this run has {args.world_size} ranks, and only a run of one rank can be steered "
-                "yet; this one can be watched"
-            )
-            logger.warning("job %s: %s", job_id, message)
-            controller.switch_off("SEVERAL_RANKS", message)
-        who = Identity(job_id, instance_id, self._control_plane, method, self._labels)
+        instance_id = shared_instance_id(ranks, identity.new_instance_id())
+        self._controller = controller = ParameterController(
+            found.parameters,
+            instance_id,
+            actions=Actions(self._actions.offer(), self._actions.find_checkpoint),
+            guard_rails=self._guard_rails,
+            protection=self._protection,
+            ranks=ranks,
+        )
+        who = Identity(job_id, instance_id, self._control_plane, run.method, self._labels)
+        self._telemetry = Telemetry.of_trainer(run.args)
         self._session = session = SteeringSession(
             who,
             controller,
-            _boundary(state),
-            link_factory=self._link_factory,
-            step_metrics=found.metrics,
-            max_epochs=float(args.num_train_epochs) if args.max_steps <= 0 else None,
+            boundary_of(run.state),
+            link_factory=self._link_factory if first else MuteLink,
+            step_metrics={**found.metrics, **self._telemetry.step_metrics()},
+            max_epochs=float(run.args.num_train_epochs) if run.args.max_steps <= 0 else None,
+            ranks=ranks,
         )
         self._goodbye = _goodbye_at_the_latest(self, session)
+
+    def _look_at_losses(
+        self, session: SteeringSession, watch: LossWatch, boundary: Boundary
+    ) -> None:
+        found = watch.alarm(boundary.next_step)
+        if found is not None:
+            session.loss_alarm(*found)
 
     def _state_of(self, controller: ParameterController) -> dict[str, Any]:
         return {"job": self._job_id, "controller": controller.state_dict()}
@@ -265,6 +380,9 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
     def _end_session(self, error: str | None) -> None:
         session, self._session = self._session, None
         controller, self._controller = self._controller, None
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.detach()
         if self._goodbye is not None:
             self._goodbye.detach()
         if session is not None:
@@ -283,34 +401,6 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
             )
         if self._session is not None:
             self._session.fault(component, error)
-
-
-def _saved_state(saved: Any) -> dict[str, Any] | None:
-    """Return what a checkpoint holds for us; None: nothing."""
-    if isinstance(saved, list):  # several callbacks of the class: the first one stands for the run
-        saved = saved[0] if saved else None
-    state = saved.get(_STATE_KEY) if isinstance(saved, dict) else None
-    return state if isinstance(state, dict) else None
-
-
-def _boundary(state: TrainerState) -> Boundary:
-    return Boundary(
-        global_step=state.global_step,
-        max_steps=state.max_steps if state.max_steps > 0 else None,
-        epoch=state.epoch,
-    )
-
-
-def _metrics(logs: Mapping[str, Any]) -> dict[str, float]:
-    """Return the logged numbers. A tensor may lie on an accelerator, and is left where it is."""
-    return {
-        name: float(value)
-        for name, value in logs.items()
-        if isinstance(value, int | float | numbers.Real)
-        and value is not True
-        and value is not False
-        and name not in _NOT_METRICS
-    }
 
 
 def _goodbye_at_the_latest(

@@ -1,52 +1,62 @@
 """Applies updates at step boundaries and says truthfully how each ended.
 
-Knows neither a transport nor a training framework: whoever runs the loop hands in what arrived and
-says when an optimizer step has run and when a boundary is reached, and takes the outcomes away.
+Knows neither a transport nor a training framework, and looks at no clock to decide anything:
+whoever runs the loop hands in what arrived and says when an optimizer step has run and when a
+boundary is reached, does what ``actions`` wants, and takes the outcomes away. Of several ranks
+every one has a controller, and all of them come to the same.
 
 An update's way through here: ``deliver`` holds it; ``at_boundary`` applies it when it is due, all
-its changes or none; ``optimizer_stepped`` reads what the step after that used; the next
-``at_boundary`` verifies it, and only then is it reported as applied.
+its changes or none, and begins its action; ``optimizer_stepped`` reads what the step after that
+used; the next ``at_boundary`` verifies it; ``action_done`` says what the action led to. Only when
+all of it is known is it reported as applied.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from midcourse.agent.v1 import session_pb2
 from midcourse.control.v1 import parameter_pb2, update_pb2
 from trainer_agent import convert
+from trainer_agent.actions import ActionKind, Actions
+from trainer_agent.applying import Applier, too_late
 from trainer_agent.held import Held, HeldUpdates
+from trainer_agent.in_force import InForce
 from trainer_agent.lineage import Lineage
 from trainer_agent.parameters import (
-    Applied,
     Boundary,
     ChangeFailed,
+    GuardRails,
     LiveParameter,
-    Reading,
     Refused,
-    UndoError,
-    apply_all,
 )
-from trainer_agent.unverified import Unverified
+from trainer_agent.ranks import Alone, Problem, Ranks
+from trainer_agent.roll_back import HandOver, step_of
+from trainer_agent.settling import Settlements
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from midcourse.link.v1 import link_pb2
+    from trainer_agent.protection import Protection
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 class ParameterController:
-    """The updates of one training process.
+    """The updates of one training process, on one of its ranks.
 
     Not for use from several threads.
 
     Args:
         parameters: What can be changed live, by name.
         instance_id: Names this training process in what it reports.
-        wall_clock: Nanoseconds since 1970 UTC.
-        monotonic_clock: Nanoseconds; the clock of deadlines.
+        actions: What can be done besides; None: nothing.
+        guard_rails: The owner's limits, by parameter.
+        protection: What is done by itself; None: nothing.
+        ranks: The ranks of the run; None: this is the only one.
+        wall_clock: Nanoseconds since 1970 UTC, for what is reported.
     """
 
     def __init__(
@@ -54,22 +64,50 @@ class ParameterController:
         parameters: Mapping[str, LiveParameter],
         instance_id: str,
         *,
+        actions: Actions | None = None,
+        guard_rails: Mapping[str, GuardRails] | None = None,
+        protection: Protection | None = None,
+        ranks: Ranks | None = None,
         wall_clock: Callable[[], int] = time.time_ns,
-        monotonic_clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._parameters = dict(parameters)
-        self._instance_id = instance_id
-        self._wall_clock = wall_clock
-        self._monotonic_clock = monotonic_clock
-        self._lineage = Lineage()
+        self.actions = actions or Actions()
+        """What can be done besides, and what of it is under way."""
+        self._protection = protection
+        self._settled = Settlements(self._parameters, instance_id)
+        self._applier = Applier(
+            self._parameters,
+            guard_rails or {},
+            self.actions,
+            ranks or Alone(),
+            self._settled,
+        )
+        self._in_force = InForce(
+            self._parameters, self._settled, instance_id, self._applier.vote, wall_clock
+        )
         self._held = HeldUpdates()
-        self._unverified: list[Unverified] = []
-        self._used: dict[str, Reading] = {}
-        self._outcomes: list[session_pb2.UpdateOutcome] = []
-        self._moved: dict[str, None] = {}
-        self._off: Refused | None = None
-        # Only what was once changed can vary with time.
-        self._ticking: dict[str, LiveParameter] = {}
+        self._alarm: link_pb2.LossAlarm | None = None
+        self._off: Problem | None = None
+
+    @property
+    def roll_back(self) -> HandOver | None:
+        """Where the run has to go back to, which ends this process; None: nowhere."""
+        return self._applier.roll_back
+
+    @property
+    def asks(self) -> bool:
+        """Whether the loop has to do something besides training."""
+        actions = self.actions
+        return actions.paused or bool(actions.wanted) or self._applier.roll_back is not None
+
+    def can_not_go_back(self, message: str, boundary: Boundary) -> None:
+        """Reject the update that asked for a roll back, as the next process could not be told."""
+        left = self._applier.roll_back
+        if left is not None:
+            self._applier.roll_back = None
+            problem = Problem("ROLL_BACK_FAILED", message)
+            if left.update.revision:
+                self._settled.reject(left.update, problem, boundary, ())
 
     # What arrives.
 
@@ -78,29 +116,59 @@ class ParameterController:
 
         Args:
             update: The update.
-            deadline: Moment of the monotonic clock, in nanoseconds, from which on it must not be
-                applied any more; None: no limit.
+            deadline: Moment from which on it must not be applied any more, as ``overdue`` counts;
+                None: no limit.
         """
-        revision = update.revision
-        if self._repeat_outcome(revision) or self._is_open(revision):
+        revision, settled = update.revision, self._settled
+        if self._is_open(revision) or settled.repeat(revision):
             return
-        self._held.add(Held.of(update, deadline))
+        if update.request_id in settled.local:
+            self._in_force.revision_given(update)
+        elif update.state == update_pb2.UPDATE_STATE_APPLIED and not update.spec.changes:
+            # An action, done before the run went back to where it is: not to be done again.
+            settled.settle(session_pb2.UpdateOutcome(revision=revision, applied=update.applied))
+        else:
+            held = Held.of(update, deadline)
+            try:
+                if held.action is not None:
+                    self.actions.check(held.action)  # what a run offers does not change
+            except Refused as refused:
+                held = replace(held, refused=refused)
+            self._held.add(held)
 
     def withdraw(self, revision: int) -> None:
         """Give an update up if it is not in force yet; the outcome says what became of it."""
-        if self._repeat_outcome(revision):
-            return
-        if any(each.revision == revision for each in self._unverified):
-            return  # it is in force, and its outcome is about to follow
-        self._held.discard(revision)
-        # Also where it was never seen: should it still arrive, it must not be applied.
-        outcome = session_pb2.UpdateOutcome(revision=revision)
-        outcome.withdrawn.SetInParent()
-        self._settle(outcome)
+        if self._in_force.waits_for(revision):
+            return  # its outcome is about to follow
+        if not self._settled.repeat(revision):
+            self._held.discard(revision)
+            # Also where it was never seen: should it still arrive, it must not be applied.
+            self._settled.withdrawn(revision)
+
+    def overdue(self, nanos: int) -> Iterable[int]:
+        """Return the held updates whose deadline has passed at this moment.
+
+        To be asked on the first rank alone; what is to become of them all ranks are told.
+        """
+        return self._held.overdue(nanos)
+
+    def deadline_passed(self, revision: int, boundary: Boundary) -> None:
+        """Let an update expire, unless it is in force or settled."""
+        if self._held.discard(revision) is not None:
+            self._settled.expire(
+                revision,
+                update_pb2.EXPIRY_CAUSE_DEADLINE,
+                f"its deadline passed before step {boundary.next_step}",
+            )
 
     def acknowledge(self, revisions: Iterable[int]) -> None:
         """Note that the outcomes of these revisions are on disk elsewhere."""
-        self._lineage.acknowledge(revisions)
+        self._settled.lineage.acknowledge(revisions)
+
+    def alarm(self, alarm: link_pb2.LossAlarm) -> None:
+        """Have the run protected at the boundary that is reached now, where it is to be."""
+        if self._alarm is None and not self.actions.paused:
+            self._alarm = alarm
 
     # What the loop does.
 
@@ -109,53 +177,86 @@ class ParameterController:
 
         Reads a value from an accelerator only where an update has yet to be verified.
         """
-        if self._unverified:
-            self._used = {
-                name: self._parameters[name].read(synchronise=True)
-                for name in {name for each in self._unverified for name in each.applied}
-                if name in self._parameters
-            }
+        self._in_force.step_used()
 
     def at_boundary(self, boundary: Boundary, *, last: bool = False) -> None:
         """Verify what the last step used, move what varies with time, apply what is due.
+
+        May be called again at the same boundary, as long as the run is held there.
 
         Args:
             boundary: Where the run stands.
             last: No step follows, so that nothing can come into force any more.
         """
-        if self._unverified:
-            self._verify(boundary)
-        if self._ticking and self._off is None:
-            for parameter in self._ticking.values():
-                parameter.tick(boundary)
-        if self._held:
-            now = self._monotonic_clock() if self._held.has_deadlines() else None
-            if self._held.wakes(boundary.next_step, now):
-                self._go_through_held(boundary, now, last=last)
+        if self._in_force.busy:
+            self._in_force.step_ran(boundary, tick=self._off is None)
+        if self._alarm is not None:
+            alarm, self._alarm = self._alarm, None
+            if self._protection is not None and not last and self._off is None:
+                self._applier.protect(self._protection, alarm, boundary, self._in_force)
+        if self._held.wakes(boundary.next_step):
+            self._go_through_held(boundary, last=last)
+
+    def action_done(self, kind: ActionKind, result: update_pb2.ActionResult) -> None:
+        """Take what an action led to that the loop has carried out."""
+        self.actions.done(kind)
+        self._in_force.action_done(kind, result)
 
     def finish(self, boundary: Boundary) -> None:
-        """End: what no step has used is taken back, and whatever is open expires.
+        """End: what no step has used is taken back, and whatever is open is settled.
 
         Raises:
-            Exception: A parameter could not be taken back. All is settled nevertheless, as no
+            UndoError: A parameter could not be taken back. All is settled nevertheless, as no
                 step uses it.
         """
-        if self._unverified and self._unverified[0].boundary.global_step < boundary.global_step:
-            self._verify(boundary)
-        unused, self._unverified = self._unverified, []
-        still_open = {each.revision for each in unused}
-        still_open.update(each.update.revision for each in self._held.take_all())
-        for revision in sorted(still_open):
-            self._lineage.in_force.discard(revision)
-            self._expire(
-                revision,
-                update_pb2.EXPIRY_CAUSE_JOB_ENDED,
-                f"training ended at step {boundary.global_step}, before a step used the change",
+        self._in_force.step_ran(boundary, tick=False)
+        self._in_force.give_up_actions(boundary)
+        waiting = self._held.take_all()
+        try:
+            self._applier.take_back_unused(boundary, self._in_force)
+        finally:
+            for held in waiting:
+                update = held.update
+                cause = update_pb2.EXPIRY_CAUSE_JOB_ENDED
+                self._settled.expire(update.revision, cause, too_late(boundary), update.request_id)
+
+    def go_back(self, left: HandOver, boundary: Boundary) -> None:
+        """Go on where a process before this one went back to, having loaded that checkpoint.
+
+        What was in force and the checkpoint does not contain is put in force again, and the
+        update that asked for all this is settled.
+
+        Args:
+            left: What that process left.
+            boundary: Where this run begins.
+
+        Raises:
+            ValueError: The checkpoint does not tell its step.
+            OSError: It can not be read.
+        """
+        result = update_pb2.ActionResult(checkpoint=left.checkpoint)
+        asked = replace(Held.of(left.update), action=None, due_step=0, max_step=None, result=result)
+        if step_of(left.checkpoint) != boundary.global_step:
+            refused = Refused(
+                "ROLL_BACK_FAILED",
+                f"the run was to go back to {left.checkpoint} and goes on from step "
+                f"{boundary.global_step}; the training script has to resume from the checkpoint "
+                "that it is told to",
             )
-        for each in reversed(unused):
-            # What came with a checkpoint can not be taken back, and nothing uses it either.
-            for applied in reversed(each.undo):
-                self._parameters[applied.change.parameter].undo(applied)
+            todo = [replace(asked, refused=refused, result=None)]
+        else:
+            self._applier.came_from = left
+            todo = [*(Held.of(each) for each in left.applied()), asked]
+        for held in todo:
+            revision, request_id = held.update.revision, held.update.request_id
+            if request_id in self._settled.local or self._is_open(revision):
+                continue
+            if revision and self._settled.lineage.knows(revision):
+                continue
+            if not revision:
+                self._settled.local.keep(held.update)
+            if not self._settled_by_now(held, boundary, last=False):
+                self._held.put_back(held)
 
     def switch_off(self, reason: str, message: str) -> None:
         """Stop steering: from the next boundary on every open or new update is rejected.
@@ -164,8 +265,13 @@ class ParameterController:
             reason: UPPER_SNAKE_CASE.
             message: What happened and what to do, in words.
         """
-        self._off = Refused(reason, message)
+        self._off = Problem(reason, message)
+        self.actions.give_up()
         self._held.wake_at_once()
+
+    def veto(self, reason: str, message: str) -> None:
+        """Have whatever comes until all ranks have switched off come to nothing on each of them."""
+        self._applier.veto(Problem(reason, message))
 
     def detach(self) -> None:
         """Leave every value as it is and let go of what was followed for it."""
@@ -176,28 +282,43 @@ class ParameterController:
 
     @property
     def has_news(self) -> bool:
-        """Whether there are outcomes or moved readings to take."""
-        return bool(self._outcomes or self._moved)
+        """Whether there are outcomes, local updates or moved readings to take."""
+        return bool(self._in_force.moved) or self._settled.has_news
+
+    @property
+    def has_deadlines(self) -> bool:
+        """Whether ``overdue`` could have something to return."""
+        return self._held.has_deadlines
 
     def take_outcomes(self) -> list[session_pb2.UpdateOutcome]:
         """Return the outcomes since the last call, in order."""
-        if not self._outcomes:
-            return []
-        outcomes, self._outcomes = self._outcomes, []
-        return outcomes
+        return self._settled.take()
+
+    def take_local_updates(self) -> list[session_pb2.LocalUpdate]:
+        """Return what was done by itself since the last call."""
+        return self._settled.local.take_untold()
 
     def take_moved_readings(self) -> list[update_pb2.ParameterReading]:
         """Return the values now in force of what updates have moved since the last call."""
-        if not self._moved:
-            return []
-        moved, self._moved = self._moved, {}
-        return self._readings(moved)
+        moved, self._in_force.moved = self._in_force.moved, {}
+        return self._settled.readings(moved)
+
+    def full_state(self) -> session_pb2.FullState:
+        """Return what can be changed and done, and what is in force, held and settled."""
+        return session_pb2.FullState(
+            parameters=self.specs(),
+            actions=() if self._off else self.actions.offered(),
+            in_force=self.in_force(),
+            held=self.unsettled(),
+            outcomes=self.unacknowledged(),
+            local_updates=self._settled.local.all(),
+        )
 
     def in_force(self) -> list[session_pb2.RevisionRange]:
         """Return every revision in force."""
         return [
             session_pb2.RevisionRange(first=first, last=last)
-            for first, last in self._lineage.in_force
+            for first, last in self._settled.lineage.in_force
         ]
 
     def held(self) -> list[int]:
@@ -209,16 +330,19 @@ class ParameterController:
 
         They are held for a later step, or in force and not verified yet.
         """
-        return sorted({*self._held, *(each.revision for each in self._unverified)})
+        return sorted({*self._held, *(each.revision for each in self._in_force)} - {0})
 
     def unacknowledged(self) -> list[session_pb2.UpdateOutcome]:
         """Return the outcomes that nobody has confirmed to have on disk."""
-        return self._lineage.unacknowledged()
+        return self._settled.lineage.unacknowledged()
 
     def specs(self) -> list[parameter_pb2.ParameterSpec]:
-        """Return what can be changed live, with the values in force."""
+        """Return what can be changed live, with the values in force and the owner's limits."""
         why = None if self._off is None else self._off.message
-        return [convert.spec_to_proto(each.spec(), why) for each in self._parameters.values()]
+        return [
+            convert.spec_to_proto(replace(each.spec(), guard_rails=self._applier.rails(name)), why)
+            for name, each in self._parameters.items()
+        ]
 
     # What rides in the checkpoint.
 
@@ -226,21 +350,25 @@ class ParameterController:
         """Return, as JSON, what a resumed run needs.
 
         Updates held for later steps are not part of it: whether they still stand by then is for
-        the control plane to say, which delivers them again.
+        the control plane to say, which delivers them again. Neither is a pause.
         """
         return {
             "version": STATE_VERSION,
-            "lineage": self._lineage.state_dict(),
-            "unverified": [each.to_json() for each in self._unverified],
+            "lineage": self._settled.lineage.state_dict(),
+            "unverified": self._in_force.state_dict(),
+            "local": self._settled.local.state_dict(),
             "parameters": {name: each.state_dict() for name, each in self._parameters.items()},
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], *, same_job: bool = True) -> None:
+    def load_state_dict(
+        self, state: Mapping[str, Any], *, same_job: bool = True, checkpoint: str = ""
+    ) -> None:
         """Go on from a saved state, after the training framework has loaded its own.
 
         Args:
             state: What ``state_dict`` returned.
             same_job: The revisions in it are this job's; if not, only values are taken over.
+            checkpoint: Path of the checkpoint that it rode in; empty: not known.
 
         Raises:
             ValueError: The state does not fit this run.
@@ -251,193 +379,72 @@ class ParameterController:
                 f"{STATE_VERSION}"
             )
         lineage = Lineage.from_state_dict(state["lineage"])
-        unverified = [Unverified.from_json(each) for each in state["unverified"]]
         for name, saved in state["parameters"].items():
             if name in self._parameters:
                 self._parameters[name].load_state_dict(saved)
-                self._ticking[name] = self._parameters[name]
+                self._in_force.follow(name)
             elif saved:
                 raise ValueError(
                     f"the checkpoint holds a state of {name}, and this run has no such parameter; "
                     f"it has: {', '.join(sorted(self._parameters)) or 'none'}"
                 )
         if same_job:
-            self._lineage, self._unverified = lineage, unverified
+            self._settled.local.load_state_dict(state["local"])
+            self._in_force.load_state_dict(state["unverified"], lineage, checkpoint)
 
     # Within.
 
     def _is_open(self, revision: int) -> bool:
-        return revision in self._held or any(each.revision == revision for each in self._unverified)
+        return revision > 0 and (revision in self._held or self._in_force.waits_for(revision))
 
-    def _repeat_outcome(self, revision: int) -> bool:
-        """Answer for a revision that is settled as before; False: it is not settled."""
-        outcome = self._lineage.outcome(revision)
-        if outcome is not None:
-            self._outcomes.append(outcome)
-            return True
-        if self._lineage.knows(revision) and not self._is_open(revision):
-            # Applied so long ago that nothing but that is kept: step and values are unknown.
-            self._outcomes.append(
-                session_pb2.UpdateOutcome(revision=revision, applied=update_pb2.Applied())
-            )
-            return True
-        return False
-
-    def _go_through_held(self, boundary: Boundary, now: int | None, *, last: bool) -> None:
+    def _go_through_held(self, boundary: Boundary, *, last: bool) -> None:
         todo = self._held.take_all()
         try:
             while todo:
                 held = todo.pop(0)
-                if not self._settled_by_now(held, boundary, now, last=last):
+                if not self._settled_by_now(held, boundary, last=last):
                     self._held.put_back(held)
         finally:
             for held in todo:
                 self._held.put_back(held)
 
-    def _settled_by_now(
-        self, held: Held, boundary: Boundary, now: int | None, *, last: bool
-    ) -> bool:
+    def _settled_by_now(self, held: Held, boundary: Boundary, *, last: bool) -> bool:
         """Reject, expire or apply an update; False: its time has not come."""
-        revision = held.update.revision
-        refused = self._off or (held.changes if isinstance(held.changes, Refused) else None)
-        if refused is not None:
-            self._reject(held.update, refused, boundary, held.culprit)
-        elif held.deadline is not None and now is not None and now >= held.deadline:
-            self._expire(
-                revision,
-                update_pb2.EXPIRY_CAUSE_DEADLINE,
-                f"its deadline passed before step {boundary.next_step}",
-            )
+        refused = held.refused
+        if self._off is not None:
+            self._reject(held, self._off, boundary)
+        elif refused is not None:
+            problem = Problem(refused.reason, refused.message, held.culprit)
+            self._reject(held, problem, boundary)
         elif held.max_step is not None and boundary.next_step > held.max_step:
-            self._expire(
-                revision,
+            self._settled.expire(
+                held.update.revision,
                 update_pb2.EXPIRY_CAUSE_MAX_STEP,
                 f"step {boundary.next_step} is next, and step {held.max_step} was the last that "
                 "was allowed to be the first with the new values",
             )
-        elif last or boundary.next_step < held.due_step:
+        elif last or self._applier.ending or boundary.next_step < held.due_step:
             return False
         else:
-            self._apply(held, boundary)
+            return self._applied_by_now(held, boundary)
         return True
 
-    def _apply(self, held: Held, boundary: Boundary) -> None:
-        assert not isinstance(held.changes, Refused)
-        revision = held.update.revision
+    def _applied_by_now(self, held: Held, boundary: Boundary) -> bool:
+        """Apply an update that is due, or reject it; False: it waits for another boundary."""
         try:
-            applied = apply_all(self._parameters, held.changes, boundary)
+            if self._applier.waits(held, boundary):
+                self._held.put_back(replace(held, late=True))
+                return True
+            problem = self._applier.apply(held, boundary, self._in_force)
         except ChangeFailed as failed:
-            self._reject(held.update, failed, boundary, failed.change.parameter)
-            return
-        except UndoError as error:
-            self._reject(held.update, Refused("UNDO_FAILED", str(error)), boundary)
-            raise
-        self._lineage.in_force.add(revision)
-        for each in applied:
-            name = each.change.parameter
-            self._ticking[name] = self._parameters[name]
-        self._unverified.append(
-            Unverified(
-                outcome=session_pb2.UpdateOutcome(
-                    revision=revision, applied=self._applied(applied, boundary)
-                ),
-                boundary=boundary,
-                applied={each.change.parameter: each for each in applied},
-                changes={each.parameter: each for each in held.update.spec.changes},
-                undo=tuple(applied),
-            )
-        )
+            problem = Problem(failed.reason, failed.message, failed.change.parameter)
+        if problem is not None:
+            self._reject(held, problem, boundary)
+        return True
 
-    def _applied(self, applied: Sequence[Applied], boundary: Boundary) -> update_pb2.Applied:
-        message = update_pb2.Applied(
-            step=boundary.next_step,
-            transitions=convert.transitions_to_proto(applied),
-            instance_id=self._instance_id,
-        )
-        message.apply_time.FromNanoseconds(self._wall_clock())
-        return message
-
-    def _verify(self, boundary: Boundary) -> None:
-        """Report what the last step used as applied, or say what went wrong."""
-        unverified, self._unverified = self._unverified, []
-        used, self._used = self._used, {}
-        # Later changes of a parameter at the same boundary went over the earlier ones, and what
-        # they read back includes these: the last one stands for all.
-        newest = {name: applied for each in unverified for name, applied in each.applied.items()}
-        problems = {
-            name: self._problem(name, applied, used.get(name), boundary)
-            for name, applied in newest.items()
-        }
-        for each in unverified:
-            self._moved.update(dict.fromkeys(each.applied))
-            culprit = next((name for name in each.applied if problems[name]), None)
-            if culprit is None:
-                self._settle(each.outcome)
-                continue
-            self._lineage.in_force.discard(each.revision)
-            failed = Refused(
-                "VERIFICATION_FAILED",
-                f"{culprit} was changed for step {each.boundary.next_step} and did not come out "
-                f"as promised: {problems[culprit]}",
-            )
-            rejected = self._rejected(failed, each.applied, boundary, culprit)
-            self._settle(session_pb2.UpdateOutcome(revision=each.revision, rejected=rejected))
-
-    def _problem(
-        self, name: str, applied: Applied, used: Reading | None, boundary: Boundary
-    ) -> str | None:
-        parameter = self._parameters.get(name)
-        if parameter is None:
-            return "this run has no such parameter any more"
-        if used is None:
-            return "the training loop did not say when the optimizer step ran"
-        try:
-            return parameter.verify(applied, used, boundary)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it was not confirmed
-            return f"verifying it failed: {type(error).__name__}: {error}"
-
-    def _readings(self, names: Iterable[str]) -> list[update_pb2.ParameterReading]:
-        return [
-            reading
-            for name in names
-            for reading in convert.readings_to_proto(name, self._reading(name))
-        ]
-
-    def _reading(self, name: str) -> Reading:
-        try:
-            return self._parameters[name].read()
-        except Exception:  # noqa: BLE001 - unknown, or broken: what it is at is not known
-            return Reading({})
-
-    def _reject(
-        self, update: update_pb2.Update, refused: Refused, boundary: Boundary, culprit: str = ""
-    ) -> None:
-        asked = dict.fromkeys(change.parameter for change in update.spec.changes)
-        self._settle(
-            session_pb2.UpdateOutcome(
-                revision=update.revision,
-                rejected=self._rejected(refused, asked, boundary, culprit),
-            )
-        )
-
-    def _rejected(
-        self, refused: Refused, names: Iterable[str], boundary: Boundary, culprit: str
-    ) -> update_pb2.Rejected:
-        return update_pb2.Rejected(
-            reason=refused.reason,
-            message=refused.message,
-            parameter=culprit,
-            in_force=self._readings(names),
-            step=boundary.global_step,
-        )
-
-    def _expire(self, revision: int, cause: update_pb2.ExpiryCause.ValueType, message: str) -> None:
-        self._settle(
-            session_pb2.UpdateOutcome(
-                revision=revision, expired=update_pb2.Expired(cause=cause, message=message)
-            )
-        )
-
-    def _settle(self, outcome: session_pb2.UpdateOutcome) -> None:
-        self._lineage.settle(outcome)
-        self._outcomes.append(outcome)
+    def _reject(self, held: Held, problem: Problem, boundary: Boundary) -> None:
+        if held.result is not None:
+            gone = f"the run has gone back to {held.result.checkpoint} all the same"
+            problem = replace(problem, message=f"{problem.message}; {gone}")
+        names = dict.fromkeys(change.parameter for change in held.update.spec.changes)
+        self._settled.reject(held.update, problem, boundary, names)

@@ -10,6 +10,8 @@ from trainer_agent.parameters import (
     Applied,
     BoundaryKind,
     Change,
+    Coupling,
+    GuardRails,
     Kind,
     Multiply,
     Operation,
@@ -57,6 +59,14 @@ _SHAPES = {
     update_pb2.SCHEDULE_SHAPE_COSINE: Shape.COSINE,
     update_pb2.SCHEDULE_SHAPE_CONSTANT: Shape.CONSTANT,
 }
+_COUPLINGS = {
+    update_pb2.COUPLING_UNSPECIFIED: Coupling.NONE,
+    update_pb2.COUPLING_LINEAR: Coupling.LINEAR,
+    update_pb2.COUPLING_SQRT: Coupling.SQRT,
+}
+_TO_MODES = {mode: number for number, mode in _MODES.items()}
+_TO_SHAPES = {shape: number for number, shape in _SHAPES.items()}
+_TO_COUPLINGS = {coupling: number for number, coupling in _COUPLINGS.items()}
 
 
 def change_from_proto(change: update_pb2.Change) -> Change:
@@ -66,22 +76,30 @@ def change_from_proto(change: update_pb2.Change) -> Change:
         Refused: It says nothing, or something that this version does not know.
     """
     name, group = change.parameter, change.group or None
-    if change.coupling != update_pb2.COUPLING_UNSPECIFIED:
+    coupling = _COUPLINGS.get(change.coupling)
+    if coupling is None:
         raise Refused(
             "COUPLING_UNSUPPORTED",
-            f"the change of {name} asks for a coupling to the learning rate, which this trainer "
-            "does not know; leave the coupling out and change the learning rate beside it",
+            f"the change of {name} asks for coupling {change.coupling} to the learning rate, which "
+            "this trainer does not know; it knows: " + ", ".join(Coupling),
         )
-    match change.WhichOneof("operation"):
+    operation = change.WhichOneof("operation")
+    if coupling is not Coupling.NONE and operation not in {"set", "multiply"}:
+        raise Refused(
+            "COUPLING_UNSUPPORTED",
+            f"the change of {name} asks for a coupling to the learning rate, which only set and "
+            "multiply can have",
+        )
+    match operation:
         case "set":
             mode = _MODES.get(change.set.mode)
             if mode is None:
                 raise _unknown(name, "set mode", change.set.mode)
             steps = change.set.hold_steps if change.set.HasField("hold_steps") else None
             value = _required_value(name, change.set.value)
-            return Set(name, value, mode=mode, hold_steps=steps, group=group)
+            return Set(name, value, mode=mode, hold_steps=steps, group=group, coupling=coupling)
         case "multiply":
-            return Multiply(name, change.multiply.factor, group=group)
+            return Multiply(name, change.multiply.factor, group=group, coupling=coupling)
         case "ramp":
             target = _required_value(name, change.ramp.value)
             if isinstance(target, str):
@@ -109,6 +127,35 @@ def change_from_proto(change: update_pb2.Change) -> Change:
                 f"the change of {name} asks for no operation that this trainer knows; it knows: "
                 + ", ".join(sorted(operation.value for operation in Operation)),
             )
+
+
+def change_to_proto(change: Change) -> update_pb2.Change:
+    """Return a change as a message; ``change_from_proto`` reads it back."""
+    message = update_pb2.Change(parameter=change.parameter, group=change.group or "")
+    match change:
+        case Set():
+            message.set.value.CopyFrom(_value(change.value))
+            message.set.mode = _TO_MODES[change.mode]
+            if change.hold_steps is not None:
+                message.set.hold_steps = change.hold_steps
+            message.coupling = _TO_COUPLINGS[change.coupling]
+        case Multiply():
+            message.multiply.factor = change.factor
+            message.coupling = _TO_COUPLINGS[change.coupling]
+        case Ramp():
+            message.ramp.value.CopyFrom(_value(change.value))
+            message.ramp.steps = change.steps
+        case Schedule():
+            asked = message.schedule
+            asked.shape = _TO_SHAPES[change.shape]
+            asked.warmup_steps, asked.floor = change.warmup_steps, change.floor
+            if change.peak is not None:
+                asked.peak = change.peak
+            if change.steps is not None:
+                asked.steps = change.steps
+        case Release():
+            message.release.SetInParent()
+    return message
 
 
 def spec_to_proto(
@@ -140,14 +187,29 @@ def spec_to_proto(
         current_value=value_to_proto(spec.current),
         unavailable_reason=reason or "",
         description=spec.description,
+        guard_rails=None if spec.guard_rails is None else _guard_rails(spec.guard_rails),
+    )
+
+
+def _guard_rails(rails: GuardRails) -> parameter_pb2.GuardRails:
+    bounds = None
+    if rails.minimum is not None or rails.maximum is not None:
+        bounds = parameter_pb2.Bounds(minimum=rails.minimum, maximum=rails.maximum)
+    return parameter_pb2.GuardRails(
+        bounds=bounds,
+        max_relative_change=rails.max_relative_change,
+        frozen=rails.frozen,
+        allowed_principals=rails.allowed_principals,
     )
 
 
 def value_to_proto(value: Value | None) -> parameter_pb2.Value | None:
     """Return a value as a message; None, for unknown, stays None."""
+    return None if value is None else _value(value)
+
+
+def _value(value: Value) -> parameter_pb2.Value:
     match value:
-        case None:
-            return None
         case bool():
             return parameter_pb2.Value(boolean=value)
         case int():

@@ -8,9 +8,19 @@ says why.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from trainer_agent.parameters import (
+    cadence,
+    clipping,
+    data,
+    dropout,
+    generation,
+    optimizer,
+    preference,
+    warmup,
+)
 from trainer_agent.parameters.learning_rate import LearningRate
 
 if TYPE_CHECKING:
@@ -31,8 +41,17 @@ class Found:
 
 Family = Callable[["Run"], Iterable["LiveParameter"]]
 
-FAMILIES: tuple[Family, ...] = ()
-"""Every family but the learning rate."""
+FAMILIES: tuple[Family, ...] = (
+    optimizer.find,
+    clipping.find,
+    warmup.find,  # before data: what stretches a schedule stretches the one that was re-planned
+    cadence.find,
+    dropout.find,
+    data.find,
+    preference.find,
+    generation.find,
+)
+"""Every family but the learning rate, in the order in which a checkpoint's state is loaded."""
 
 
 def find(run: Run, own: Iterable[LiveParameter] = ()) -> Found:
@@ -47,6 +66,7 @@ def find(run: Run, own: Iterable[LiveParameter] = ()) -> Found:
     """
     learning_rate = LearningRate(run.optimizer, run.lr_scheduler)
     parameters: dict[str, LiveParameter] = {learning_rate.name: learning_rate}
+    run = replace(run, learning_rate=learning_rate)
     for family in FAMILIES:
         parameters.update((each.name, each) for each in family(run))
     for each in own:

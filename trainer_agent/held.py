@@ -6,11 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from midcourse.control.v1 import update_pb2
 from trainer_agent import convert
+from trainer_agent.actions import ActionKind, kind_of
 from trainer_agent.parameters import Change, Refused
 
 if TYPE_CHECKING:
-    from midcourse.control.v1 import update_pb2
+    from collections.abc import Iterable
 
 MAX_HELD = 1_000
 """Updates held for later steps; one more is rejected."""
@@ -23,35 +25,66 @@ class Held:
     """An update that waits for its boundary."""
 
     update: update_pb2.Update
-    changes: Sequence[Change] | Refused
-    """What it asks for, or why that can never be done."""
-    culprit: str
+    changes: Sequence[Change] = ()
+    """What it asks to be changed."""
+    action: ActionKind | None = None
+    """What it asks to be done; None: nothing, or that was done before."""
+    refused: Refused | None = None
+    """Why what it asks for can never be done; None: it may be."""
+    culprit: str = ""
     """The parameter that stands in the way of it; empty: none, or the update as a whole."""
-    deadline: int | None
+    deadline: int | None = None
     """Nanoseconds of the monotonic clock; None: no limit."""
-    due_step: int
+    due_step: int = 0
     """First optimizer step that may use it; 0: whichever comes next."""
-    max_step: int | None
+    max_step: int | None = None
     """Last optimizer step that may be the first to use it; None: no limit."""
+    result: update_pb2.ActionResult | None = None
+    """What its action led to, where that is known already."""
+    late: bool = False
+    """It was due at a boundary that is not one of its parameters' own."""
 
     @classmethod
-    def of(cls, update: update_pb2.Update, deadline: int | None) -> Held:
-        """Make sense of an update."""
+    def of(cls, update: update_pb2.Update, deadline: int | None = None) -> Held:
+        """Make sense of an update.
+
+        Of one that was applied before, in a part of the run that was gone back from, only the
+        changes are made again, whatever the hour: an action is carried out once.
+        """
         at = update.spec.apply_at
-        changes, culprit = _changes(update.spec)
-        return cls(
+        again = update.state == update_pb2.UPDATE_STATE_APPLIED
+        held = cls(
             update=update,
-            changes=changes,
-            culprit=culprit,
-            deadline=deadline,
+            deadline=None if again else deadline,
             due_step=at.step if at.HasField("step") else 0,
-            max_step=at.max_step if at.HasField("max_step") else None,
+            max_step=at.max_step if at.HasField("max_step") and not again else None,
         )
+        culprit = ""
+        try:
+            action = None
+            if update.spec.HasField("action") and not again:
+                action = kind_of(update.spec.action)
+            changes = []
+            for change in update.spec.changes:
+                culprit = change.parameter
+                changes.append(convert.change_from_proto(change))
+            culprit = ""
+            if action is ActionKind.STOP and changes:
+                raise Refused(
+                    "CHANGES_WITH_STOP",
+                    "no step follows a stop, so that none would use the changes; send them to the "
+                    "run once it goes on",
+                )
+            if action is None and not changes:
+                raise Refused("EMPTY_UPDATE", "the update asks for nothing; give it a change")
+        except Refused as refused:
+            return replace(held, refused=refused, culprit=culprit)
+        return replace(held, changes=tuple(changes), action=action)
 
     @property
     def wake_step(self) -> int:
         """First optimizer step before which something has to be done about it."""
-        if isinstance(self.changes, Refused):
+        if self.refused is not None:
             return 0
         return self.due_step if self.max_step is None else min(self.due_step, self.max_step + 1)
 
@@ -63,7 +96,7 @@ class HeldUpdates:
         self._held: dict[int, Held] = {}
         # Before the one and the other there is nothing to be done about any of them.
         self._wake_step = _NEVER
-        self._wake_nanos: int | None = None
+        self._first_deadline: int | None = None
 
     def __contains__(self, revision: int) -> bool:
         return revision in self._held
@@ -76,13 +109,13 @@ class HeldUpdates:
 
     def add(self, held: Held) -> None:
         """Hold an update; one too many is held only to be rejected at the next boundary."""
-        if len(self._held) >= MAX_HELD and not isinstance(held.changes, Refused):
+        if len(self._held) >= MAX_HELD and held.refused is None:
             full = Refused(
                 "TOO_MANY_HELD",
                 f"this trainer holds {MAX_HELD} updates for later steps already, which is the "
                 "limit; withdraw some or wait",
             )
-            held = replace(held, changes=full, culprit="")
+            held = replace(held, refused=full, culprit="")
         self.put_back(held)
 
     def put_back(self, held: Held) -> None:
@@ -90,27 +123,41 @@ class HeldUpdates:
         self._held[held.update.revision] = held
         self._wake_step = min(self._wake_step, held.wake_step)
         if held.deadline is not None:
-            nanos = self._wake_nanos
-            self._wake_nanos = held.deadline if nanos is None else min(nanos, held.deadline)
+            first = self._first_deadline
+            self._first_deadline = held.deadline if first is None else min(first, held.deadline)
 
-    def discard(self, revision: int) -> None:
-        """Give an update up; does nothing where it is not held."""
-        self._held.pop(revision, None)
+    def discard(self, revision: int) -> Held | None:
+        """Give an update up and return it; None: it is not held."""
+        return self._held.pop(revision, None)
 
+    @property
     def has_deadlines(self) -> bool:
-        """Say whether the clock matters."""
-        return self._wake_nanos is not None
+        """Whether the clock matters."""
+        return self._first_deadline is not None
 
-    def wakes(self, next_step: int, nanos: int | None) -> bool:
+    def overdue(self, nanos: int) -> Iterable[int]:
+        """Return the updates whose deadline has passed.
+
+        Args:
+            nanos: The monotonic clock.
+        """
+        if self._first_deadline is None or nanos < self._first_deadline:
+            return ()
+        deadlines = {
+            revision: held.deadline
+            for revision, held in self._held.items()
+            if held.deadline is not None
+        }
+        self._first_deadline = min(deadlines.values(), default=None)
+        return sorted(revision for revision, each in deadlines.items() if nanos >= each)
+
+    def wakes(self, next_step: int) -> bool:
         """Say whether something has to be done about any of them.
 
         Args:
             next_step: The optimizer step that comes next.
-            nanos: The monotonic clock; None where there are no deadlines.
         """
-        return next_step >= self._wake_step or (
-            nanos is not None and self._wake_nanos is not None and nanos >= self._wake_nanos
-        )
+        return next_step >= self._wake_step
 
     def wake_at_once(self) -> None:
         """Have all of them looked at."""
@@ -120,24 +167,5 @@ class HeldUpdates:
         """Return all, in order of revision, and hold none."""
         held = [self._held[revision] for revision in self]
         self._held.clear()
-        self._wake_step, self._wake_nanos = _NEVER, None
+        self._wake_step, self._first_deadline = _NEVER, None
         return held
-
-
-def _changes(spec: update_pb2.UpdateSpec) -> tuple[Sequence[Change] | Refused, str]:
-    """Return what an update asks for; or why that can never be done, and the parameter at fault."""
-    if spec.HasField("action"):
-        return Refused(
-            "ACTION_UNSUPPORTED",
-            "this trainer carries out no actions, and the update asks for "
-            f"{spec.action.WhichOneof('kind') or 'one'}; send its changes without the action",
-        ), ""
-    if not spec.changes:
-        return Refused("EMPTY_UPDATE", "the update asks for nothing; give it a change"), ""
-    changes: list[Change] = []
-    for change in spec.changes:
-        try:
-            changes.append(convert.change_from_proto(change))
-        except Refused as refused:
-            return refused, change.parameter
-    return changes, ""

@@ -18,6 +18,8 @@ class Run:
     """The optimizer, with any wrappers."""
     lr_scheduler: Any = None
     """Its scheduler, with any wrappers."""
+    learning_rate: Any = None
+    """The live learning rate, for what changes the schedule below it."""
     model: Any = None
     """The model, with any wrappers."""
     trainer: Any = None

@@ -1,6 +1,7 @@
-"""An update that is applied and whose first step has not confirmed it yet.
+"""An update that is in force and whose outcome is not known yet.
 
-A checkpoint may be saved in between: then this rides in it, and the resumed run confirms it.
+Its first step has not confirmed it, or its action is still under way. A checkpoint may be saved in
+between: then this rides in it, and the resumed run goes on from there.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf.message import DecodeError
 
 from midcourse.control.v1 import update_pb2
-from trainer_agent.convert import change_from_proto
+from trainer_agent.actions import ActionKind
+from trainer_agent.convert import change_from_proto, change_to_proto
 from trainer_agent.lineage import decoded, encoded
 from trainer_agent.parameters import Applied, Boundary, Reading, Refused
 
@@ -22,30 +24,34 @@ if TYPE_CHECKING:
     from midcourse.agent.v1 import session_pb2
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Unverified:
-    """One update between being applied and being confirmed."""
+    """One update between being applied and being reported as applied."""
 
     outcome: session_pb2.UpdateOutcome
     """What will be reported once it is confirmed."""
     boundary: Boundary
     """Where it was applied."""
     applied: Mapping[str, Applied]
-    """The last change that it made of each parameter."""
-    changes: Mapping[str, update_pb2.Change]
-    """The same, as they came."""
+    """The last change that it made of each parameter; empty: none."""
     undo: tuple[Applied, ...] = ()
     """All that it did, in order; empty where it came with a checkpoint."""
+    request_id: str = ""
+    """For what this process did by itself: by which it is known."""
+    waits_for: ActionKind | None = None
+    """The action whose result is still to come; None: none is."""
 
     @property
     def revision(self) -> int:
-        """The update's revision."""
+        """The update's revision; 0: it has none yet."""
         return self.outcome.revision
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain numbers, strings, lists and mappings."""
         return {
             "outcome": encoded(self.outcome),
+            "request_id": self.request_id,
+            "waits_for": self.waits_for,
             "boundary": {
                 "global_step": self.boundary.global_step,
                 "max_steps": self.boundary.max_steps,
@@ -54,7 +60,7 @@ class Unverified:
             "applied": {
                 name: {
                     "change": base64.b64encode(
-                        self.changes[name].SerializeToString(deterministic=True)
+                        change_to_proto(applied.change).SerializeToString(deterministic=True)
                     ).decode("ascii"),
                     "old": dict(applied.old.by_group),
                     "new": dict(applied.new.by_group),
@@ -72,16 +78,19 @@ class Unverified:
         """
         try:
             boundary = Boundary(**data["boundary"])
-            changes = {
-                name: update_pb2.Change.FromString(base64.b64decode(each["change"], validate=True))
-                for name, each in data["applied"].items()
-            }
+            waits_for = data["waits_for"]
             return cls(
                 outcome=decoded(data["outcome"]),
                 boundary=boundary,
+                request_id=str(data["request_id"]),
+                waits_for=None if waits_for is None else ActionKind(waits_for),
                 applied={
                     name: Applied(
-                        change=change_from_proto(changes[name]),
+                        change=change_from_proto(
+                            update_pb2.Change.FromString(
+                                base64.b64decode(each["change"], validate=True)
+                            )
+                        ),
                         boundary=boundary,
                         old=Reading(dict(each["old"])),
                         new=Reading(dict(each["new"])),
@@ -89,7 +98,6 @@ class Unverified:
                     )
                     for name, each in data["applied"].items()
                 },
-                changes=changes,
             )
         except (KeyError, TypeError, ValueError, binascii.Error, DecodeError, Refused) as error:
             raise ValueError(f"the saved update is damaged: {error!r}") from error

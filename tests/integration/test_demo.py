@@ -52,8 +52,8 @@ def test_the_demo_steers_a_run_and_leaves_pictures(tmp_path: Path, temporary: Pa
     assert not list(temporary.iterdir()), "database, logs and sockets are gone"
 
 
-def test_every_method_has_a_scenario() -> None:
-    assert tuple(SCENARIOS) == METHODS
+def test_every_scenario_is_of_a_method() -> None:
+    assert set(SCENARIOS) <= set(METHODS)
 
 
 def test_of_a_progress_bar_the_last_state_is_told(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ class PlainLoop:
         shape: The schedule, by steps done; None: the rate is constant.
         max_steps: Steps planned.
         extra: More live parameters.
+        options: For the controller, such as ``actions``.
     """
 
     def __init__(
@@ -31,7 +32,9 @@ class PlainLoop:
         shape: Callable[[int], float] | None = None,
         max_steps: int | None = 100,
         extra: dict[str, LiveParameter] | None = None,
+        **options: Any,
     ) -> None:
+        self._options = options
         weight = torch.nn.Parameter(torch.ones(1))
         self.optimizer = torch.optim.SGD([weight], lr=START_RATE)
         self.scheduler: Any = None if shape is None else LambdaLR(self.optimizer, shape)
@@ -52,7 +55,7 @@ class PlainLoop:
             parameters,
             "instance",
             wall_clock=lambda: 1_700_000_000_000_000_000,
-            monotonic_clock=lambda: self.nanos,
+            **self._options,
         )
 
     @property
@@ -75,6 +78,8 @@ class PlainLoop:
 
     def at_boundary(self, *, last: bool = False) -> None:
         """Reach a boundary without a step, as at the start."""
+        for revision in self.controller.overdue(self.nanos):
+            self.controller.deadline_passed(revision, self.boundary)
         self.controller.at_boundary(self.boundary, last=last)
         self.outcomes += self.controller.take_outcomes()
 

@@ -41,7 +41,9 @@ class Points(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
 def plain_trainer(output_dir: Path, **args: Any) -> Trainer:
     """Build a trainer of ten steps."""
     callbacks = args.pop("callbacks", None)
+    model = args.pop("model", None) or Line()
     train_dataset = args.pop("train_dataset", None) or Points()
+    eval_dataset = args.pop("eval_dataset", None)
     arguments = TrainingArguments(
         **{
             "output_dir": str(output_dir),
@@ -58,7 +60,11 @@ def plain_trainer(output_dir: Path, **args: Any) -> Trainer:
         }
     )
     trainer = Trainer(
-        model=Line(), args=arguments, train_dataset=train_dataset, callbacks=callbacks
+        model=model,
+        args=arguments,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,10 +16,12 @@ from tests.support.plain_trainer import Points, plain_trainer
 from tests.support.scripted_link import LinkScript, delivery, set_change, withdrawal
 from tests.support.tiny_runs import AtStep, outcome
 from trainer_agent import RuntimeParameterUpdateCallback, attach
+from trainer_agent import callback as callback_module
 from trainer_agent.controller import ParameterController
 from trainer_agent.identity import DEFAULT_CONTROL_PLANE
 from trainer_agent.link.steps import StepBatch
 from trainer_agent.session import SteeringSession
+from trainer_agent.trainer_view import meet
 
 
 @pytest.fixture(autouse=True)
@@ -38,8 +41,9 @@ def test_the_callback_alone_steers(tmp_path: Path) -> None:
     assert hello is not None
     assert (hello.job_id, hello.method, hello.start_step) == ("job", "trainer", 0)
     assert hello.state.progress.max_steps == 10
-    (spec,) = hello.state.parameters
-    assert spec.name == "learning_rate"
+    found = {each.name: each for each in hello.state.parameters}
+    spec = found["learning_rate"]
+    assert "attach the trainer" in found["gradient_accumulation_steps"].unavailable_reason
     assert spec.current_value.number == 0.1
     assert spec.operations
     assert callback.job_id == "job"
@@ -276,29 +280,57 @@ def test_a_checkpoint_that_does_not_fit_ends_steering_and_not_training(
     assert "the learning rate was steered over LambdaLR" in fault.message
 
 
-def test_several_ranks_are_watched_and_not_steered(
+def test_my_new_learning_rate_is_not_ignored_on_resume(tmp_path: Path) -> None:
+    """What a script's new argument can not do: the optimizer's state in the checkpoint wins."""
+    args: dict[str, Any] = {"save_strategy": "steps", "save_steps": 5}
+    plain_trainer(tmp_path, **args).train()
+
+    def resumed(learning_rate: float, script: LinkScript) -> LinkScript:
+        trainer = plain_trainer(tmp_path, learning_rate=learning_rate, save_strategy="no")
+        attach(trainer, "job", link_factory=script)
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+        return script
+
+    ignored = resumed(0.001, LinkScript())
+    heard = resumed(0.001, LinkScript({6: [delivery(1, set_change(0.001))]}))
+    assert ignored.link.metric("learning_rate")[7] == pytest.approx(0.1 * 4 / 10)
+    assert heard.link.metric("learning_rate")[7] == 0.001
+    assert heard.link.outcomes[0].applied.step == 7
+
+
+@pytest.mark.parametrize("argument", [0.1, 0.7])
+def test_a_learning_rate_that_was_steered_goes_on_whatever_the_script_says(
+    argument: float, tmp_path: Path
+) -> None:
+    args: dict[str, Any] = {"save_strategy": "steps", "save_steps": 5}
+    first = LinkScript({3: [delivery(1, set_change(0.01))]})
+    trainer = plain_trainer(tmp_path, **args)
+    attach(trainer, "job", link_factory=first)
+    trainer.train()
+    again = LinkScript()
+    trainer = plain_trainer(tmp_path, learning_rate=argument)
+    attach(trainer, "job", link_factory=again)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    went_on = again.link.metric("learning_rate")
+    assert went_on == {
+        step: rate for step, rate in first.link.metric("learning_rate").items() if step > 5
+    }
+
+
+def test_ranks_that_can_not_agree_are_watched_and_not_steered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = LinkScript({3: [delivery(1, set_change(0.01))]})
     trainer = plain_trainer(tmp_path)
     attach(trainer, "job", link_factory=script)
-
-    class TwoRanks(type(trainer.args)):  # type: ignore[misc]  # a class made for this test
-        world_size = 2
-
-    begin = RuntimeParameterUpdateCallback._open_session
-
-    def with_two_ranks(self: Any, args: Any, *rest: Any) -> None:
-        args = object.__new__(TwoRanks)
-        args.__dict__.update(trainer.args.__dict__)
-        begin(self, args, *rest)
-
-    monkeypatch.setattr(RuntimeParameterUpdateCallback, "_open_session", with_two_ranks)
+    two: Any = SimpleNamespace(world_size=2, ddp_timeout=1)
+    monkeypatch.setattr(callback_module, "meet", lambda _: meet(two))
     trainer.train()
     hello = script.link.first_hello
     assert hello is not None
-    assert "2 ranks" in hello.state.parameters[0].unavailable_reason
+    assert "several ranks" in hello.state.parameters[0].unavailable_reason
     assert not hello.state.parameters[0].operations
+    assert not hello.state.actions
     assert script.link.outcomes[0].rejected.reason == "SEVERAL_RANKS"
     assert script.link.metric("loss").keys() == set(range(1, 11))
 
@@ -338,12 +370,16 @@ def test_a_readable_job_id_is_made_up_logged_and_kept_in_the_checkpoint(
 def test_job_and_address_come_from_argument_environment_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert RuntimeParameterUpdateCallback().settings() == (None, DEFAULT_CONTROL_PLANE, {})
+    def settings(callback: RuntimeParameterUpdateCallback) -> tuple[Any, ...]:
+        found = callback.settings()
+        return found["job"], found["control_plane"], found["labels"]
+
+    assert settings(RuntimeParameterUpdateCallback()) == (None, DEFAULT_CONTROL_PLANE, {})
     monkeypatch.setenv("JOB_ID", "from-environment")
     monkeypatch.setenv("MIDCOURSE_CONTROL_PLANE", "elsewhere:1")
-    assert RuntimeParameterUpdateCallback().settings() == ("from-environment", "elsewhere:1", {})
+    assert settings(RuntimeParameterUpdateCallback()) == ("from-environment", "elsewhere:1", {})
     given = RuntimeParameterUpdateCallback("given", "here:2", {"team": "nlp"})
-    assert given.settings() == ("given", "here:2", {"team": "nlp"})
+    assert settings(given) == ("given", "here:2", {"team": "nlp"})
     monkeypatch.setenv("JOB_ID", "Not Good")
     with pytest.raises(ValueError, match=r"environment variable JOB_ID must be .* got 'Not Good'"):
         RuntimeParameterUpdateCallback()

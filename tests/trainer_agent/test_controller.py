@@ -168,10 +168,10 @@ def test_transitions_of_several_changes_go_from_the_first_to_the_last(loop: Plai
     [
         (
             {"action": update_pb2.Action(pause=update_pb2.PauseAction())},
-            "ACTION_UNSUPPORTED",
-            "pause",
+            "ACTION_UNAVAILABLE",
+            "pause can not be carried out",
         ),
-        ({"action": update_pb2.Action()}, "ACTION_UNSUPPORTED", "carries out no actions"),
+        ({"action": update_pb2.Action()}, "ACTION_UNKNOWN", "it knows: pause, resume"),
         ({}, "EMPTY_UPDATE", "asks for nothing"),
     ],
 )

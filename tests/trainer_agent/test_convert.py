@@ -5,6 +5,7 @@ import pytest
 from midcourse.control.v1 import parameter_pb2, update_pb2
 from trainer_agent.convert import (
     change_from_proto,
+    change_to_proto,
     readings_to_proto,
     spec_to_proto,
     transitions_to_proto,
@@ -16,6 +17,7 @@ from trainer_agent.parameters import (
     Boundary,
     BoundaryKind,
     Change,
+    Coupling,
     Kind,
     Multiply,
     Operation,
@@ -74,6 +76,22 @@ NUMBER = parameter_pb2.Value(number=0.5)
             Multiply(NAME, 2.0),
         ),
         (
+            update_pb2.Change(
+                parameter=NAME,
+                multiply=update_pb2.MultiplyChange(factor=2.0),
+                coupling=update_pb2.COUPLING_LINEAR,
+            ),
+            Multiply(NAME, 2.0, coupling=Coupling.LINEAR),
+        ),
+        (
+            update_pb2.Change(
+                parameter=NAME,
+                set=update_pb2.SetChange(value=NUMBER),
+                coupling=update_pb2.COUPLING_SQRT,
+            ),
+            Set(NAME, 0.5, coupling=Coupling.SQRT),
+        ),
+        (
             update_pb2.Change(parameter=NAME, ramp=update_pb2.RampChange(value=NUMBER, steps=4)),
             Ramp(NAME, 0.5, 4),
         ),
@@ -107,6 +125,7 @@ def test_changes(message: update_pb2.Change, change: Change) -> None:
     converted = change_from_proto(message)
     assert converted == change
     assert type(getattr(converted, "value", None)) is type(getattr(change, "value", None))
+    assert change_from_proto(change_to_proto(change)) == change
 
 
 @pytest.mark.parametrize(
@@ -136,6 +155,14 @@ def test_changes(message: update_pb2.Change, change: Change) -> None:
                 parameter=NAME,
                 release=update_pb2.ReleaseChange(),
                 coupling=update_pb2.COUPLING_SQRT,
+            ),
+            "COUPLING_UNSUPPORTED",
+        ),
+        (
+            update_pb2.Change(
+                parameter=NAME,
+                multiply=update_pb2.MultiplyChange(factor=2.0),
+                coupling=99,  # type: ignore[arg-type]  # newer
             ),
             "COUPLING_UNSUPPORTED",
         ),

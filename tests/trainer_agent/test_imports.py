@@ -59,9 +59,17 @@ def test_running_the_callback_loads_no_grpc_and_starts_no_thread(tmp_path: Path)
 def test_what_the_package_exports() -> None:
     from trainer_agent.attachment import attach
     from trainer_agent.callback import RuntimeParameterUpdateCallback
+    from trainer_agent.parameters.user import Parameter
 
-    assert trainer_agent.__all__ == ["RuntimeParameterUpdateCallback", "attach"]
+    assert trainer_agent.__all__ == [
+        "GuardRails",
+        "Parameter",
+        "Protection",
+        "RuntimeParameterUpdateCallback",
+        "attach",
+    ]
     assert trainer_agent.attach is attach
+    assert trainer_agent.Parameter is Parameter
     assert trainer_agent.RuntimeParameterUpdateCallback is RuntimeParameterUpdateCallback
     assert set(trainer_agent.__all__) <= set(dir(trainer_agent))
     with pytest.raises(AttributeError, match="no attribute 'detach'"):

@@ -63,6 +63,11 @@ class LearningRate:
             else Steering(unwrap_optimizer(optimizer), unwrap_scheduler(scheduler))
         )
 
+    @property
+    def steering(self) -> Steering | None:
+        """What lies over the scheduler; None where the learning rate can not be steered."""
+        return self._steering
+
     def spec(self) -> ParameterSpec:
         """Declare what can be asked now."""
         unavailable: dict[Operation, str] = {}
@@ -114,6 +119,7 @@ class LearningRate:
         old = self.read(synchronise=True)
         try:
             steering.commit(states, boundary.global_step)
+            steering.changed_at = boundary.global_step
         except TypeError as error:
             raise Refused(
                 "SCHEDULER_NOT_STEERABLE",

@@ -39,6 +39,7 @@ class Snapshot:
     originals: list[tuple[float, float]] | None
     global_step: int
     written: list[float]
+    changed_at: int | None
 
 
 class Steering:
@@ -68,6 +69,8 @@ class Steering:
         self._written_at: object = None
         self.failure: Exception | None = None
         """Why the layer took itself away in the middle of a step; None: it did not."""
+        self.changed_at: int | None = None
+        """The global step of the boundary where the learning rate was last changed; None: none."""
 
     @property
     def groups(self) -> list[dict[str, Any]]:
@@ -128,6 +131,21 @@ class Steering:
             self.restore(before)
             raise
 
+    def replan(self, global_step: int) -> None:
+        """Take over that a ``LambdaLR`` has other functions now; what lies over them stays there.
+
+        Must be called at the boundary where they were put in place.
+        """
+        self.commit(
+            [
+                state
+                if state.law is None or state.base is None
+                else replace(state, own=state.law(state.base))
+                for state in self.states()
+            ],
+            global_step,
+        )
+
     def settle(self, global_step: int) -> None:
         """Move what varies with time to its value for the step after ``global_step``."""
         self._global_step = global_step
@@ -154,6 +172,7 @@ class Steering:
             originals=self._originals,
             global_step=self._global_step,
             written=self._written,
+            changed_at=self.changed_at,
         )
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -161,6 +180,7 @@ class Steering:
         self._own, self._overrides = snapshot.own, snapshot.overrides
         self._originals, self._written = snapshot.originals, snapshot.written
         self._global_step = snapshot.global_step
+        self.changed_at = snapshot.changed_at
         if self._own is None:
             unfollow(self._scheduler)
         else:

@@ -6,9 +6,11 @@ from refusing what is out of bounds to what rides in a checkpoint, is here.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar, Final, cast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
 
 from trainer_agent.parameters.base import (
     EVERY_GROUP,
@@ -16,6 +18,7 @@ from trainer_agent.parameters.base import (
     Boundary,
     BoundaryKind,
     Change,
+    Coupling,
     Json,
     Kind,
     Multiply,
@@ -29,6 +32,7 @@ from trainer_agent.parameters.base import (
     Value,
     operation_of,
 )
+from trainer_agent.parameters.transaction import UndoError
 
 _VERSION: Final = 1
 
@@ -39,8 +43,8 @@ Values = Mapping[str, Value | None]
 class ValueParameter:
     """A value that is read and written where it lies; fulfils ``LiveParameter``.
 
-    Subclasses set the class attributes, and implement ``get`` and ``put``; they may override
-    ``why_unavailable``, ``refuse`` and ``opens``.
+    Subclasses set the class attributes, and implement ``get`` and ``put``; they may override what
+    else there is for families.
     """
 
     name: ClassVar[str]
@@ -53,6 +57,8 @@ class ValueParameter:
     maximum_exclusive: ClassVar[bool] = False
     choices: ClassVar[tuple[str, ...]] = ()
     boundary: ClassVar[BoundaryKind] = BoundaryKind.STEP
+    couples: ClassVar[bool] = False
+    """Whether a change may say how the learning rate is to follow it."""
 
     def __init__(self) -> None:
         # What the script had set, from before the first change; None: it was never changed.
@@ -78,9 +84,49 @@ class ValueParameter:
     def refuse(self, values: Mapping[str, Value], boundary: Boundary) -> None:
         """Refuse values that are within the bounds and impossible all the same; changes nothing.
 
+        Also asked where a release would lead to other values than those in force.
+
         Raises:
             Refused: With the reason.
         """
+
+    def targets(self, change: Change, now: Values) -> list[str]:
+        """Return the groups that a change is for: the one it names, else all.
+
+        Raises:
+            Refused: There is no such group, or it has to name one.
+        """
+        if change.group is None:
+            return list(now)
+        if change.group in now:
+            return [change.group]
+        groups = [group for group in now if group != EVERY_GROUP]
+        raise Refused(
+            "UNKNOWN_GROUP",
+            f"{self.name} has no parameter group {change.group!r}; "
+            + (f"there are: {', '.join(groups)}" if groups else "it is one value for all of them"),
+            value_in_force=_first(now),
+        )
+
+    def share(self, value: Value, targets: Sequence[str], now: Values) -> dict[str, Value]:
+        """Return what a value that is set for several groups comes to in each: the same."""
+        return dict.fromkeys(targets, value)
+
+    def stored(self, group: str, value: Value) -> Value:
+        """Return what is left of a value where it lies, in the precision that this has."""
+        return value
+
+    def resume(self, values: Mapping[str, Value]) -> None:
+        """Write the values that a checkpoint holds, after the framework has loaded its own."""
+        self.put(values)
+
+    def capture(self) -> object:
+        """Return everything that ``put`` can touch, for ``restore``."""
+        return dict(self.get())
+
+    def restore(self, captured: Any) -> None:
+        """Put back, to the bit, what ``capture`` returned at this boundary."""
+        self.put({group: value for group, value in captured.items() if value is not None})
 
     def opens(self, change: Change, boundary: Boundary) -> bool:
         """Say whether this is one of the parameter's own boundaries."""
@@ -129,27 +175,39 @@ class ValueParameter:
         """
         planned = self._plan(change, boundary)
         old = dict(self.get())
-        before = (old, self._original)
+        captured = self.capture()
         try:
             self.put(planned)
             new = dict(self.get())
-            if wrong := _difference(planned, new):
+            # Groups that nobody named must be what they were.
+            if wrong := _difference({**old, **planned}, new):
                 raise Refused(
                     "READ_BACK_DIFFERS",
                     f"{self.name} was set and read back otherwise: {wrong}",
                     value_in_force=_first(old),
                 )
-        except Exception:
-            self._put_back(old)
+        except Exception as error:
+            try:
+                self.restore(captured)
+            except Exception as stuck:  # noqa: BLE001 - whatever it is, the value is not back
+                error.add_note(f"taking it back failed: {stuck!r}")
+                raise UndoError([change]) from error
             raise
+        before = _Before(captured, self._original)
         original = self._original or old
         self._original = None if isinstance(change, Release) and new == original else original
         return Applied(change, boundary, Reading(old), Reading(new), before)
 
     def undo(self, applied: Applied) -> None:
-        """Take a change back bit for bit."""
-        old, self._original = cast("tuple[Values, dict[str, Value | None] | None]", applied.before)
-        self._put_back(old)
+        """Take a change back bit for bit.
+
+        Raises:
+            TypeError: It was not made here.
+        """
+        if not isinstance(applied.before, _Before):
+            raise TypeError("this change was not made here")
+        self.restore(applied.before.captured)
+        self._original = applied.before.original
 
     def read(self, *, synchronise: bool = False) -> Reading:
         """Return the values in force, by group; empty where the parameter is not available."""
@@ -183,18 +241,26 @@ class ValueParameter:
             )
         if why := self.why_unavailable():
             raise ValueError(f"{self.name} was changed before, and can not be in this run: {why}")
-        here, values = dict(self.get()), dict(state["values"])
+        here = dict(self.get())
+        try:
+            values, original = dict(state["values"]), dict(state["original"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"the saved state of {self.name} is damaged: {error!r}") from error
         if here.keys() != values.keys():
             raise ValueError(
                 f"the saved state of {self.name} has the parameter groups {sorted(values)}, and "
                 f"this run has {sorted(here)}"
             )
+        captured = self.capture()
+        known = {group: value for group, value in values.items() if value is not None}
         try:
-            self._put_back(values)
+            self.resume(known)
+            if wrong := _difference(known, self.get()):
+                raise ValueError(f"{self.name} could not be taken over: {wrong}")
         except Exception:
-            self._put_back(here)
+            self.restore(captured)
             raise
-        self._original = dict(state["original"])
+        self._original = original
 
     def detach(self) -> None:
         """Nothing is followed."""
@@ -208,16 +274,20 @@ class ValueParameter:
         if why := self.why_unavailable():
             raise Refused("UNAVAILABLE", f"{self.name} can not be changed in this run: {why}")
         now = dict(self.get())
-        targets = self._targets(change, now)
+        self._check_form(change, now)
+        targets = self.targets(change, now)
         match change:
             case Set(value=value, mode=SetMode.DEFAULT):
-                planned = dict.fromkeys(targets, self._typed(value, now))
+                planned = self.share(self._typed(value, now), targets, now)
             case Multiply(factor=factor):
                 planned = {group: self._scaled(now[group], factor, now) for group in targets}
             case Release():
                 original = self._original or now
                 kept = {group: original.get(group) for group in targets}
                 planned = {group: value for group, value in kept.items() if value is not None}
+                if _difference(planned, now):
+                    self.refuse(planned, boundary)
+                return planned
             case _:
                 raise Refused(
                     "UNSUPPORTED_OPERATION",
@@ -225,28 +295,36 @@ class ValueParameter:
                     "nothing for it; allowed: set, multiply, release",
                     value_in_force=_first(now),
                 )
-        if not isinstance(change, Release):
-            self._check_bounds(planned, now)
-            self.refuse(planned, boundary)
+        self._check_bounds(planned, now)
+        planned = {group: self.stored(group, value) for group, value in planned.items()}
+        self._check_bounds(planned, now)
+        self.refuse(planned, boundary)
         return planned
 
-    def _targets(self, change: Change, now: Values) -> list[str]:
-        if change.group is None:
-            return list(now)
-        if change.group in now:
-            return [change.group]
-        groups = [group for group in now if group != EVERY_GROUP]
-        raise Refused(
-            "UNKNOWN_GROUP",
-            f"{self.name} has no parameter group {change.group!r}; "
-            + (f"there are: {', '.join(groups)}" if groups else "it is one value for all of them"),
-            value_in_force=_first(now),
-        )
+    def _check_form(self, change: Change, now: Values) -> None:
+        if not isinstance(change, Set | Multiply):
+            return
+        if change.coupling is not Coupling.NONE and not self.couples:
+            raise Refused(
+                "UNSUPPORTED_COUPLING",
+                f"the learning rate follows changes of the batch size, not of {self.name}; leave "
+                f"the coupling {change.coupling.value} out, and change learning_rate itself in the "
+                "same update if that is what is wanted",
+                value_in_force=_first(now),
+            )
+        if isinstance(change, Set) and change.hold_steps is not None:
+            raise Refused(
+                "INVALID_STEPS",
+                f"{self.name} stays at what it was set to, so that hold_steps means nothing for "
+                "it; leave it out",
+                value_in_force=_first(now),
+            )
 
     def _typed(self, value: Value, now: Values) -> Value:
         match self.kind, value:
             case Kind.FLOAT, int() | float() if not isinstance(value, bool):
-                return float(value)
+                with contextlib.suppress(OverflowError):
+                    return float(value)
             case Kind.INT, int() | float() if not isinstance(value, bool) and value % 1 == 0:
                 return int(value)
             case Kind.BOOL, bool():
@@ -262,6 +340,12 @@ class ValueParameter:
         )
 
     def _scaled(self, value: Value | None, factor: float, now: Values) -> Value:
+        if isinstance(factor, bool) or not isinstance(factor, int | float):
+            raise Refused(
+                "INVALID_TYPE",
+                f"a factor is a number, got {factor!r}",
+                value_in_force=_first(now),
+            )
         if isinstance(value, bool | str) or value is None or self.kind not in _NUMBERS:
             raise Refused(
                 "UNSUPPORTED_OPERATION",
@@ -307,13 +391,22 @@ class ValueParameter:
     def _range(self) -> str:
         limits = []
         if self.minimum is not None:
-            limits.append(f"{'above' if self.minimum_exclusive else 'at least'} {self.minimum:g}")
+            limits.append(
+                f"{'above' if self.minimum_exclusive else 'at least'} {_short(self.minimum)}"
+            )
         if self.maximum is not None:
-            limits.append(f"{'below' if self.maximum_exclusive else 'at most'} {self.maximum:g}")
+            limits.append(
+                f"{'below' if self.maximum_exclusive else 'at most'} {_short(self.maximum)}"
+            )
         return " and ".join(limits) or "a finite number"
 
-    def _put_back(self, values: Values) -> None:
-        self.put({group: value for group, value in values.items() if value is not None})
+
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """What ``undo`` needs."""
+
+    captured: object
+    original: dict[str, Value | None] | None
 
 
 _NUMBERS: Final = frozenset({Kind.FLOAT, Kind.INT})
@@ -324,6 +417,11 @@ _KINDS: Final = {
     Kind.STRING: "a text",
     Kind.ENUM: "one of its choices",
 }
+
+
+def _short(limit: float) -> str:
+    """Return a number without needless digits, and without losing one."""
+    return f"{limit:g}" if float(f"{limit:g}") == limit else repr(limit)
 
 
 def _first(values: Values) -> Value | None:

@@ -1,0 +1,663 @@
+"""What should be in force at every step of a short run, from what arrives when. Pure.
+
+Written from what the parameters promise and not from how they keep it: a small copy of the run that
+knows nothing of torch, of transformers or of the code under test but the words for a change.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from trainer_agent.parameters import (
+    Change,
+    Coupling,
+    GuardRails,
+    Multiply,
+    Ramp,
+    Release,
+    Set,
+    SetMode,
+)
+
+RATE = "learning_rate"
+DECAY = "weight_decay"
+CLIP = "max_grad_norm"
+ACCUMULATION = "gradient_accumulation_steps"
+GLOBAL = "global_batch_size"
+BATCH = "per_device_train_batch_size"
+LOGGING = "logging_steps"
+MAX_STEPS = "max_steps"
+LEVEL = "level"
+PHASE = "phase"
+PINNED = "pinned"
+
+WHOLE = frozenset({ACCUMULATION, GLOBAL, BATCH, LOGGING, MAX_STEPS, LEVEL})
+PHASES = ("warm", "cold")
+BROKEN_LEVEL = 7
+"""The level that the script's own code fails to set."""
+SMALLEST: Mapping[str, float] = {**dict.fromkeys(WHOLE, 1), LEVEL: 0, DECAY: 0.0, CLIP: 0.0}
+LARGEST: Mapping[str, float] = {LEVEL: 9}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The run that the script asks for."""
+
+    samples: int
+    max_steps: int
+    decreasing: bool
+    """The learning rate goes to 0 in a straight line; else it is constant."""
+    rate: float
+    values: Mapping[str, Any]
+    """The other parameters' values."""
+    rails: Mapping[str, GuardRails]
+    unavailable: frozenset[str] = frozenset()
+    """Actions that it has no way to carry out."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """An update."""
+
+    revision: int
+    changes: tuple[Change, ...] = ()
+    action: str | None = None
+    at_step: int | None = None
+    max_step: int | None = None
+    overdue: bool = False
+    """Its deadline passed before it arrived."""
+    author: str = ""
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """An update arrives, perhaps not for the first time."""
+
+    asked: Asked
+
+
+@dataclass(frozen=True)
+class Withdrawal:
+    """An update is to be given up, perhaps one that is to arrive only later."""
+
+    revision: int
+
+
+Event = Delivery | Withdrawal
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How an update ended."""
+
+    how: str
+    """The field of the outcome that is set."""
+    step: int = 0
+    """Of one that was applied: the first step that used it. Of one rejected: the steps done."""
+    why: str = ""
+    """Reason of a rejection, cause of an expiry."""
+    culprit: str = ""
+    moved: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    """Old and new value by parameter."""
+    saved: int | None = None
+    """The steps done at the checkpoint that its action saved."""
+    evaluated: bool = False
+
+
+@dataclass(frozen=True)
+class Used:
+    """What one optimizer step used."""
+
+    values: Mapping[str, Any]
+    batches: tuple[int, ...]
+    """Samples of each micro-batch."""
+    in_force: frozenset[int]
+    logs: bool
+
+
+class Impossible(Exception):  # noqa: N818 - an answer of the model, no fault of it
+    """A change can not be made."""
+
+    def __init__(self, reason: str, culprit: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.culprit = culprit
+
+
+class Rate:
+    """The learning rate: the schedule's, times a factor, under a ramp, under a hold."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._base = setting.rate
+        self._length = setting.max_steps if setting.decreasing else None
+        self._factor = 1.0
+        self._ramp: tuple[float, float, int, int] | None = None
+        self._hold: tuple[float, float] | None = None
+
+    def _own(self, step: int) -> float:
+        if self._length is None:
+            return self._base
+        return self._base * max(0.0, (self._length - step) / self._length)
+
+    def _beneath(self, step: int) -> float:
+        return self._own(step) * self._factor
+
+    def at(self, step: int) -> float:
+        """Return what the step after ``step`` uses."""
+        if self._hold is not None and step < self._hold[1]:
+            return self._hold[0]
+        if self._ramp is not None:
+            start, target, begin, steps = self._ramp
+            return start + (target - start) * min(1.0, (step + 1 - begin) / steps)
+        return self._beneath(step)
+
+    def settle(self, step: int) -> None:
+        """End what is over before the step after ``step``."""
+        if self._hold is not None and step >= self._hold[1]:
+            self._hold = None
+        if self._ramp is not None and step + 1 - self._ramp[2] >= self._ramp[3]:
+            target = self._ramp[1]
+            if self._beneath(step):
+                self._factor *= target / self._beneath(step)
+                self._ramp = None
+
+    def change(self, change: Change, step: int) -> None:
+        match change:
+            case Set(mode=SetMode.HOLD, value=value, hold_steps=steps):
+                _positive_or(float(value), zero=True)
+                self._hold = (float(value), math.inf if steps is None else step + steps)
+            case Set(mode=SetMode.PEAK, value=value):
+                _positive_or(float(value))
+                self._factor = float(value) / self._base
+                self._hold = self._ramp = None
+            case Set(value=value):
+                _positive_or(float(value))
+                if not self._beneath(step):
+                    raise Impossible("NO_SCALE_FACTOR")
+                self._factor *= float(value) / self._beneath(step)
+                self._hold = self._ramp = None
+            case Multiply(factor=factor):
+                self._factor *= factor
+                if self._hold is not None:
+                    self._hold = (self._hold[0] * factor, self._hold[1])
+                if self._ramp is not None:
+                    start, target, begin, steps = self._ramp
+                    self._ramp = (start * factor, target * factor, begin, steps)
+            case Ramp(value=value, steps=steps):
+                _positive_or(value)
+                self._ramp = (self.at(step), value, step, steps)
+                self._hold = None
+                self.settle(step)
+            case Release():
+                self._factor, self._hold, self._ramp = 1.0, None, None
+
+
+def _positive_or(value: float, *, zero: bool = False) -> None:
+    if value < 0 or (value == 0 and not zero):
+        raise Impossible("INVALID_VALUE")
+
+
+class Values:
+    """All values in force, and the place in the data that some of them depend on."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+        self.rate = Rate(setting)
+        self.others = dict(setting.values)
+        self.consumed = 0
+        self.step = 0
+        self.taken = False
+        """The next update has its micro-batches already: the run is held right before it."""
+
+    @property
+    def ends_epoch(self) -> bool:
+        return self.consumed == self._length
+
+    def begin_step(self) -> tuple[int, ...]:
+        """Take the next update's micro-batches; return the samples of each."""
+        if self.step == 0 or self.ends_epoch:
+            self.consumed = 0
+            self._size = int(self.others[BATCH])
+            self._length = math.ceil(self._setting.samples / self._size)
+        first = self.consumed
+        self.consumed = min(first + int(self.others[ACCUMULATION]), self._length)
+        self.step += 1
+        self.taken = False
+        return tuple(
+            min(self._size, self._setting.samples - index * self._size)
+            for index in range(first, self.consumed)
+        )
+
+    def read(self, name: str) -> Any:
+        """Return a value; None: there is no such parameter."""
+        if name == RATE:
+            return self.rate.at(self.step)
+        if name == GLOBAL:
+            return self.others[BATCH] * self.others[ACCUMULATION]
+        return self.others.get(name)
+
+    def all(self) -> dict[str, Any]:
+        return {RATE: self.read(RATE), **self.others}
+
+    # ---- Where a change may be made ----
+
+    def opens(self, change: Change) -> bool:
+        if change.parameter in {BATCH, PHASE}:
+            return self.ends_epoch
+        if change.parameter in {ACCUMULATION, GLOBAL}:
+            wanted = self._accumulation(change)
+            return wanted is None or (not self.taken and self._aligned(self.consumed, wanted))
+        return True
+
+    def _aligned(self, consumed: int, accumulation: int) -> bool:
+        return consumed == self._length or consumed % accumulation == 0
+
+    def _accumulation(self, change: Change) -> int | None:
+        """Return the accumulation that is asked for; None: none that could be."""
+        try:
+            value = self._target(change)
+        except Impossible:
+            return None
+        if isinstance(value, str) or value < 1:
+            return None
+        if change.parameter == GLOBAL:
+            unit = int(self.others[BATCH])
+            return None if value % unit else int(value) // unit
+        return int(value)
+
+    def _never_opens(self, accumulation: int) -> bool:
+        left = self.others[MAX_STEPS] - self.step
+        here, updates = self.consumed, 0
+        while (self.taken and not updates) or not self._aligned(here, accumulation):
+            here, updates = min(here + self.others[ACCUMULATION], self._length), updates + 1
+        return accumulation != self.others[ACCUMULATION] and updates >= left
+
+    # ---- Changes ----
+
+    def change(self, change: Change) -> None:
+        """Make a change.
+
+        Raises:
+            Impossible: It can not be made; nothing changed.
+        """
+        name = change.parameter
+        if name == RATE:
+            self.rate.change(change, self.step)
+            return
+        if name not in {*self.others, GLOBAL}:
+            raise Impossible("UNKNOWN_PARAMETER")
+        before, value = self.read(name), self._target(change)
+        self._check_value(name, value, released=isinstance(change, Release))
+        if name == GLOBAL:
+            value, name = value // int(self.others[BATCH]), ACCUMULATION
+        self.others[name] = value
+        coupling = getattr(change, "coupling", Coupling.NONE)
+        ratio = 1.0 if coupling is Coupling.NONE else self.read(change.parameter) / before
+        if ratio != 1.0:
+            factor = math.sqrt(ratio) if coupling is Coupling.SQRT else ratio
+            self.rate.change(Multiply(RATE, factor), self.step)
+
+    def _target(self, change: Change) -> Any:
+        """Return the value that is asked for, of the right type."""
+        name = change.parameter
+        match change:
+            case Set(value=value):
+                pass
+            case Multiply(factor=factor):
+                if isinstance(self.read(name), str):
+                    raise Impossible("UNSUPPORTED_OPERATION")
+                value = self.read(name) * factor
+                if name in WHOLE and value != int(value):
+                    raise Impossible("INVALID_VALUE")
+            case Release():
+                values = self._setting.values
+                value = values[BATCH] * values[ACCUMULATION] if name == GLOBAL else values[name]
+            case _:
+                raise Impossible("UNSUPPORTED_OPERATION")
+        if isinstance(value, str) != (name == PHASE):
+            raise Impossible("INVALID_TYPE")
+        if name in WHOLE:
+            if value != int(value):
+                raise Impossible("INVALID_TYPE")
+            return int(value)
+        return value
+
+    def _check_value(self, name: str, value: Any, *, released: bool) -> None:
+        if released and value == self.read(name):
+            return
+        if not released:
+            if name == PHASE and value not in PHASES:
+                raise Impossible("OUT_OF_BOUNDS")
+            if name in SMALLEST and value < SMALLEST[name]:
+                raise Impossible("OUT_OF_BOUNDS")
+            if name in LARGEST and value > LARGEST[name]:
+                raise Impossible("OUT_OF_BOUNDS")
+        if name == MAX_STEPS and value < self.step + 1:
+            raise Impossible("OUT_OF_BOUNDS")
+        if name == LEVEL and value == BROKEN_LEVEL:
+            raise Impossible("APPLY_FAILED")
+        if name == GLOBAL:
+            if value % int(self.others[BATCH]):
+                raise Impossible("NOT_DIVISIBLE")
+            name, value = ACCUMULATION, value // int(self.others[BATCH])
+        if name == ACCUMULATION and self._never_opens(value):
+            raise Impossible("NEVER_ALIGNED")
+
+
+@dataclass
+class _InForce:
+    """An update that is in force and not reported yet."""
+
+    asked: Asked
+    step: int
+    moved: dict[str, tuple[Any, Any]]
+    waits_for: str | None = None
+    saved: int | None = None
+    evaluated: bool = False
+
+
+class Model:
+    """The run.
+
+    Args:
+        setting: What the script asks for.
+        arrivals: What arrives at each boundary, by steps done.
+        while_held: What arrives while the run is held, one wait after the other; a resume that
+            nobody asked for is what arrives when there is nothing left.
+    """
+
+    def __init__(
+        self,
+        setting: Setting,
+        arrivals: Mapping[int, Sequence[Event]],
+        while_held: Sequence[Sequence[Event]],
+    ) -> None:
+        self._setting = setting
+        self._arrivals = arrivals
+        self._while_held = list(while_held)
+        self._held: dict[int, Asked] = {}
+        self._late: set[int] = set()
+        self._unverified: list[_InForce] = []
+        self._acting: list[_InForce] = []
+        self._before_unverified: Values | None = None
+        self._paused = self._stopping = False
+        self._wanted: set[str] = set()
+        self._values = Values(setting)
+        self.forced_resumes = 0
+        self.ended: dict[int, Ended] = {}
+        self.told: dict[int, int] = {}
+        """How often each outcome is told."""
+        self.used: list[Used] = []
+        """What the steps used, in order."""
+        self.saves: set[int] = set()
+
+    @property
+    def in_force(self) -> frozenset[int]:
+        """The revisions in force."""
+        open_ones = {each.asked.revision for each in [*self._unverified, *self._acting]}
+        applied = {revision for revision, each in self.ended.items() if each.how == "applied"}
+        return frozenset(open_ones | applied)
+
+    def run(self) -> None:
+        """Go through the whole run."""
+        values = self._values
+        while True:
+            in_force, now = self.in_force, values.all()
+            batches = values.begin_step()
+            logs = values.step % now[LOGGING] == 0
+            self.used.append(Used(now, batches, in_force, logs))
+            last = values.step >= values.others[MAX_STEPS]
+            self._at_boundary(self._arrivals.get(values.step, ()), last=last)
+            self._carry_out()
+            while self._paused:
+                self._wait()
+                self._carry_out()
+            if last or self._stopping:
+                break
+            values = self._values
+        self._finish()
+
+    # ---- What arrives ----
+
+    def _wait(self) -> None:
+        if self._while_held:
+            events = self._while_held.pop(0)
+        else:
+            self.forced_resumes += 1
+            events = [Delivery(forced_resume(self.forced_resumes))]
+        if events:
+            self._at_boundary(events, last=False)
+
+    def _take(self, event: Event) -> None:
+        match event:
+            case Delivery(asked):
+                revision = asked.revision
+                if revision in self._held or self._is_open(revision) or self._repeat(revision):
+                    return
+                self._held[revision] = asked
+            case Withdrawal(revision):
+                if self._is_open(revision) or self._repeat(revision):
+                    return
+                self._held.pop(revision, None)
+                self._settle(revision, Ended("withdrawn"))
+
+    def _is_open(self, revision: int) -> bool:
+        return any(each.asked.revision == revision for each in [*self._unverified, *self._acting])
+
+    def _repeat(self, revision: int) -> bool:
+        if revision in self.ended:
+            self.told[revision] += 1
+        return revision in self.ended
+
+    def _settle(self, revision: int, ended: Ended) -> None:
+        assert revision not in self.ended, "the model settles an update once"
+        self.ended[revision], self.told[revision] = ended, 1
+
+    # ---- At a boundary ----
+
+    def _at_boundary(self, events: Sequence[Event], *, last: bool) -> None:
+        for event in events:
+            self._take(event)
+        self._verify()
+        self._values.rate.settle(self._values.step)
+        for revision in sorted(self._held):
+            asked = self._held[revision]
+            if asked.overdue:
+                self._expire(revision, "DEADLINE")
+            else:
+                self._look_at(asked, last=last)
+
+    def _verify(self) -> None:
+        for each in list(self._unverified):
+            if each.step <= self._values.step:
+                self._unverified.remove(each)
+                if each.waits_for is None:
+                    self._applied(each)
+                else:
+                    self._acting.append(each)
+
+    def _applied(self, each: _InForce) -> None:
+        ended = Ended(
+            "applied",
+            each.step,
+            moved=each.moved,
+            saved=each.saved,
+            evaluated=each.evaluated,
+        )
+        self._settle(each.asked.revision, ended)
+
+    def _expire(self, revision: int, cause: str) -> None:
+        self._held.pop(revision, None)
+        self._settle(revision, Ended("expired", why=cause))
+
+    def _reject(self, revision: int, impossible: Impossible) -> None:
+        self._held.pop(revision, None)
+        ended = Ended("rejected", self._values.step, impossible.reason, impossible.culprit)
+        self._settle(revision, ended)
+
+    def _look_at(self, asked: Asked, *, last: bool) -> None:
+        next_step = self._values.step + 1
+        try:
+            if asked.action in self._setting.unavailable:
+                raise Impossible("ACTION_UNAVAILABLE")
+            if asked.action == "stop" and asked.changes:
+                raise Impossible("CHANGES_WITH_STOP")
+            if asked.max_step is not None and next_step > asked.max_step:
+                self._expire(asked.revision, "MAX_STEP")
+            elif last or self._stopping or next_step < (asked.at_step or 0):
+                return
+            elif all(self._values.opens(change) for change in asked.changes):
+                self._apply(asked)
+            elif asked.revision not in self._late:
+                self._late.add(asked.revision)
+                for change in asked.changes:
+                    self._check(change, asked)
+        except Impossible as impossible:
+            self._reject(asked.revision, impossible)
+
+    def _check(self, change: Change, asked: Asked) -> None:
+        """Say whether a change that has to wait could be made, as far as can be told."""
+        self._rails(change, asked)
+        try:
+            self._try(copy.deepcopy(self._values), change)
+        except Impossible as impossible:
+            if impossible.reason not in {"APPLY_FAILED", "UNKNOWN_PARAMETER"}:
+                raise
+
+    def _try(self, values: Values, change: Change) -> None:
+        try:
+            values.change(change)
+        except Impossible as impossible:
+            raise Impossible(impossible.reason, change.parameter) from None
+
+    def _apply(self, asked: Asked) -> None:
+        for change in asked.changes:
+            self._rails(change, asked)
+        after = copy.deepcopy(self._values)
+        moved: dict[str, tuple[Any, Any]] = {}
+        made: list[tuple[Change, str, Any, Any]] = []
+        for change in asked.changes:
+            old = {name: after.read(name) for name in (change.parameter, RATE)}
+            self._try(after, change)
+            touched = [change.parameter]
+            if getattr(change, "coupling", Coupling.NONE) is not Coupling.NONE:
+                touched += [RATE] if after.read(change.parameter) != old[change.parameter] else []
+            for name in touched:
+                new = after.read(name)
+                made.append((change, name, old[name], new))
+                moved[name] = (moved.get(name, (old[name],))[0], new)
+        for change, name, before, new in made:
+            if new != before and not isinstance(change, Release):
+                self._within(name, new)
+        del self._held[asked.revision]
+        if self._before_unverified is None or self._before_unverified.step != self._values.step:
+            self._before_unverified = copy.deepcopy(self._values)
+        self._values = after
+        self._begin(asked, moved)
+
+    def _begin(self, asked: Asked, moved: dict[str, tuple[Any, Any]]) -> None:
+        entry = _InForce(asked, self._values.step + 1, moved)
+        match asked.action:
+            case "pause" | "resume":
+                self._paused = asked.action == "pause"
+            case None:
+                pass
+            case action:
+                entry.waits_for = action
+                self._wanted.add(action)
+                if action == "stop":
+                    self._stopping, self._paused = True, False
+                    self._take_back()
+        if asked.changes:
+            self._unverified.append(entry)
+        elif entry.waits_for is not None:
+            self._acting.append(entry)
+        else:
+            self._applied(entry)
+
+    def _take_back(self) -> None:
+        if self._unverified:
+            assert self._before_unverified is not None
+            self._values = self._before_unverified
+        for each in self._unverified:
+            self._settle(each.asked.revision, Ended("expired", why="JOB_ENDED"))
+        self._unverified.clear()
+
+    def _rails(self, change: Change, asked: Asked) -> None:
+        name = change.parameter
+        rails = self._setting.rails.get(name)
+        if rails is None:
+            return
+        if rails.frozen:
+            raise Impossible("PARAMETER_FROZEN", name)
+        if rails.allowed_principals and asked.author not in rails.allowed_principals:
+            raise Impossible("NOT_ALLOWED", name)
+        target, factor = None, None
+        if isinstance(change, Set | Ramp):
+            target = float(change.value)
+            self._within(name, target)
+        now = float(self._values.read(name))
+        if isinstance(change, Multiply):
+            factor = change.factor
+        elif target is not None and getattr(change, "mode", None) is not SetMode.PEAK and now > 0:
+            factor = target / now
+        limit = rails.max_relative_change
+        if factor is None or limit is None or asked.force:
+            return
+        if factor > limit or factor < 1 / limit:
+            raise Impossible("GUARD_RAIL", name)
+
+    def _within(self, name: str, value: float) -> None:
+        rails = self._setting.rails.get(name)
+        if rails is None:
+            return
+        if (rails.minimum is not None and value < rails.minimum) or (
+            rails.maximum is not None and value > rails.maximum
+        ):
+            raise Impossible("GUARD_RAIL", name)
+
+    # ---- Actions ----
+
+    def _carry_out(self) -> None:
+        """Do what is wanted: evaluate first, then save, as the framework does.
+
+        To that end the framework leaves the boundary, and takes the data of the next update: a run
+        that is held further is held in front of it.
+        """
+        wanted, self._wanted = self._wanted, set()
+        if wanted and self._paused:
+            self._values.taken = not self._values.ends_epoch
+        for action in ("evaluate", "save_checkpoint", "stop"):
+            if action in wanted:
+                self._done(action)
+
+    def _done(self, action: str) -> None:
+        if action != "evaluate":
+            self.saves.add(self._values.step)
+        for each in [*self._unverified, *self._acting]:
+            if each.waits_for != action:
+                continue
+            each.waits_for = None
+            if action == "evaluate":
+                each.evaluated = True
+            else:
+                each.saved = self._values.step
+            if each in self._acting:
+                self._acting.remove(each)
+                self._applied(each)
+
+    def _finish(self) -> None:
+        assert not self._unverified
+        assert not self._acting
+        for revision in sorted(self._held):
+            self._expire(revision, "JOB_ENDED")
+
+
+def forced_resume(number: int) -> Asked:
+    """Return the update that ends a pause which nothing else would end."""
+    return Asked(1_000 + number, action="resume")

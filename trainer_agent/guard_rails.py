@@ -1,0 +1,153 @@
+"""The owner's limits, enforced where a change is made.
+
+The control plane enforces them when it takes an update. This is the second line: what was accepted
+before the limits were declared, or comes from elsewhere, is stopped here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+from trainer_agent.parameters import (
+    Applied,
+    Change,
+    GuardRails,
+    LiveParameter,
+    Multiply,
+    Ramp,
+    Refused,
+    Release,
+    Schedule,
+    Set,
+    SetMode,
+    Value,
+)
+
+GUARD = "guard"
+"""Author of what a run does by itself, as its owner had it do: only frozen and bounds hold then."""
+
+_ROUNDING = 1 + 1e-9
+
+
+def check_names(rails: Mapping[str, GuardRails], parameters: Iterable[str]) -> None:
+    """Say whether every limit is for a parameter that there is.
+
+    Raises:
+        ValueError: One is not.
+    """
+    known = sorted(parameters)
+    unknown = sorted(rails.keys() - set(known))
+    if unknown:
+        raise ValueError(
+            f"guard_rails names {', '.join(unknown)}, and this run has no such live parameter; it "
+            f"has: {', '.join(known)}"
+        )
+
+
+def check_change(
+    rails: GuardRails, change: Change, parameter: LiveParameter, author: str, *, force: bool
+) -> None:
+    """Say whether a change is within the owner's limits, before it is made.
+
+    Args:
+        rails: The limits of its parameter.
+        change: What is asked for.
+        parameter: The parameter, which tells the value in force.
+        author: Who asks.
+        force: Override ``max_relative_change``.
+
+    Raises:
+        Refused: It is not.
+    """
+    name = change.parameter
+    current = _current(parameter, change.group)
+
+    def refuse(reason: str, message: str) -> Refused:
+        return Refused(reason, message, value_in_force=current)
+
+    if rails.frozen:
+        raise refuse("PARAMETER_FROZEN", f"{name} is frozen by the job's owner")
+    if author != GUARD and rails.allowed_principals and author not in rails.allowed_principals:
+        raise refuse(
+            "NOT_ALLOWED",
+            f"{author!r} may not change {name}; the job's owner allows: "
+            + ", ".join(rails.allowed_principals),
+        )
+    for target in _targets(change):
+        check_value(rails, name, target, current)
+    limit = rails.max_relative_change
+    factor = _factor(change, current)
+    if force or author == GUARD or limit is None or factor is None:
+        return
+    if not 1 / (limit * _ROUNDING) <= factor <= limit * _ROUNDING:
+        raise refuse(
+            "GUARD_RAIL",
+            f"{name} would become {factor:.3g} times the value in force ({current!r}), and the "
+            f"job's owner allows {1 / limit:g} to {limit:g} times; use force to override",
+        )
+
+
+def check_made(rails: GuardRails, applied: Applied) -> None:
+    """Say whether what a change came to is within the owner's bounds.
+
+    Raises:
+        Refused: It is not; the change has to be taken back.
+    """
+    if isinstance(applied.change, Release):
+        return  # what the script itself had set
+    for group, value in applied.new.by_group.items():
+        if value is not None and value != applied.old.by_group.get(group):
+            check_value(rails, applied.change.parameter, value, applied.old.by_group.get(group))
+
+
+def check_value(rails: GuardRails, name: str, value: Value, current: Value | None) -> None:
+    """Say whether a value is within the owner's bounds.
+
+    Raises:
+        Refused: It is not.
+    """
+    if isinstance(value, bool | str):
+        return
+    low, high = rails.minimum, rails.maximum
+    if (low is not None and value < low) or (high is not None and value > high):
+        allowed = [f"at least {low:g}"] if low is not None else []
+        allowed += [f"at most {high:g}"] if high is not None else []
+        raise Refused(
+            "GUARD_RAIL",
+            f"{name} would become {value:g}, and the job's owner allows {' and '.join(allowed)}",
+            value_in_force=current,
+        )
+
+
+def _current(parameter: LiveParameter, group: str | None) -> Value | None:
+    reading = parameter.read()
+    return reading.value if group is None else reading.by_group.get(group)
+
+
+def _targets(change: Change) -> list[Value]:
+    match change:
+        case Set(value=value) | Ramp(value=value):
+            return [value]
+        case Schedule(peak=peak) if peak is not None:
+            return [peak]
+        case _:
+            return []
+
+
+def _factor(change: Change, current: Value | None) -> float | None:
+    """Return by which factor the value in force would change; None: that is not known.
+
+    A peak is the base of a schedule and not the value in force, so that no factor follows from it.
+    """
+    if isinstance(change, Multiply):
+        return change.factor
+    if isinstance(change, Set) and change.mode is SetMode.PEAK:
+        return None
+    targets = _targets(change)
+    if not targets or isinstance(current, bool | str) or current is None or current <= 0:
+        return None
+    target = targets[0]
+    if isinstance(target, bool | str) or not math.isfinite(target):
+        return None
+    return target / current

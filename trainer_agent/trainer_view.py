@@ -1,0 +1,58 @@
+"""What transformers shows of a run, in our words."""
+
+from __future__ import annotations
+
+import numbers
+from typing import TYPE_CHECKING, Any
+
+from trainer_agent.parameters import Boundary, Refused
+from trainer_agent.ranks import Alone, Ranks
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from transformers.trainer_callback import TrainerState
+    from transformers.training_args import TrainingArguments
+
+_NOT_METRICS = frozenset({"epoch", "step"})
+
+
+def meet(args: TrainingArguments) -> tuple[Ranks, Refused | None]:
+    """Return the ranks of the run, and why they can not agree; None: they can."""
+    if args.world_size <= 1:
+        return Alone(), None
+    from trainer_agent.ranks_group import join
+
+    try:
+        return join(args), None
+    except Refused as refused:
+        return Alone(), refused
+
+
+def saved_state(saved: Any, key: str) -> dict[str, Any] | None:
+    """Return what a checkpoint holds under a key of a callback's state; None: nothing."""
+    if isinstance(saved, list):  # several callbacks of the class: the first one stands for the run
+        saved = saved[0] if saved else None
+    state = saved.get(key) if isinstance(saved, dict) else None
+    return state if isinstance(state, dict) else None
+
+
+def boundary_of(state: TrainerState) -> Boundary:
+    """Return where a run stands."""
+    return Boundary(
+        global_step=state.global_step,
+        max_steps=state.max_steps if state.max_steps > 0 else None,
+        epoch=state.epoch,
+    )
+
+
+def numbers_in(logs: Mapping[str, Any]) -> dict[str, float]:
+    """Return the logged numbers. A tensor may lie on an accelerator, and is left where it is."""
+    return {
+        name: float(value)
+        for name, value in logs.items()
+        if isinstance(value, int | float | numbers.Real)
+        and value is not True
+        and value is not False
+        and name not in _NOT_METRICS
+    }
