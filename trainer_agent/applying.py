@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from midcourse.control.v1 import update_pb2
 from trainer_agent.actions import ActionKind, Actions
+from trainer_agent.guard_rails import GUARD
 from trainer_agent.held import Held
 from trainer_agent.parameters import (
     Applied,
@@ -84,14 +85,21 @@ class Applier:
     def waits(self, held: Held, boundary: Boundary) -> bool:
         """Say whether a due update has to wait for a boundary that is its parameters' own.
 
-        Raises:
-            ChangeFailed: It would be refused there, as far as can be told.
+        That follows from how far the run has come, and so is the same on all ranks.
         """
-        if self._transactions.opens(held.changes, boundary):
-            return False
-        if not held.late:  # once, and not at every boundary that it waits through
+        return not self._transactions.opens(held.changes, boundary)
+
+    def refused(self, held: Held, boundary: Boundary) -> Problem | None:
+        """Say why an update that waits would be refused, as far as can be told; None: it may not.
+
+        All ranks have to ask at the same boundary.
+        """
+        problem = None
+        try:
             self._check(held, boundary)
-        return True
+        except Exception as error:  # noqa: BLE001 - whatever it is, the others wait for an answer
+            problem = _problem(error)
+        return self.vote(problem)
 
     def apply(self, held: Held, boundary: Boundary, in_force: InForce) -> Problem | None:
         """Carry out an update; returns why it could not be.
@@ -114,10 +122,9 @@ class Applier:
                 author, force = held.update.author, held.update.spec.force
                 applied = self._transactions.make(held.changes, boundary, author, force=force)
         except UndoError as error:
-            stuck, problem = error, Problem("UNDO_FAILED", str(error))
-        except Refused as refused:
-            culprit = refused.change.parameter if isinstance(refused, ChangeFailed) else ""
-            problem = Problem(refused.reason, refused.message, culprit)
+            stuck, problem = error, _problem(error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the others wait for an answer
+            problem = _problem(error)
         voted = self.vote(problem)
         if voted is not None:
             if problem is None:
@@ -127,7 +134,7 @@ class Applier:
                 raise stuck
             return voted
         if held.action is ActionKind.ROLL_BACK:
-            self._go_back(held, checkpoint, boundary, in_force)
+            self._go_back(held, checkpoint)
             return None
         done = held.action is None or self.actions.begin(held.action)
         if held.action is ActionKind.STOP:
@@ -164,18 +171,15 @@ class Applier:
         Raises:
             RuntimeError: Nothing of it could be done.
         """
-        before = self.came_from
-        problem: Problem | None = None
-        for spec in protection.attempts(alarm, before.in_a_row if before else 0):
+        checkpoint, problem = None, None
+        if protection.on_nonfinite_loss == "roll_back":
+            checkpoint, problem = self._checkpoint_before(alarm.step)
+        for spec in protection.attempts(alarm, checkpoint, self._in_a_row(checkpoint)):
             update = self._settled.local.new(spec)
             try:
-                if spec.action.HasField("roll_back"):
-                    found = self.actions.checkpoint("", before=alarm.step)
-                    spec.action.roll_back.checkpoint = found
-                    update.spec.CopyFrom(spec)
                 self._settled.local.keep(update)
-            except Refused as refused:
-                problem = Problem(refused.reason, refused.message)
+            except Refused as refused:  # the same on all ranks
+                problem = _problem(refused)
                 continue
             problem = self.apply(Held.of(update), boundary, in_force)
             if problem is None:
@@ -192,21 +196,44 @@ class Applier:
         author, force = held.update.author, held.update.spec.force
         self._transactions.check(held.changes, boundary, author, force=force)
 
-    def _go_back(self, held: Held, checkpoint: str, boundary: Boundary, in_force: InForce) -> None:
+    def _checkpoint_before(self, step: int) -> tuple[str | None, Problem | None]:
+        """Return where all ranks can go back to, or why they can not."""
+        checkpoint, problem = None, None
+        try:
+            checkpoint = self.actions.checkpoint("", before=step)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the others wait for an answer
+            problem = _problem(error)
+        voted = self.vote(problem)
+        return (checkpoint, None) if voted is None else (None, voted)
+
+    def _in_a_row(self, checkpoint: str | None) -> int:
+        """Return how often in a row the run has gone back to a checkpoint by itself."""
         before = self.came_from
-        again = before is not None and before.checkpoint == checkpoint
+        return before.in_a_row if before is not None and before.checkpoint == checkpoint else 0
+
+    def _go_back(self, held: Held, checkpoint: str) -> None:
+        by_itself = held.update.author == GUARD
         self._settled.local.drop(held.update.request_id)  # the next process has it to tell
         self.roll_back = HandOver(
             checkpoint=checkpoint,
             update=held.update,
-            history=tuple(in_force.history),
-            in_a_row=before.in_a_row + 1 if before is not None and again else 1,
+            in_a_row=self._in_a_row(checkpoint) + 1 if by_itself else 0,
+            local=tuple(self._settled.local.state_dict()),
         )
 
 
 def too_late(boundary: Boundary) -> str:
     """Say why an update that no step has used by the end never will be in force."""
     return f"training ended at step {boundary.global_step}, before a step used the change"
+
+
+def _problem(error: Exception) -> Problem:
+    if isinstance(error, UndoError):
+        return Problem("UNDO_FAILED", str(error))
+    if isinstance(error, Refused):
+        culprit = error.change.parameter if isinstance(error, ChangeFailed) else ""
+        return Problem(error.reason, error.message, culprit)
+    return Problem("APPLY_FAILED", f"{type(error).__name__}: {error}")
 
 
 def _names(held: Held) -> list[str]:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import logging
-import os
-import sys
 import weakref
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 from transformers.trainer_callback import ExportableState, TrainerCallback
 
@@ -18,9 +15,11 @@ from trainer_agent import identity, roll_back
 from trainer_agent.actions import ActionKind, Actions
 from trainer_agent.controller import ParameterController
 from trainer_agent.discovery import find
+from trainer_agent.goodbye import goodbye_at_the_latest
+from trainer_agent.harmless import harmless
 from trainer_agent.links import LinkFactory, MuteLink, default_link
 from trainer_agent.one_instance import make_only_instance
-from trainer_agent.parameters import Boundary, GuardRails, LiveParameter, data
+from trainer_agent.parameters import GuardRails, LiveParameter, data
 from trainer_agent.protection import LossWatch, Protection
 from trainer_agent.ranks import Ranks, shared_instance_id
 from trainer_agent.run import Run
@@ -37,23 +36,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_Hook = TypeVar("_Hook", bound=Callable[..., None])
-
 _STATE_KEY = "steering"
-
-
-def _harmless(hook: _Hook) -> _Hook:
-    """Keep whatever fails in a hook away from the training loop."""
-    name = hook.__name__
-
-    @functools.wraps(hook)
-    def guarded(self: RuntimeParameterUpdateCallback, *args: Any, **kwargs: Any) -> None:
-        try:
-            hook(self, *args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - nothing of ours may stop a training run
-            self._failed(name, error)
-
-    return cast(_Hook, guarded)
 
 
 class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
@@ -131,6 +114,20 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
         self._trainer = weakref.ref(trainer)
         data.prepare(trainer)
 
+    def request_stop(self) -> None:
+        """Have the run save a checkpoint and end at the next boundary, also if it is paused.
+
+        Of several ranks any may be asked, and all end at the same boundary. Does nothing where
+        the run is not steered, or its ranks do not agree. May be called from a signal handler.
+        """
+        if (session := self._session) is not None:
+            session.request_stop()
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether the run, as long as it trains, is about to end as a rank was asked to stop."""
+        return self._controller is not None and self._controller.stop_asked
+
     def settings(self) -> dict[str, Any]:
         """Return what was asked for when it was made, by argument; ``job`` None: not given."""
         return {
@@ -144,7 +141,7 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
 
     # ---- Hooks ----
 
-    @_harmless
+    @harmless
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -167,10 +164,16 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
             state=state,
             method=identity.training_method(trainer, args),
         )
-        found = find(run, self._own_parameters)
         ranks, apart = meet(args)
-        self._actions = TrainerActions(trainer, args)
-        self._open_session(run, found, ranks, resumed)
+        try:
+            found = find(run, self._own_parameters)
+            self._actions = TrainerActions(trainer, args)
+            ranks, instance_id, lost = shared_instance_id(ranks, identity.new_instance_id())
+            self._open_session(run, found, ranks, instance_id, resumed)
+        except Exception:
+            ranks.close()  # which tells the others at once
+            raise
+        apart = apart or lost
         session, controller = self._session, self._controller
         assert session is not None
         assert controller is not None
@@ -186,10 +189,13 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
                 )
             left = roll_back.take_over()
             if left is not None:
-                controller.go_back(left, boundary_of(state))
+                controller.going_back.go_on(left, boundary_of(state))
             rails.check_names(self._guard_rails, found.parameters)
             if self._protection is not None:
                 self._watch = LossWatch.of(trainer)
+        except Exception as error:
+            session.leave_ranks(error, "on_train_begin")
+            raise
         finally:
             session.start()
 
@@ -204,7 +210,7 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
             if self._session is not None:
                 self._session.optimizer_stepped()
         except Exception as error:  # noqa: BLE001 - nothing of ours may stop a training run
-            self._failed("on_optimizer_step", error)
+            self.hook_failed("on_optimizer_step", error)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -219,17 +225,19 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
             boundary = boundary_of(state)
             try:
                 if self._watch is not None:
-                    self._look_at_losses(session, self._watch, boundary)
+                    found = self._watch.alarm(boundary.next_step)
+                    if found is not None:
+                        session.loss_alarm(*found)
             finally:
                 asked = session.step_done(boundary, last=last, pausing=pausing)
             if asked and self._actions is not None:
                 self._actions.hold(session, control)
         except Exception as error:  # noqa: BLE001 - nothing of ours may stop a training run
-            self._failed("on_step_end", error)
+            self.hook_failed("on_step_end", error)
 
     # A run that is held is held further here, once the framework has done what was wanted of it.
 
-    @_harmless
+    @harmless
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -237,7 +245,7 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
         if self._session is not None and self._actions is not None:
             self._actions.hold(self._session, control)
 
-    @_harmless
+    @harmless
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -255,9 +263,9 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
             if self._actions is not None:
                 self._actions.hold_before_step(self._session, control)
         except Exception as error:  # noqa: BLE001 - nothing of ours may stop a training run
-            self._failed("on_step_begin", error)
+            self.hook_failed("on_step_begin", error)
 
-    @_harmless
+    @harmless
     def on_evaluate(
         self,
         args: TrainingArguments,
@@ -275,7 +283,7 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
         if result is not None:
             session.action_done(ActionKind.EVALUATE, result)
 
-    @_harmless
+    @harmless
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -289,7 +297,7 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
                 checkpoint = actions.checkpoint(state.global_step)
                 session.action_done(kind, update_pb2.ActionResult(checkpoint=checkpoint))
 
-    @_harmless
+    @harmless
     def on_log(
         self,
         args: TrainingArguments,
@@ -302,7 +310,7 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
         if self._session is not None and logs:
             self._session.log(state.global_step, self._telemetry.logged(numbers_in(logs)))
 
-    @_harmless
+    @harmless
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -327,25 +335,25 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
         state = self._last_state
         if self._controller is not None:
             try:
-                state = self._state_of(self._controller)
+                state = {"job": self._job_id, "controller": self._controller.state_dict()}
             except Exception as error:  # noqa: BLE001 - it must not keep a checkpoint from being saved
-                self._failed("state", error)
+                self.hook_failed("state", error)
         return {"args": {}, "attributes": {}, _STATE_KEY: state}
 
     # ---- Within ----
 
     def _open_session(
-        self, run: Run, found: Found, ranks: Ranks, resumed: dict[str, Any] | None
+        self,
+        run: Run,
+        found: Found,
+        ranks: Ranks,
+        instance_id: str,
+        resumed: dict[str, Any] | None,
     ) -> None:
         assert self._actions is not None
         first = ranks.rank == 0 and run.state.is_world_process_zero
-        job_id = self._given_job or (None if resumed is None else resumed["job"])
-        if job_id is None:
-            job_id = identity.generated_job_id(run.method)
-            if first:
-                logger.info("this run is job %s; watch it with: midcourse watch %s", job_id, job_id)
-        self._job_id = job_id
-        instance_id = shared_instance_id(ranks, identity.new_instance_id())
+        saved = None if resumed is None else resumed["job"]
+        self._job_id = identity.job_id_of(self._given_job, saved, run.method, tell=first)
         self._controller = controller = ParameterController(
             found.parameters,
             instance_id,
@@ -354,7 +362,7 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
             protection=self._protection,
             ranks=ranks,
         )
-        who = Identity(job_id, instance_id, self._control_plane, run.method, self._labels)
+        who = Identity(self._job_id, instance_id, self._control_plane, run.method, self._labels)
         self._telemetry = Telemetry.of_trainer(run.args)
         self._session = session = SteeringSession(
             who,
@@ -365,17 +373,7 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
             max_epochs=float(run.args.num_train_epochs) if run.args.max_steps <= 0 else None,
             ranks=ranks,
         )
-        self._goodbye = _goodbye_at_the_latest(self, session)
-
-    def _look_at_losses(
-        self, session: SteeringSession, watch: LossWatch, boundary: Boundary
-    ) -> None:
-        found = watch.alarm(boundary.next_step)
-        if found is not None:
-            session.loss_alarm(*found)
-
-    def _state_of(self, controller: ParameterController) -> dict[str, Any]:
-        return {"job": self._job_id, "controller": controller.state_dict()}
+        self._goodbye = goodbye_at_the_latest(self, session)
 
     def _end_session(self, error: str | None) -> None:
         session, self._session = self._session, None
@@ -390,7 +388,7 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
         if controller is not None:
             controller.detach()
 
-    def _failed(self, component: str, error: Exception) -> None:
+    def hook_failed(self, component: str, error: Exception) -> None:
         """Log a failure of our own once, report it and switch steering off."""
         if component not in self._reported:
             self._reported.add(component)
@@ -401,21 +399,3 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
             )
         if self._session is not None:
             self._session.fault(component, error)
-
-
-def _goodbye_at_the_latest(
-    callback: RuntimeParameterUpdateCallback, session: SteeringSession
-) -> weakref.finalize[Any, Any]:
-    """Say goodbye when the process ends, or the callback is given up, before training has ended."""
-    process = os.getpid()
-
-    def close() -> None:
-        if os.getpid() == process:  # a forked child has not ended anything
-            session.close(_uncaught_exception() or "it ended before training had")
-
-    return weakref.finalize(callback, close)
-
-
-def _uncaught_exception() -> str | None:
-    error = getattr(sys, "last_value", None)
-    return None if error is None else f"{type(error).__name__}: {error}"

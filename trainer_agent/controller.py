@@ -23,18 +23,18 @@ from midcourse.control.v1 import parameter_pb2, update_pb2
 from trainer_agent import convert
 from trainer_agent.actions import ActionKind, Actions
 from trainer_agent.applying import Applier, too_late
+from trainer_agent.due import DueUpdates
+from trainer_agent.going_back import GoingBack
 from trainer_agent.held import Held, HeldUpdates
 from trainer_agent.in_force import InForce
 from trainer_agent.lineage import Lineage
 from trainer_agent.parameters import (
     Boundary,
-    ChangeFailed,
     GuardRails,
     LiveParameter,
     Refused,
 )
 from trainer_agent.ranks import Alone, Problem, Ranks
-from trainer_agent.roll_back import HandOver, step_of
 from trainer_agent.settling import Settlements
 
 if TYPE_CHECKING:
@@ -86,28 +86,19 @@ class ParameterController:
             self._parameters, self._settled, instance_id, self._applier.vote, wall_clock
         )
         self._held = HeldUpdates()
+        self._due = DueUpdates(self._held, self._applier, self._in_force, self._settled)
+        self.going_back = GoingBack(self._applier, self._due, self._in_force, self._settled)
+        """The run's way back to a checkpoint."""
         self._alarm: link_pb2.LossAlarm | None = None
-        self._off: Problem | None = None
-
-    @property
-    def roll_back(self) -> HandOver | None:
-        """Where the run has to go back to, which ends this process; None: nowhere."""
-        return self._applier.roll_back
+        self.stop_asked = False
+        """Whether a rank was asked to stop, and all know."""
+        self._several = ranks is not None and ranks.size > 1
 
     @property
     def asks(self) -> bool:
         """Whether the loop has to do something besides training."""
         actions = self.actions
         return actions.paused or bool(actions.wanted) or self._applier.roll_back is not None
-
-    def can_not_go_back(self, message: str, boundary: Boundary) -> None:
-        """Reject the update that asked for a roll back, as the next process could not be told."""
-        left = self._applier.roll_back
-        if left is not None:
-            self._applier.roll_back = None
-            problem = Problem("ROLL_BACK_FAILED", message)
-            if left.update.revision:
-                self._settled.reject(left.update, problem, boundary, ())
 
     # What arrives.
 
@@ -130,8 +121,10 @@ class ParameterController:
         else:
             held = Held.of(update, deadline)
             try:
-                if held.action is not None:
-                    self.actions.check(held.action)  # what a run offers does not change
+                # What a run offers does not change. Of several ranks each may offer something
+                # else, and all have to come to the same once it is due.
+                if held.action is not None and not self._several:
+                    self.actions.check(held.action)
             except Refused as refused:
                 held = replace(held, refused=refused)
             self._held.add(held)
@@ -170,6 +163,10 @@ class ParameterController:
         if self._alarm is None and not self.actions.paused:
             self._alarm = alarm
 
+    def stop(self) -> None:
+        """Have the run end at the boundary that is reached now, with a checkpoint."""
+        self.stop_asked = True
+
     # What the loop does.
 
     def optimizer_stepped(self) -> None:
@@ -179,7 +176,7 @@ class ParameterController:
         """
         self._in_force.step_used()
 
-    def at_boundary(self, boundary: Boundary, *, last: bool = False) -> None:
+    def at_boundary(self, boundary: Boundary, *, last: bool = False) -> bool:
         """Verify what the last step used, move what varies with time, apply what is due.
 
         May be called again at the same boundary, as long as the run is held there.
@@ -187,15 +184,25 @@ class ParameterController:
         Args:
             boundary: Where the run stands.
             last: No step follows, so that nothing can come into force any more.
+
+        Returns:
+            Whether there was anything to be done.
         """
-        if self._in_force.busy:
-            self._in_force.step_ran(boundary, tick=self._off is None)
+        in_force, held = self._in_force, self._held
+        wakes = boundary.global_step + 1 >= held.wake_step
+        if not (wakes or in_force.busy or self._alarm is not None or self.stop_asked):
+            return False
+        in_force.step_ran(boundary, tick=self._due.off is None)
         if self._alarm is not None:
             alarm, self._alarm = self._alarm, None
-            if self._protection is not None and not last and self._off is None:
-                self._applier.protect(self._protection, alarm, boundary, self._in_force)
-        if self._held.wakes(boundary.next_step):
-            self._go_through_held(boundary, last=last)
+            if self._protection is not None and not last and self._due.off is None:
+                self._applier.protect(self._protection, alarm, boundary, in_force)
+        if self.stop_asked and not self.actions.stopping:
+            self.actions.begin(ActionKind.STOP)
+            self._applier.take_back_unused(boundary, in_force)
+        if wakes:
+            self._due.go_through(boundary, last=last)
+        return True
 
     def action_done(self, kind: ActionKind, result: update_pb2.ActionResult) -> None:
         """Take what an action led to that the loop has carried out."""
@@ -220,44 +227,6 @@ class ParameterController:
                 cause = update_pb2.EXPIRY_CAUSE_JOB_ENDED
                 self._settled.expire(update.revision, cause, too_late(boundary), update.request_id)
 
-    def go_back(self, left: HandOver, boundary: Boundary) -> None:
-        """Go on where a process before this one went back to, having loaded that checkpoint.
-
-        What was in force and the checkpoint does not contain is put in force again, and the
-        update that asked for all this is settled.
-
-        Args:
-            left: What that process left.
-            boundary: Where this run begins.
-
-        Raises:
-            ValueError: The checkpoint does not tell its step.
-            OSError: It can not be read.
-        """
-        result = update_pb2.ActionResult(checkpoint=left.checkpoint)
-        asked = replace(Held.of(left.update), action=None, due_step=0, max_step=None, result=result)
-        if step_of(left.checkpoint) != boundary.global_step:
-            refused = Refused(
-                "ROLL_BACK_FAILED",
-                f"the run was to go back to {left.checkpoint} and goes on from step "
-                f"{boundary.global_step}; the training script has to resume from the checkpoint "
-                "that it is told to",
-            )
-            todo = [replace(asked, refused=refused, result=None)]
-        else:
-            self._applier.came_from = left
-            todo = [*(Held.of(each) for each in left.applied()), asked]
-        for held in todo:
-            revision, request_id = held.update.revision, held.update.request_id
-            if request_id in self._settled.local or self._is_open(revision):
-                continue
-            if revision and self._settled.lineage.knows(revision):
-                continue
-            if not revision:
-                self._settled.local.keep(held.update)
-            if not self._settled_by_now(held, boundary, last=False):
-                self._held.put_back(held)
-
     def switch_off(self, reason: str, message: str) -> None:
         """Stop steering: from the next boundary on every open or new update is rejected.
 
@@ -265,7 +234,7 @@ class ParameterController:
             reason: UPPER_SNAKE_CASE.
             message: What happened and what to do, in words.
         """
-        self._off = Problem(reason, message)
+        self._due.off = Problem(reason, message)
         self.actions.give_up()
         self._held.wake_at_once()
 
@@ -288,7 +257,7 @@ class ParameterController:
     @property
     def has_deadlines(self) -> bool:
         """Whether ``overdue`` could have something to return."""
-        return self._held.has_deadlines
+        return self._held.first_deadline is not None
 
     def take_outcomes(self) -> list[session_pb2.UpdateOutcome]:
         """Return the outcomes since the last call, in order."""
@@ -307,7 +276,7 @@ class ParameterController:
         """Return what can be changed and done, and what is in force, held and settled."""
         return session_pb2.FullState(
             parameters=self.specs(),
-            actions=() if self._off else self.actions.offered(),
+            actions=() if self._due.off else self.actions.offered(),
             in_force=self.in_force(),
             held=self.unsettled(),
             outcomes=self.unacknowledged(),
@@ -338,7 +307,7 @@ class ParameterController:
 
     def specs(self) -> list[parameter_pb2.ParameterSpec]:
         """Return what can be changed live, with the values in force and the owner's limits."""
-        why = None if self._off is None else self._off.message
+        why = None if self._due.off is None else self._due.off.message
         return [
             convert.spec_to_proto(replace(each.spec(), guard_rails=self._applier.rails(name)), why)
             for name, each in self._parameters.items()
@@ -379,15 +348,18 @@ class ParameterController:
                 f"{STATE_VERSION}"
             )
         lineage = Lineage.from_state_dict(state["lineage"])
-        for name, saved in state["parameters"].items():
-            if name in self._parameters:
-                self._parameters[name].load_state_dict(saved)
-                self._in_force.follow(name)
-            elif saved:
+        stored = state["parameters"]
+        for name, saved in stored.items():
+            if saved and name not in self._parameters:
                 raise ValueError(
                     f"the checkpoint holds a state of {name}, and this run has no such parameter; "
                     f"it has: {', '.join(sorted(self._parameters)) or 'none'}"
                 )
+        # In the order in which they were found, as some lie over others: a checkpoint's is by name.
+        for name, parameter in self._parameters.items():
+            if name in stored:
+                parameter.load_state_dict(stored[name])
+                self._in_force.follow(name)
         if same_job:
             self._settled.local.load_state_dict(state["local"])
             self._in_force.load_state_dict(state["unverified"], lineage, checkpoint)
@@ -396,55 +368,3 @@ class ParameterController:
 
     def _is_open(self, revision: int) -> bool:
         return revision > 0 and (revision in self._held or self._in_force.waits_for(revision))
-
-    def _go_through_held(self, boundary: Boundary, *, last: bool) -> None:
-        todo = self._held.take_all()
-        try:
-            while todo:
-                held = todo.pop(0)
-                if not self._settled_by_now(held, boundary, last=last):
-                    self._held.put_back(held)
-        finally:
-            for held in todo:
-                self._held.put_back(held)
-
-    def _settled_by_now(self, held: Held, boundary: Boundary, *, last: bool) -> bool:
-        """Reject, expire or apply an update; False: its time has not come."""
-        refused = held.refused
-        if self._off is not None:
-            self._reject(held, self._off, boundary)
-        elif refused is not None:
-            problem = Problem(refused.reason, refused.message, held.culprit)
-            self._reject(held, problem, boundary)
-        elif held.max_step is not None and boundary.next_step > held.max_step:
-            self._settled.expire(
-                held.update.revision,
-                update_pb2.EXPIRY_CAUSE_MAX_STEP,
-                f"step {boundary.next_step} is next, and step {held.max_step} was the last that "
-                "was allowed to be the first with the new values",
-            )
-        elif last or self._applier.ending or boundary.next_step < held.due_step:
-            return False
-        else:
-            return self._applied_by_now(held, boundary)
-        return True
-
-    def _applied_by_now(self, held: Held, boundary: Boundary) -> bool:
-        """Apply an update that is due, or reject it; False: it waits for another boundary."""
-        try:
-            if self._applier.waits(held, boundary):
-                self._held.put_back(replace(held, late=True))
-                return True
-            problem = self._applier.apply(held, boundary, self._in_force)
-        except ChangeFailed as failed:
-            problem = Problem(failed.reason, failed.message, failed.change.parameter)
-        if problem is not None:
-            self._reject(held, problem, boundary)
-        return True
-
-    def _reject(self, held: Held, problem: Problem, boundary: Boundary) -> None:
-        if held.result is not None:
-            gone = f"the run has gone back to {held.result.checkpoint} all the same"
-            problem = replace(problem, message=f"{problem.message}; {gone}")
-        names = dict.fromkeys(change.parameter for change in held.update.spec.changes)
-        self._settled.reject(held.update, problem, boundary, names)

@@ -94,9 +94,11 @@ class HeldUpdates:
 
     def __init__(self) -> None:
         self._held: dict[int, Held] = {}
-        # Before the one and the other there is nothing to be done about any of them.
-        self._wake_step = _NEVER
-        self._first_deadline: int | None = None
+        self.wake_step = _NEVER
+        """First optimizer step before which something has to be done about any of them."""
+        self.first_deadline: int | None = None
+        """The first that may pass, in nanoseconds of the monotonic clock; None: the clock does not
+        matter."""
 
     def __contains__(self, revision: int) -> bool:
         return revision in self._held
@@ -121,19 +123,14 @@ class HeldUpdates:
     def put_back(self, held: Held) -> None:
         """Hold an update that was held before."""
         self._held[held.update.revision] = held
-        self._wake_step = min(self._wake_step, held.wake_step)
+        self.wake_step = min(self.wake_step, held.wake_step)
         if held.deadline is not None:
-            first = self._first_deadline
-            self._first_deadline = held.deadline if first is None else min(first, held.deadline)
+            first = self.first_deadline
+            self.first_deadline = held.deadline if first is None else min(first, held.deadline)
 
     def discard(self, revision: int) -> Held | None:
         """Give an update up and return it; None: it is not held."""
         return self._held.pop(revision, None)
-
-    @property
-    def has_deadlines(self) -> bool:
-        """Whether the clock matters."""
-        return self._first_deadline is not None
 
     def overdue(self, nanos: int) -> Iterable[int]:
         """Return the updates whose deadline has passed.
@@ -141,31 +138,23 @@ class HeldUpdates:
         Args:
             nanos: The monotonic clock.
         """
-        if self._first_deadline is None or nanos < self._first_deadline:
+        if self.first_deadline is None or nanos < self.first_deadline:
             return ()
         deadlines = {
             revision: held.deadline
             for revision, held in self._held.items()
             if held.deadline is not None
         }
-        self._first_deadline = min(deadlines.values(), default=None)
+        self.first_deadline = min(deadlines.values(), default=None)
         return sorted(revision for revision, each in deadlines.items() if nanos >= each)
-
-    def wakes(self, next_step: int) -> bool:
-        """Say whether something has to be done about any of them.
-
-        Args:
-            next_step: The optimizer step that comes next.
-        """
-        return next_step >= self._wake_step
 
     def wake_at_once(self) -> None:
         """Have all of them looked at."""
-        self._wake_step = 0
+        self.wake_step = 0
 
     def take_all(self) -> list[Held]:
         """Return all, in order of revision, and hold none."""
         held = [self._held[revision] for revision in self]
         self._held.clear()
-        self._wake_step, self._first_deadline = _NEVER, None
+        self.wake_step, self.first_deadline = _NEVER, None
         return held

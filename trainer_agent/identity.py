@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import secrets
@@ -15,6 +16,8 @@ CONTROL_PLANE_VARIABLE = "MIDCOURSE_CONTROL_PLANE"
 """Environment variable with the control plane's address where the script gives none."""
 DEFAULT_CONTROL_PLANE = "127.0.0.1:50051"
 """Where ``midcourse serve`` listens unless told otherwise."""
+
+logger = logging.getLogger(__name__)
 
 _JOB_ID = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?")
 
@@ -74,6 +77,23 @@ def generated_job_id(method: str) -> str:
     prefix = method if _JOB_ID.fullmatch(method) else "run"
     words = f"{secrets.choice(_ADJECTIVES)}-{secrets.choice(_NOUNS)}-{secrets.token_hex(2)}"
     return f"{prefix[:30]}-{words}"
+
+
+def job_id_of(given: str | None, saved: str | None, method: str, *, tell: bool) -> str:
+    """Return the job id of a run that begins to train.
+
+    Args:
+        given: The one asked for; None: none was.
+        saved: That of the checkpoint which the run goes on from; None: there is none.
+        method: The training method, for an id that is made up.
+        tell: Log one that is made up, so that it becomes known.
+    """
+    job_id = given or saved
+    if job_id is None:
+        job_id = generated_job_id(method)
+        if tell:
+            logger.info("this run is job %s; watch it with: midcourse watch %s", job_id, job_id)
+    return job_id
 
 
 def new_instance_id() -> str:

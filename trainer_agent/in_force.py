@@ -10,7 +10,6 @@ from midcourse.control.v1 import update_pb2
 from trainer_agent import convert
 from trainer_agent.actions import ActionKind
 from trainer_agent.ranks import Problem
-from trainer_agent.roll_back import MAX_HISTORY
 from trainer_agent.unverified import Unverified
 
 if TYPE_CHECKING:
@@ -49,7 +48,6 @@ class InForce:
         self._unverified: list[Unverified] = []
         self._acting: list[Unverified] = []
         self._used: dict[str, Reading] = {}
-        self._history: list[update_pb2.Update] = []
         # Only what was once changed can vary with time.
         self._ticking: dict[str, LiveParameter] = {}
         self.moved: dict[str, None] = {}
@@ -68,11 +66,6 @@ class InForce:
     def busy(self) -> bool:
         """Whether there is anything that a step or a boundary could matter to."""
         return bool(self._ticking or self._unverified)
-
-    @property
-    def history(self) -> Sequence[update_pb2.Update]:
-        """What this process has applied and was not found wrong, in order, bounded."""
-        return self._history
 
     # At a boundary.
 
@@ -96,8 +89,6 @@ class InForce:
         )
         if update.revision:
             self._settled.lineage.in_force.add(update.revision)
-        if applied:
-            self._history = [*self._history[1 - MAX_HISTORY :], update]
         for name in entry.applied:
             self._ticking[name] = self._parameters[name]
         if applied:
@@ -146,9 +137,6 @@ class InForce:
 
     def revision_given(self, update: update_pb2.Update) -> None:
         """Take the revision that the control plane has given to what this process did by itself."""
-        for kept in self._history:
-            if kept.request_id == update.request_id:
-                kept.revision = update.revision
         for each in self:
             if each.request_id == update.request_id:
                 each.outcome.revision = update.revision
@@ -273,8 +261,3 @@ class InForce:
     def _forget(self, entry: Unverified) -> None:
         """Note that an update is in force no more."""
         self._settled.lineage.in_force.discard(entry.revision)
-        self._history = [
-            each
-            for each in self._history
-            if (each.revision, each.request_id) != (entry.revision, entry.request_id)
-        ]

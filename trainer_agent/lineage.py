@@ -78,12 +78,17 @@ class Lineage:
         """Say whether a revision is in force or settled."""
         return revision in self._outcomes or revision in self.in_force
 
-    def settle(self, outcome: session_pb2.UpdateOutcome) -> None:
-        """Record how an update ended. It stays unacknowledged until told otherwise."""
+    def settle(self, outcome: session_pb2.UpdateOutcome, *, superseded: bool = False) -> None:
+        """Record how an update ended. It stays unacknowledged until told otherwise.
+
+        Args:
+            outcome: How.
+            superseded: The run has gone back to before it: it was applied, and is in force no more.
+        """
         revision = outcome.revision
         self._outcomes[revision] = outcome
         self._unacknowledged[revision] = None
-        if outcome.HasField("applied"):
+        if outcome.HasField("applied") and not superseded:
             self.in_force.add(revision)
         if len(self._outcomes) > MAX_OUTCOMES:
             self._forget_oldest()

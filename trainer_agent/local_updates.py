@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,35 @@ MAX_LOCAL = 100
 class _Local:
     update: update_pb2.Update
     outcome: session_pb2.UpdateOutcome | None = None
+    superseded: bool = False
+    """The run has gone back to before it, so that it is in force no more."""
+
+    def to_json(self) -> dict[str, Any]:
+        outcome = self.outcome
+        return {
+            "update": _text(self.update.SerializeToString(deterministic=True)),
+            "outcome": ""
+            if outcome is None
+            else _text(outcome.SerializeToString(deterministic=True)),
+            "superseded": self.superseded,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> _Local:
+        """Read what ``to_json`` returned.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        try:
+            outcome = data["outcome"]
+            return cls(
+                update_pb2.Update.FromString(_bytes(data["update"])),
+                session_pb2.UpdateOutcome.FromString(_bytes(outcome)) if outcome else None,
+                bool(data["superseded"]),
+            )
+        except (KeyError, TypeError, binascii.Error, DecodeError) as error:
+            raise ValueError(f"the saved local updates are damaged: {error!r}") from error
 
 
 class LocalUpdates:
@@ -113,36 +142,49 @@ class LocalUpdates:
         """Return all, oldest first."""
         return [_message(local.update) for local in self._kept.values()]
 
-    def state_dict(self) -> list[dict[str, str]]:
-        """Return the book as JSON."""
-        return [
-            {
-                "update": _text(local.update.SerializeToString(deterministic=True)),
-                "outcome": ""
-                if local.outcome is None
-                else _text(local.outcome.SerializeToString(deterministic=True)),
-            }
-            for local in self._kept.values()
-        ]
+    def is_superseded(self, request_id: str) -> bool:
+        """Say whether the run has gone back to before it."""
+        return self._kept[request_id].superseded
 
-    def load_state_dict(self, state: list[Mapping[str, Any]]) -> None:
+    def state_dict(self) -> list[dict[str, Any]]:
+        """Return the book as JSON."""
+        return [local.to_json() for local in self._kept.values()]
+
+    def load_state_dict(self, state: Sequence[Mapping[str, Any]]) -> None:
         """Read what ``state_dict`` returned.
 
         Raises:
             ValueError: It is something else.
         """
-        kept = {}
-        try:
-            for each in state:
-                update = update_pb2.Update.FromString(_bytes(each["update"]))
-                outcome = each["outcome"]
-                kept[update.request_id] = _Local(
-                    update,
-                    session_pb2.UpdateOutcome.FromString(_bytes(outcome)) if outcome else None,
-                )
-        except (KeyError, TypeError, binascii.Error, DecodeError) as error:
-            raise ValueError(f"the saved local updates are damaged: {error!r}") from error
+        kept = {local.update.request_id: local for local in map(_Local.from_json, state)}
         self._kept, self._untold = kept, list(kept)
+
+    def take_over(self, state: Sequence[Mapping[str, Any]]) -> None:
+        """Take what a process has left that went back to before the checkpoint gone on from.
+
+        What the checkpoint does not have is in force no more. It has still to be told, and of what
+        was not confirmed by then nothing more becomes known.
+
+        Args:
+            state: What ``state_dict`` returned there.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        for left in map(_Local.from_json, state):
+            request_id = left.update.request_id
+            if request_id not in self._kept and len(self._kept) < MAX_LOCAL - 1:
+                left.superseded = True
+                if left.outcome is None:
+                    left.outcome = session_pb2.UpdateOutcome(
+                        rejected=update_pb2.Rejected(
+                            reason="ROLLED_BACK",
+                            message="the run went back to a checkpoint before a step used the "
+                            "change",
+                        )
+                    )
+                self._kept[request_id] = left
+                self._untold.append(request_id)
 
 
 def _message(update: update_pb2.Update) -> session_pb2.LocalUpdate:

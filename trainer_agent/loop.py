@@ -43,8 +43,9 @@ from trainer_agent.measured import LateNumbers, host_numbers
 from trainer_agent.optimizer_watch import OptimizerWatch
 from trainer_agent.parameters import Boundary, GuardRails, LiveParameter, Refused
 from trainer_agent.ranks import Alone, Ranks, shared_instance_id
+from trainer_agent.reporting import Identity
 from trainer_agent.run import Run
-from trainer_agent.session import Identity, SteeringSession
+from trainer_agent.session import SteeringSession
 from trainer_agent.signals import HANDLED, Signal, handled
 from trainer_agent.telemetry import Telemetry
 
@@ -366,7 +367,8 @@ class Loop:
         )
         if self._given_job is None and ranks.rank == 0:
             logger.info("this run is job %s; watch it with: midcourse watch %s", job_id, job_id)
-        instance_id = shared_instance_id(ranks, identity.new_instance_id())
+        ranks, instance_id, lost = shared_instance_id(ranks, identity.new_instance_id())
+        apart = apart or lost
         self._controller = controller = ParameterController(
             parameters,
             instance_id,

@@ -50,32 +50,51 @@ class Protection:
             raise ValueError(f"max_roll_backs must be at least 1, got {self.max_roll_backs!r}")
 
     def attempts(
-        self, alarm: link_pb2.LossAlarm, roll_backs: int
+        self, alarm: link_pb2.LossAlarm, checkpoint: str | None, roll_backs: int
     ) -> Iterator[update_pb2.UpdateSpec]:
         """Return what to do about an alarm; each is for where the one before it is refused.
 
+        A roll back takes the cuts back with it that were made since the checkpoint. So each of
+        several to the same checkpoint says the whole factor.
+
         Args:
             alarm: The loss.
-            roll_backs: Roll backs in a row that this run comes from.
+            checkpoint: Where the run can be taken back to; None: nowhere.
+            roll_backs: Times in a row that it was, by itself, to this checkpoint.
         """
         what = f"the loss of step {alarm.step} is {alarm.loss:g}"
         if alarm.rank:
             what += f" on rank {alarm.rank}"
         pause = update_pb2.Action(pause=update_pb2.PauseAction())
-        reactions = [(what, pause)]
+        reactions = [(what, pause, self.cut)]
         if self.on_nonfinite_loss == "roll_back":
-            back = update_pb2.Action(roll_back=update_pb2.RollBackAction())
-            if roll_backs < self.max_roll_backs:
-                reactions = [(what, back), (f"{what}, and it can not be taken back", pause)]
-            else:
-                reactions = [(f"{what}, again after {roll_backs} roll backs", pause)]
-        for reason, action in reactions:
+            reactions = [(f"{what}, and it can not be taken back", pause, self.cut)]
+            if checkpoint is not None and roll_backs < self.max_roll_backs:
+                back = update_pb2.Action(roll_back=update_pb2.RollBackAction(checkpoint=checkpoint))
+                reactions.insert(
+                    0, (what + self._repeated(roll_backs), back, self._factor(roll_backs))
+                )
+            elif checkpoint is not None:
+                reactions = [(f"{what}, again after {roll_backs} roll backs", pause, self.cut)]
+        for reason, action, factor in reactions:
             if self.cut < 1:
                 change = update_pb2.Change(parameter="learning_rate")
-                change.multiply.factor = self.cut
+                change.multiply.factor = factor
                 yield update_pb2.UpdateSpec(changes=[change], action=action, reason=reason)
             uncut = "" if self.cut == 1 else "; the learning rate can not be cut"
             yield update_pb2.UpdateSpec(action=action, reason=reason + uncut)
+
+    def _factor(self, roll_backs: int) -> float:
+        return float(self.cut ** (roll_backs + 1))
+
+    def _repeated(self, roll_backs: int) -> str:
+        if not roll_backs:
+            return ""
+        times = roll_backs + 1
+        cut = f", with the learning rate cut {times} times, to {self._factor(roll_backs):g} times"
+        return f", again: roll back {times} in a row to this checkpoint" + (
+            f"{cut} its value there" if self.cut < 1 else ""
+        )
 
 
 class LossWatch:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from midcourse.link.v1 import link_pb2
+from trainer_agent.parameters import Refused
 
 Messages = Sequence[link_pb2.RankMessage]
 
@@ -117,9 +118,28 @@ class Alone:
         return ()
 
 
-def shared_instance_id(ranks: Ranks, mine: str) -> str:
-    """Return the first rank's id of this training process, for all to make the same names with."""
+class Apart(Alone):
+    """One of several ranks that do not agree, or not any more: it acts for itself alone.
+
+    Args:
+        rank: Its number, which it keeps: only the first speaks for the run.
+    """
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+
+def shared_instance_id(ranks: Ranks, mine: str) -> tuple[Ranks, str, Refused | None]:
+    """Agree on the first rank's id of this training process, for all to make the same names with.
+
+    Returns:
+        The ranks, that id, and why the ranks do not agree any more; None: they do.
+    """
     if ranks.size == 1:
-        return mine
-    said = ranks.hold([link_pb2.RankMessage(instance_id=mine)] if ranks.rank == 0 else ())
-    return next(each.instance_id for each in said if each.HasField("instance_id"))
+        return ranks, mine, None
+    try:
+        said = ranks.hold([link_pb2.RankMessage(instance_id=mine)] if ranks.rank == 0 else ())
+    except RuntimeError as lost:  # another rank failed before it came here
+        ranks.close()
+        return Apart(ranks.rank), mine, Refused("RANKS_LOST", str(lost))
+    return ranks, next(each.instance_id for each in said if each.HasField("instance_id")), None

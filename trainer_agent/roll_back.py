@@ -1,5 +1,8 @@
 """Going back to a checkpoint: this process ends, and its launcher starts the next one from there.
 
+The run is then what it was at the checkpoint, its live parameters included; what came after it is
+superseded. Only the changes of the roll back itself are made, there.
+
 What the next process needs goes through a file whose path the launcher gives to both. The last
 word is the next one's: only there can it be said that the run has gone back.
 """
@@ -9,7 +12,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import re
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from midcourse.control.v1 import update_pb2
+from trainer_agent import checkpoints
 from trainer_agent.parameters import Refused
 
 FILE_VARIABLE = "MIDCOURSE_ROLL_BACK_FILE"
@@ -26,11 +29,6 @@ ROLLED_BACK_VARIABLE = "MIDCOURSE_ROLLED_BACK_FILE"
 """Environment variable: the same file, for the process that goes on from the checkpoint."""
 EXIT_CODE = 75
 """Exit code of a process that is to be started again (EX_TEMPFAIL of sysexits.h)."""
-MAX_HISTORY = 1_000
-"""Updates handed over; of more than that, the newest."""
-
-_STATE_FILE = "trainer_state.json"
-_NAME = re.compile(r"checkpoint-(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +39,11 @@ class HandOver:
     """Path of the checkpoint."""
     update: update_pb2.Update
     """The update that asked for it; revision 0: this process itself did."""
-    history: Sequence[update_pb2.Update] = ()
-    """What was in force besides, in the order it was applied; the checkpoint may contain it."""
-    in_a_row: int = 1
-    """Roll backs to this checkpoint one after another, this one counted."""
-
-    def applied(self) -> list[update_pb2.Update]:
-        """Return what was in force, each as applied before: its changes alone are made again."""
-        again = []
-        for each in self.history:
-            update = update_pb2.Update()
-            update.CopyFrom(each)
-            update.state = update_pb2.UPDATE_STATE_APPLIED
-            again.append(update)
-        return again
+    in_a_row: int = 0
+    """Roll backs to this checkpoint that the run made by itself one after another, this one
+    counted; 0: somebody asked for it."""
+    local: Sequence[Mapping[str, Any]] = ()
+    """What the process did by itself and has no revision for yet, as ``LocalUpdates`` saves it."""
 
     def write(self, path: str) -> None:
         """Write it to a file, whole or not at all.
@@ -65,8 +54,8 @@ class HandOver:
         data = {
             "checkpoint": self.checkpoint,
             "update": _text(self.update),
-            "history": [_text(each) for each in self.history],
             "in_a_row": self.in_a_row,
+            "local": list(self.local),
         }
         new = Path(f"{path}.new")
         with new.open("w", encoding="utf-8") as file:
@@ -88,8 +77,8 @@ class HandOver:
             return cls(
                 checkpoint=str(data["checkpoint"]),
                 update=_update(data["update"]),
-                history=tuple(_update(each) for each in data["history"]),
                 in_a_row=int(data["in_a_row"]),
+                local=tuple(dict(each) for each in data["local"]),
             )
         except (KeyError, TypeError, ValueError, DecodeError) as error:
             raise ValueError(f"{path} is no record of a roll back: {error!r}") from error
@@ -135,52 +124,27 @@ def find_checkpoint(output_dir: str, path: str, before: int | None = None) -> st
     Raises:
         Refused: There is none.
     """
+    directory = Path(output_dir).absolute()
     if not path:
-        found = newest_checkpoint(output_dir, before)
-        if found is None:
+        found = checkpoints.newest(directory, before)
+        if found.newest is None:
             than = "" if before is None else f" from before step {before}"
-            raise Refused(
-                "NO_CHECKPOINT", f"there is no checkpoint{than} in {Path(output_dir).absolute()}"
-            )
-        return found
-    for candidate in (Path(path), Path(output_dir) / path):
-        if (candidate / _STATE_FILE).is_file():
-            return str(candidate.absolute())
+            skipped = "".join(f"; {each}" for each in found.skipped)
+            raise Refused("NO_CHECKPOINT", f"there is no checkpoint{than} in {directory}{skipped}")
+        return str(found.newest)
+    asked = Path(path).absolute()
+    fault = checkpoints.fault(asked)
+    if fault is None:
+        return str(asked)
+    named = directory / path
+    if checkpoints.fault(named) is None:
+        return str(named)
+    fault = checkpoints.fault(named) if named.exists() else fault
     raise Refused(
         "NO_CHECKPOINT",
-        f"{path} is no checkpoint: it has no {_STATE_FILE}; the newest one is "
-        f"{newest_checkpoint(output_dir) or 'not saved yet'}",
+        f"the run can not go on from {path}: {fault}; the newest one that it can go on from is "
+        f"{checkpoints.newest(directory).newest or 'not saved yet'}",
     )
-
-
-def newest_checkpoint(output_dir: str, before: int | None = None) -> str | None:
-    """Return the checkpoint of the highest step (below ``before``); None: there is none."""
-    try:
-        names = [each.name for each in Path(output_dir).iterdir()]
-    except OSError:
-        return None
-    steps = [int(found[1]) for name in names if (found := _NAME.fullmatch(name))]
-    for step in sorted(steps, reverse=True):
-        if before is not None and step >= before:
-            continue
-        path = Path(output_dir) / f"checkpoint-{step}"
-        if (path / _STATE_FILE).is_file():
-            return str(path.absolute())
-    return None
-
-
-def step_of(checkpoint: str) -> int:
-    """Return the optimizer steps done at a checkpoint.
-
-    Raises:
-        ValueError: It does not tell.
-        OSError: It can not be read.
-    """
-    state: Any = json.loads((Path(checkpoint) / _STATE_FILE).read_text(encoding="utf-8"))
-    try:
-        return int(state["global_step"])
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{checkpoint} does not tell its step: {error!r}") from error
 
 
 def _text(update: update_pb2.Update) -> str:

@@ -66,14 +66,15 @@ class Settlements:
 
     def revision_given(self, update: update_pb2.Update) -> None:
         """Take the revision that the control plane has given to a local update."""
+        superseded = self.local.is_superseded(update.request_id)
         told = self.local.deliver(update)
         if told is None:
             self.lineage.in_force.add(update.revision)
         else:
-            self._tell(told)
+            self._tell(told, superseded=superseded)
 
-    def _tell(self, outcome: session_pb2.UpdateOutcome) -> None:
-        self.lineage.settle(outcome)
+    def _tell(self, outcome: session_pb2.UpdateOutcome, *, superseded: bool = False) -> None:
+        self.lineage.settle(outcome, superseded=superseded)
         self._untold.append(outcome)
 
     def reject(

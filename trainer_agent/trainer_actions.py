@@ -111,15 +111,15 @@ class TrainerActions:
         left = session.roll_back
         if left is None:
             return
+        failure: Exception | None = None
         try:
             if session.is_first:
                 left.write(os.environ[roll_back.FILE_VARIABLE])
         except (OSError, KeyError) as error:
-            session.can_not_go_back(error)
-            return
-        logger.warning("going back to %s", left.checkpoint)
-        session.close()
-        raise roll_back.RollBackExit
+            failure = error
+        if session.leaves(failure):
+            logger.warning("going back to %s", left.checkpoint)
+            raise roll_back.RollBackExit
 
     def _raise_flags(self, wanted: set[ActionKind], control: TrainerControl) -> None:
         """Have the framework do what is wanted, after this step."""

@@ -6,7 +6,7 @@ import numbers
 from typing import TYPE_CHECKING, Any
 
 from trainer_agent.parameters import Boundary, Refused
-from trainer_agent.ranks import Alone, Ranks
+from trainer_agent.ranks import Alone, Apart, Ranks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,7 +26,7 @@ def meet(args: TrainingArguments) -> tuple[Ranks, Refused | None]:
     try:
         return join(args), None
     except Refused as refused:
-        return Alone(), refused
+        return Apart(args.process_index), refused
 
 
 def saved_state(saved: Any, key: str) -> dict[str, Any] | None:
@@ -39,11 +39,8 @@ def saved_state(saved: Any, key: str) -> dict[str, Any] | None:
 
 def boundary_of(state: TrainerState) -> Boundary:
     """Return where a run stands."""
-    return Boundary(
-        global_step=state.global_step,
-        max_steps=state.max_steps if state.max_steps > 0 else None,
-        epoch=state.epoch,
-    )
+    max_steps = state.max_steps
+    return Boundary(state.global_step, max_steps if max_steps > 0 else None, state.epoch)
 
 
 def numbers_in(logs: Mapping[str, Any]) -> dict[str, float]:

@@ -60,10 +60,11 @@ class Withdrawn:
 
 @dataclass(frozen=True, slots=True)
 class TrainerOutcome:
-    """How an update ended in the trainer."""
+    """How an update ended in the trainer; `rolled_back`: the run has gone back to before it since."""
 
     revision: int
     result: Applied | Rejected | Expired | Withdrawn
+    rolled_back: bool = False
 
 
 @dataclass(frozen=True, slots=True)

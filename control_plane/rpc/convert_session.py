@@ -163,7 +163,8 @@ def outcome_of(proto: pb.UpdateOutcome, field: str) -> TrainerOutcome:
     revision = count_of(proto.revision, f"{field}.revision")
     match proto.WhichOneof("result"):
         case "applied":
-            return TrainerOutcome(revision, applied_of(proto.applied, f"{field}.applied"))
+            applied = applied_of(proto.applied, f"{field}.applied")
+            return TrainerOutcome(revision, applied, proto.rolled_back)
         case "rejected":
             return TrainerOutcome(revision, rejected_of(proto.rejected))
         case "expired":

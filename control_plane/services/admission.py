@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -36,7 +36,7 @@ from control_plane.domain.update import (
 )
 from control_plane.services.jobs import job_event, new_job
 from control_plane.services.ports import EventKind, Telemetry, Transaction
-from control_plane.services.standing import origin, reckon
+from control_plane.services.standing import newest_roll_back, origins, reckon
 from control_plane.services.updates import (
     deadline_passed,
     job_ended,
@@ -173,7 +173,9 @@ def take_state(
         job,
         parameters=state.parameters,
         actions=state.actions,
-        effective=_effective(tx, job, state),
+        effective=_effective(
+            job, state, None if began_at is None else origins(tx, job, state.in_force)
+        ),
     )
     tx.save_job(job)
     roll_backs = [u.revision for u in tx.open_updates(job) if went_back(u, state, began_at)]
@@ -245,22 +247,26 @@ def _resolve(
     return None
 
 
-def _effective(tx: Transaction, job: Job, state: FullState) -> tuple[Effective, ...]:
-    """Values in force as declared, with the updates that they are known to come from."""
+def _effective(
+    job: Job, state: FullState, origins: Mapping[str, tuple[int, int]] | None
+) -> tuple[Effective, ...]:
+    """Values in force as declared, with the updates that they are known to come from.
+
+    `origins`: (revision, step) by parameter, where a process begins; None: it goes on, so that what
+    is known still holds.
+    """
     values: list[Effective] = []
     for spec in state.parameters:
         if spec.unavailable_reason:
             continue
         known = [e for e in job.effective if e.parameter == spec.name]
         standing = [e for e in known if e.revision and contains(state.in_force, e.revision)]
-        if standing == known and any(e.group for e in known):
+        newest = max(((e.revision, e.step) for e in standing), default=(0, 0))
+        origin = newest if origins is None else origins.get(spec.name, (0, 0))
+        if standing == known and origin == newest and any(e.group for e in known):
             values += known
         else:
-            revision, step = max(((e.revision, e.step) for e in standing), default=(0, 0))
-            if not revision and any(e.revision for e in known):
-                # The run has gone back to before it.
-                revision, step = origin(tx, job, state.in_force, spec.name)
-            values.append(Effective(spec.name, "", spec.current_value, revision, step))
+            values.append(Effective(spec.name, "", spec.current_value, *origin))
     return tuple(values)
 
 
@@ -275,7 +281,10 @@ def take_outcome(tx: Transaction, job: Job, outcome: TrainerOutcome, now: dateti
         return job
     if update.state is UpdateState.PENDING:
         update = deliver(update, now)
-    return settle_in(tx, job, update, _outcome(update, outcome), now)
+    result = _outcome(update, outcome)
+    if outcome.rolled_back and isinstance(result, Applied):
+        result = replace(result, rolled_back_by=newest_roll_back(tx, job, update))
+    return settle_in(tx, job, update, result, now)
 
 
 def _outcome(update: Update, outcome: TrainerOutcome) -> Applied | Rejected | Expired | Cancelled:

@@ -219,7 +219,7 @@ class AgentSession:
         self.done(number)
 
     def _outdate_readings(self, outcome: TrainerOutcome) -> None:
-        if isinstance(outcome.result, Applied):
+        if isinstance(outcome.result, Applied) and not outcome.rolled_back:
             self._parts.telemetry.applied(self.job_key, outcome.result.transitions)
 
     async def heartbeat(self, number: int, heartbeat: Heartbeat) -> None:

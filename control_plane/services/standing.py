@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from control_plane.domain.job import Desired, Job, with_desired
-from control_plane.domain.roll_back import after_return
+from control_plane.domain.roll_back import after_return, is_roll_back
 from control_plane.domain.session import contains
 from control_plane.domain.update import OPEN_STATES, Update, UpdateState
 from control_plane.services.jobs import job_event
@@ -40,21 +40,34 @@ def desired_anew(tx: Transaction, job: Job, parameters: Collection[str]) -> tupl
     )
 
 
-def origin(
-    tx: Transaction, job: Job, in_force: Iterable[tuple[int, int]], parameter: str
-) -> tuple[int, int]:
-    """(revision, step) of the newest change of a parameter that is in force; (0, 0): none is."""
+def origins(
+    tx: Transaction, job: Job, in_force: Iterable[tuple[int, int]]
+) -> dict[str, tuple[int, int]]:
+    """(revision, step) of the newest change of each parameter that was changed, among some."""
     ranges = tuple(in_force)
-    found = (0, 0)
+    found: dict[str, tuple[int, int]] = {}
     for update in _newest_first(tx, job, (UpdateState.APPLIED,)):
         last = update.last_applied
         if last is None or not contains(ranges, update.revision):
             continue
-        if any(t.parameter == parameter for t in last.transitions):
-            # Those that were scheduled may have come later than newer ones.
-            found = max(found, (last.step, update.revision))
-    step, revision = found
-    return revision, step
+        for name in {t.parameter for t in last.transitions}:
+            # What was scheduled may have come later than what was sent after it.
+            if last.step > found.get(name, (0, -1))[1]:
+                found[name] = (update.revision, last.step)
+    return found
+
+
+def newest_roll_back(tx: Transaction, job: Job, but: Update) -> int | None:
+    """Revision of the newest roll back, besides an update, that a trainer was given; None: none."""
+    given = (UpdateState.DELIVERED, UpdateState.APPLIED, UpdateState.REJECTED)
+    return next(
+        (
+            update.revision
+            for update in _newest_first(tx, job, given)
+            if update.revision != but.revision and is_roll_back(update.spec)
+        ),
+        None,
+    )
 
 
 def reckon(

@@ -101,11 +101,9 @@ def settle_in(tx: Transaction, job: Job, update: Update, outcome: Outcome, now: 
     if settled == update:
         return job
     tx.save_update(job, settled)
-    if isinstance(outcome, Applied):
+    if isinstance(outcome, Applied) and outcome.rolled_back_by is None:
         job = replace(job, effective=with_effective(job, settled, outcome))
-    elif settled.state is not UpdateState.APPLIED and any(
-        each.revision == settled.revision for each in job.desired
-    ):
+    elif not settled.is_wanted and any(d.revision == settled.revision for d in job.desired):
         dropped = {change.parameter for change in settled.spec.changes}
         job = replace(job, desired=desired_anew(tx, job, dropped))
     still_open = tx.open_updates(job)

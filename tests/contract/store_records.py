@@ -19,6 +19,7 @@ from control_plane.domain.job import (
     TrainerExit,
 )
 from control_plane.domain.parameter import SetChange
+from control_plane.domain.roll_back import after_return
 from control_plane.domain.session import Run
 from control_plane.domain.update import (
     ActionKind,
@@ -167,13 +168,16 @@ class RecordsContract:
             partial(deliver, now=NOW + SECOND),
             cancel,
             partial(settle, outcome=outcome, now=NOW + 2 * SECOND),
+            partial(after_return, stands=False, roll_back=2),
             partial(settle, outcome=again, now=NOW + 3 * SECOND),
+            partial(after_return, stands=False, roll_back=3),
         ]
         for stage in stages:
             one = stage(one)
             await store.write(lambda tx, one=one: tx.save_update(of, one))  # type: ignore[misc]
             assert await store.read(lambda tx: tx.update(of, 1)) == one
         assert one.reapplied
+        assert one.rolled_back_by == 3
         assert one.cancel_request == by
 
     async def test_a_revision_and_a_request_id_are_used_once(self, store: Store) -> None:

@@ -323,7 +323,7 @@ def test_ranks_that_can_not_agree_are_watched_and_not_steered(
     script = LinkScript({3: [delivery(1, set_change(0.01))]})
     trainer = plain_trainer(tmp_path)
     attach(trainer, "job", link_factory=script)
-    two: Any = SimpleNamespace(world_size=2, ddp_timeout=1)
+    two: Any = SimpleNamespace(world_size=2, ddp_timeout=1, process_index=0)
     monkeypatch.setattr(callback_module, "meet", lambda _: meet(two))
     trainer.train()
     hello = script.link.first_hello

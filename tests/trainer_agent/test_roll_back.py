@@ -12,9 +12,18 @@ import pytest
 from midcourse.agent.v1 import session_pb2
 from midcourse.control.v1 import update_pb2
 from tests.support.plain_trainer import plain_trainer
-from tests.support.scripted_link import LinkScript, delivery, pause, roll_back, set_change
-from tests.trainer_agent.test_protection import Diverging
+from tests.support.scripted_link import (
+    LinkScript,
+    delivery,
+    pause,
+    resume,
+    roll_back,
+    set_change,
+)
+from tests.trainer_agent.test_checkpoints import save
+from tests.trainer_agent.test_protection import Diverging, given_revision
 from trainer_agent import Protection, attach
+from trainer_agent.parameters import Refused
 from trainer_agent.roll_back import (
     EXIT_CODE,
     FILE_VARIABLE,
@@ -93,15 +102,29 @@ def test_the_next_process_goes_on_and_says_so(
     outcomes = told(second)
     applied = outcomes[2].applied
     assert (applied.step, applied.action_result.checkpoint) == (5, left.checkpoint)
-    assert applied.transitions[0].old_value.number == 0.5
+    assert applied.transitions[0].old_value.number == pytest.approx(0.01 * (6 / 10))
     assert applied.transitions[0].new_value.number == 0.05
-    assert outcomes[1].applied.step == 5, "it was applied after the checkpoint, and is again"
+    assert 1 not in outcomes, "it was applied after the checkpoint, and is superseded"
     assert second.link.metric("learning_rate")[5] == 0.05
-    assert [each.revision for each in second.link.outcomes] == [1, 2, 2]
+    assert [each.revision for each in second.link.outcomes] == [2, 2]
+    state = second.link.hello().state
+    assert [(each.first, each.last) for each in state.in_force] == [(2, 2)]
     hello = second.link.first_hello
     assert hello is not None
     assert hello.start_step == 4
     assert ROLLED_BACK_VARIABLE not in __import__("os").environ, "taken over once"
+
+
+def test_what_no_step_has_used_is_not_left_open(
+    tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would be sent to the next process, which would apply it."""
+    script = {5: [delivery(1, set_change(0.5)), delivery(2, action=roll_back())]}
+    first = begin(tmp_path, script)
+    assert told(first)[1].rejected.reason == "ROLLED_BACK"
+    second = go_on(tmp_path, file, monkeypatch)
+    assert [each.revision for each in second.link.outcomes] == [2]
+    assert 0.5 not in second.link.metric("learning_rate").values()
 
 
 def test_what_the_checkpoint_contains_is_not_applied_again(
@@ -196,23 +219,52 @@ def test_a_loss_that_is_not_finite_takes_the_run_back_until_it_is_held(
     assert rates[0] == pytest.approx(0.01 * (6 / 10) * 0.5)
     assert rates[1] == pytest.approx(0.01 * (6 / 10) * 0.25)
     assert HandOver.read(str(file)).update.revision == 9, "held by then, and taken back by hand"
+    assert left.in_a_row == 1
     specs = [each.spec for each in links.link.local_updates]
+    assert specs[1].changes[0].multiply.factor == 0.25
+    assert "cut 2 times, to 0.25 times" in specs[1].reason
     assert [each.action.WhichOneof("kind") for each in specs] == ["roll_back", "roll_back", "pause"]
     assert "again after 2 roll backs" in specs[-1].reason
 
 
+def test_superseded_doings_of_the_guard_are_answered_and_in_force_no_more(
+    tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They got no revision in time; whichever they get now must not be applied."""
+    protection = Protection("pause")
+    first = begin(
+        tmp_path,
+        {8: [delivery(2, action=roll_back("checkpoint-4"))]},
+        model=Diverging({6: math.nan}),
+        protection=protection,
+        while_held=[[delivery(1, action=resume())]],
+    )
+    (local,) = first.link.local_updates
+    second = go_on(tmp_path, file, monkeypatch, {6: [given_revision(3, local)]})
+    applied = told(second)[3].applied
+    assert applied.step == 7, "as it was, in the process that has ended"
+    state = second.link.hello().state
+    assert [(each.first, each.last) for each in state.in_force] == [(2, 2)]
+    rates = second.link.metric("learning_rate")
+    assert rates[10] == pytest.approx(0.01 * (1 / 10)), "not cut"
+
+
 def test_the_newest_checkpoint_is_found_by_its_step(tmp_path: Path) -> None:
-    for name in ("checkpoint-9", "checkpoint-10", "checkpoint-11", "checkpoint-x", "other-99"):
-        (tmp_path / name).mkdir()
-        if name != "checkpoint-11":  # saving that one was not finished
-            (tmp_path / name / "trainer_state.json").write_text("{}")
+    for step in (9, 10, 11):
+        save(tmp_path, step)
+    (tmp_path / "checkpoint-11" / "trainer_state.json").unlink()  # saving it was not finished
     assert find_checkpoint(str(tmp_path), "") == str(tmp_path / "checkpoint-10")
     assert find_checkpoint(str(tmp_path), "", 10) == str(tmp_path / "checkpoint-9")
+    (tmp_path / "checkpoint-9" / "optimizer.pt").unlink()
+    with pytest.raises(Refused, match="no optimizer state"):
+        find_checkpoint(str(tmp_path), "", 10)
+    with pytest.raises(Refused, match=r"no optimizer state.*newest.*checkpoint-10"):
+        find_checkpoint(str(tmp_path), "checkpoint-9")
 
 
 def test_a_damaged_record_is_no_record(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    whole = HandOver("there", update_pb2.Update(revision=1), (update_pb2.Update(revision=2),), 3)
+    whole = HandOver("there", update_pb2.Update(revision=1), 3, ({"update": "Eg"},))
     whole.write(str(path))
     assert HandOver.read(str(path)) == whole
     for damaged in (

@@ -7,6 +7,7 @@ optimizers) are filled in place. Where an optimizer has no such value there is n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -337,13 +338,13 @@ class WeightDecay(GroupValue):
             return {targets[0]: value}
         if len(targets) == 1:
             return {targets[0]: value}
-        built = list(self._decays.values())
-        for decays in ([float(now[name] or 0.0) for name in targets], built):
+        in_force = [float(now[name] or 0.0) for name in targets]
+        # Nothing keeps a ratio to 0; nor does what is next to it.
+        for decays in (in_force, list(self._decays.values())):
             if decays[0] != 0.0:
-                return {
-                    name: rescaled(decay, decays[0], float(value))
-                    for name, decay in zip(targets, decays, strict=True)
-                }
+                shares = [rescaled(decay, decays[0], float(value)) for decay in decays]
+                if all(map(math.isfinite, shares)):
+                    return dict(zip(targets, shares, strict=True))
         return dict.fromkeys(targets, value)
 
     def _groups(self) -> dict[str, Group]:

@@ -13,12 +13,17 @@ if TYPE_CHECKING:
     from transformers.trainer_callback import TrainerControl, TrainerState
     from transformers.training_args import TrainingArguments
 
+    from trainer_agent.callback import RuntimeParameterUpdateCallback
+
 
 class StopOnSignal(TrainerCallback):
     """Takes SIGINT and SIGTERM.
 
     Before training has begun they end the process at once; afterwards the first one has the trainer
     save and stop at a boundary, and a second one ends the process.
+
+    A run that is paused ends no step. So Midcourse's callback is asked to stop as well, which ends
+    the pause; its ranks agree on that by themselves.
 
     Ranks must stop at the same boundary. The first one writes down which: the step after the one
     that it has just done. No other rank can end that step before the first has taken part in it, so
@@ -29,10 +34,12 @@ class StopOnSignal(TrainerCallback):
         note: File that the ranks share; None: this one is alone.
 
     Attributes:
+        steering: Midcourse's callback; None: there is none.
         stopped_by: The signal that training stopped for; None: it did not.
     """
 
     def __init__(self, rank: int = 0, note: Path | None = None) -> None:
+        self.steering: RuntimeParameterUpdateCallback | None = None
         self.stopped_by: signal.Signals | None = None
         self._rank = rank
         self._note = note
@@ -48,6 +55,8 @@ class StopOnSignal(TrainerCallback):
     def _received(self, number: int, frame: FrameType | None) -> None:
         if self._training and self._asked is None:
             self._asked = signal.Signals(number)
+            if self.steering is not None:
+                self.steering.request_stop()
         else:
             raise SystemExit(128 + number)
 
@@ -73,6 +82,8 @@ class StopOnSignal(TrainerCallback):
     ) -> None:
         """From here on a signal ends the process."""
         self._training = False
+        if self.stopped_by is None and self.steering is not None and self.steering.stop_requested:
+            self.stopped_by = self._asked or signal.SIGTERM  # which another rank was sent
 
     def _agree(self, step: int) -> None:
         if self._note is None:

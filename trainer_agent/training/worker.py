@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer_agent.training import checkpoints
+from trainer_agent import checkpoints
 from trainer_agent.training.channel import Send, Sender
 from trainer_agent.training.document import ConfigurationError
 from trainer_agent.training.exits import CONFIGURATION
@@ -109,6 +109,7 @@ def _prepare(order: Order, settings: Settings, stop: Any, send: Send) -> tuple[A
         # Of the recipe, the only thing here that is read as late as this.
         key = "midcourse.replay" if midcourse.replay is not None else "midcourse"
         raise ConfigurationError([settings.problem(key, _short(error))]) from error
+    stop.steering = attached
     trainer.add_callback(Reporter(send, attached))
     return trainer, resume
 

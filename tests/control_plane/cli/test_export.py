@@ -172,6 +172,20 @@ def test_only_what_the_weights_went_through() -> None:
     assert len(exported(update(1, 30, cut), lineage=[])) == 1
 
 
+def test_what_was_rolled_back_is_a_note() -> None:
+    cut = changes.multiply(LR, 0.5)
+    lost = update(2, 41, cut)
+    lost.rolled_back_by = 4
+    unknown = update(3, 0, cut)
+    unknown.rolled_back_by = 4
+    made = recipe(JOB, [update(1, 41, cut), lost, unknown], [span("one", 0, 40), span("two", 41)])
+    assert [each["revision"] for each in made.content()["updates"]] == [1]
+    said = "learning_rate 2e-05 → 1e-05: left out, as revision 4 went back to before it"
+    text = to_yaml(made)
+    assert f"# revision 2, {said}\n" in text
+    assert f"# revision 3, {said}\n" in text
+
+
 def test_what_a_replay_does_without_is_a_note() -> None:
     cut = changes.multiply(LR, 0.5)
     unknown = update(6, 0, cut)

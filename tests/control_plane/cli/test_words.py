@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from control_plane import changes
-from control_plane.cli import board, courses, describe
+from control_plane.cli import board, courses, describe, tables
 from control_plane.cli import format as fmt
 from control_plane.cli.fitting import FittingTable
 from control_plane.cli.jobs import StateName
@@ -60,6 +60,22 @@ def test_updates_of_the_guard_and_those_that_wait_in_the_watch() -> None:
     event.update.state = update_pb2.UPDATE_STATE_APPLIED
     event.update.applied.SetInParent()
     assert "update 4 by guard APPLIED at an unknown step, " in board.line(event, 0.0)
+
+
+def test_what_was_rolled_back_is_told_everywhere() -> None:
+    update = update_pb2.Update(revision=4, state=update_pb2.UPDATE_STATE_APPLIED, rolled_back_by=6)
+    update.spec.changes.extend([changes.set_value("temperature", 0.7)])
+    update.applied.step = 9
+    event = control_pb2.WatchJobsResponse(
+        type=control_pb2.JOB_EVENT_TYPE_MODIFIED, job=make_job("my-run"), update=update
+    )
+    assert board.line(event, 0.0).endswith("after the call; rolled back by revision 6")
+    console = Console(width=120)
+    with console.capture() as captured:
+        console.print(tables.history([update], 0.0))
+    row = captured.get().splitlines()[-1].split()
+    assert row[:2] == ["4", "APPLIED"]
+    assert row[-5:] == ["rolled", "back", "by", "revision", "6"]
 
 
 def test_an_update_waits_for_the_last_of_its_boundaries() -> None:

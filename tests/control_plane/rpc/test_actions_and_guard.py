@@ -13,7 +13,11 @@ from tests.support.scripted_agent import ACCUMULATION, LEARNING_RATE, ScriptedAg
 def state(**fields: Any) -> pb.FullState:
     made = pb.FullState(
         parameters=[LEARNING_RATE, ACCUMULATION],
-        actions=[update_pb2.ACTION_KIND_PAUSE, update_pb2.ACTION_KIND_EVALUATE],
+        actions=[
+            update_pb2.ACTION_KIND_PAUSE,
+            update_pb2.ACTION_KIND_EVALUATE,
+            update_pb2.ACTION_KIND_ROLL_BACK,
+        ],
         phase=pb.TRAINER_PHASE_TRAINING,
         **fields,
     )
@@ -72,6 +76,49 @@ async def test_an_update_of_the_guard(plane: RunningPlane) -> None:
     await agent.connect()
     deliveries = [each.delivery.update for each in await agent.wait_for("delivery", 2)]
     assert [(u.revision, u.request_id) for u in deliveries][-1] == (2, "guard-4")
+
+
+async def test_what_was_rolled_back_says_so_and_is_not_sent_again(plane: RunningPlane) -> None:
+    agent = await plane.agent(state=state())
+    await plane.update(spec=set_rate())
+    await received(agent, 1)
+    await agent.apply(1, step=41)
+    await plane.update(spec=set_rate(3e-5))
+    await received(agent, 2)
+    await agent.apply(2, step=50)
+    asked = set_rate(5e-6)
+    asked.action.roll_back.checkpoint = "/runs/checkpoint-40"
+    await plane.update(spec=asked)
+    await received(agent, 3)
+    await agent.leave()
+    # It was saved at the boundary at which the first one was applied.
+    contained = state(in_force=[pb.RevisionRange(first=1, last=1)])
+    came_back = state(in_force=[*contained.in_force, pb.RevisionRange(first=3, last=3)], held=[3])
+    back = await plane.agent(instance_id="two", start_step=40, state=came_back)
+    answer = await plane.control.ListUpdates(control_pb2.ListUpdatesRequest(parent="jobs/j"))
+    assert [(u.revision, u.rolled_back_by) for u in answer.updates] == [(3, 0), (2, 3), (1, 0)]
+    assert answer.updates[1].state == update_pb2.UPDATE_STATE_APPLIED
+    await plane.update(spec=set_rate(7e-6))
+    assert [u.revision for u in await back.receive(1)] == [4]  # and nothing before it
+    await back.apply(3, step=41)
+    await back.leave()
+    # A crash; the checkpoint is the same, which does not know of the roll back.
+    resumed = await plane.agent(instance_id="three", start_step=40, state=contained)
+    assert [u.revision for u in await resumed.receive(2)] == [3, 4]
+    desired = (await plane.get_job()).desired.parameters
+    assert [each.revision for each in desired] == [4]
+
+
+async def test_the_guards_doings_that_were_rolled_back(plane: RunningPlane) -> None:
+    again = cut("guard-2")
+    again.spec.action.roll_back.SetInParent()
+    agent = await plane.agent(start_step=20, state=state(local_updates=[cut("guard-1"), again]))
+    await agent.receive(2)
+    outcome = applied(1, 25, "instance-0")
+    outcome.rolled_back = True
+    await agent.acknowledged(await agent.say(outcome=outcome))
+    update = await plane.get_update(1)
+    assert (update.applied.step, update.rolled_back_by) == (25, 2)
 
 
 async def test_a_history_says_which_steps_are_the_runs_own(plane: RunningPlane) -> None:

@@ -6,10 +6,14 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from tests.support.plain_trainer import plain_trainer
+from tests.support.scripted_link import ScriptedLink, delivery, pause
+from trainer_agent import attach, checkpoints
 from trainer_agent.training.stop import StopOnSignal
 
 
@@ -87,3 +91,32 @@ def test_before_training_and_after_a_first_one_a_signal_ends_the_process(
     with pytest.raises(SystemExit) as ended:
         os.kill(os.getpid(), signal.SIGTERM)
     assert ended.value.code == 143
+
+
+class SignalledLink(ScriptedLink):
+    """While the run is held its process gets a signal, and nothing else ever comes."""
+
+    def wait(self, seconds: float) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_paused_run_saves_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JOB_ID", raising=False)
+    links: list[SignalledLink] = []
+
+    def link(*, hello: Any, **_: Any) -> SignalledLink:
+        links.append(SignalledLink({4: [delivery(1, action=pause())]}, hello))
+        return links[-1]
+
+    trainer = plain_trainer(tmp_path)
+    stop = StopOnSignal()
+    trainer.add_callback(stop)
+    stop.steering = attach(trainer, "job", link_factory=link)
+    stop.install()
+    trainer.train()
+    assert trainer.state.global_step == 4
+    assert stop.stopped_by == signal.SIGINT
+    assert checkpoints.fault(tmp_path / "checkpoint-4") is None
+    assert [each.revision for each in links[0].outcomes] == [1]
+    assert links[0].closed == [None]
+    assert not links[0].faults

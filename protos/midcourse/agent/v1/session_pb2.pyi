@@ -656,8 +656,13 @@ class UpdateOutcome(_message.Message):
     REJECTED_FIELD_NUMBER: _builtins.int
     EXPIRED_FIELD_NUMBER: _builtins.int
     WITHDRAWN_FIELD_NUMBER: _builtins.int
+    ROLLED_BACK_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """The update's revision."""
+    rolled_back: _builtins.bool
+    """It was applied, and the run was rolled back to before it since: told by the
+    process that went back, for the one that could not tell it any more.
+    """
     @_builtins.property
     def applied(self) -> _update_pb2.Applied:
         """It is in force."""
@@ -682,10 +687,11 @@ class UpdateOutcome(_message.Message):
         rejected: _update_pb2.Rejected | None = ...,
         expired: _update_pb2.Expired | None = ...,
         withdrawn: Global___Withdrawn | None = ...,
+        rolled_back: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "expired", b"expired", "rejected", b"rejected", "result", b"result", "withdrawn", b"withdrawn"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "expired", b"expired", "rejected", b"rejected", "result", b"result", "revision", b"revision", "withdrawn", b"withdrawn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "expired", b"expired", "rejected", b"rejected", "result", b"result", "revision", b"revision", "rolled_back", b"rolled_back", "withdrawn", b"withdrawn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["applied", "rejected", "expired", "withdrawn"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015

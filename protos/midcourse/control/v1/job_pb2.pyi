@@ -300,7 +300,7 @@ class DesiredState(_message.Message):
     @_builtins.property
     def parameters(self) -> _containers.RepeatedCompositeFieldContainer[Global___DesiredParameter]:
         """The newest change of each parameter (and group) that was not refused,
-        expired or withdrawn.
+        expired, withdrawn or rolled back.
         """
 
     def __init__(

@@ -510,8 +510,11 @@ class RankMessage(_message.Message):
     LOSS_ALARM_FIELD_NUMBER: _builtins.int
     FAULT_FIELD_NUMBER: _builtins.int
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    STOP_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """The first rank's id of this training process, for all of them."""
+    stop: _builtins.bool
+    """The process of a rank was asked to end: all of them stop, with a checkpoint."""
     @_builtins.property
     def agent(self) -> Global___AgentMessage:
         """What the agent said to the first rank."""
@@ -536,12 +539,13 @@ class RankMessage(_message.Message):
         loss_alarm: Global___LossAlarm | None = ...,
         fault: _session_pb2.Fault | None = ...,
         instance_id: _builtins.str = ...,
+        stop: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "deadline_passed", b"deadline_passed", "fault", b"fault", "instance_id", b"instance_id", "loss_alarm", b"loss_alarm", "message", b"message"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "deadline_passed", b"deadline_passed", "fault", b"fault", "instance_id", b"instance_id", "loss_alarm", b"loss_alarm", "message", b"message", "stop", b"stop"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "deadline_passed", b"deadline_passed", "fault", b"fault", "instance_id", b"instance_id", "loss_alarm", b"loss_alarm", "message", b"message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "deadline_passed", b"deadline_passed", "fault", b"fault", "instance_id", b"instance_id", "loss_alarm", b"loss_alarm", "message", b"message", "stop", b"stop"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["agent", "deadline_passed", "loss_alarm", "fault", "instance_id"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["agent", "deadline_passed", "loss_alarm", "fault", "instance_id", "stop"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 

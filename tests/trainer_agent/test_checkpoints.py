@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer_agent.training import checkpoints
+from trainer_agent import checkpoints
 
 WHOLE = ("model.safetensors", "optimizer.pt", "trainer_state.json")
 
@@ -30,6 +30,8 @@ def test_the_newest_whole_one_is_found(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-1000").write_text("a file")
     found = checkpoints.newest(tmp_path)
     assert found.newest == ten
+    assert checkpoints.newest(tmp_path, before=10).newest == tmp_path / "checkpoint-9"
+    assert checkpoints.newest(tmp_path, before=9) == checkpoints.Found(None)
     assert found.skipped == (
         f"{half}: it has no trainer_state.json, which is saved last: saving it was cut short",
     )

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 _NAME: Final = re.compile(r"checkpoint-(\d+)")
 _STATE: Final = "trainer_state.json"
@@ -36,10 +36,17 @@ class Found:
     """Newer ones that cannot, and why, newest first."""
 
 
-def newest(output_dir: Path) -> Found:
-    """Return the newest checkpoint of a directory that can be gone on from."""
+def newest(output_dir: Path, before: int | None = None) -> Found:
+    """Return the newest checkpoint of a directory that can be gone on from.
+
+    Args:
+        output_dir: Where a run saves its checkpoints.
+        before: Only those of fewer optimizer steps than this count; None: all.
+    """
     skipped: list[str] = []
     for path in _numbered(output_dir):
+        if before is not None and _step(path) >= before:
+            continue
         reason = fault(path)
         if reason is None:
             return Found(path, tuple(skipped))
@@ -55,8 +62,8 @@ def fault(checkpoint: Path) -> str | None:
     if not state.is_file():
         return f"it has no {_STATE}, which is saved last: saving it was cut short"
     try:
-        step = json.loads(state.read_text(encoding="utf-8"))["global_step"]
-    except (ValueError, KeyError, TypeError):
+        step = step_of(checkpoint)
+    except ValueError:
         return f"its {_STATE} is not whole: saving it was cut short"
     except OSError as error:
         return f"its {_STATE} cannot be read: {error.strerror}"
@@ -68,6 +75,20 @@ def fault(checkpoint: Path) -> str | None:
     if not _any(checkpoint, _OPTIMIZERS):
         return "it has no optimizer state (training.save_only_model leaves it out)"
     return None
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the optimizer steps done at a checkpoint.
+
+    Raises:
+        ValueError: It does not tell.
+        OSError: It can not be read.
+    """
+    state: Any = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
+    try:
+        return int(state["global_step"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{checkpoint} does not tell its step: {error!r}") from error
 
 
 def set_aside_after(checkpoint: Path) -> list[Path]:

@@ -1,0 +1,480 @@
+"""Real processes, killed and started again: what becomes of updates and actions.
+
+A control plane, the agents that trainers start, and trainers that go on from their last checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import random
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import torch
+
+from examples.train.prepare import main as prepare
+from midcourse.control.v1 import control_pb2 as api
+from midcourse.control.v1 import job_pb2, update_pb2
+from midcourse.control.v1.control_pb2_grpc import ControlPlaneServiceStub
+from tests.integration.killed_run import Order, read_trace, scripted, train
+from tests.support.forked import Forked
+from tests.support.midcourse_command import Midcourse
+from tests.support.plain_scripts import write
+from tests.support.processes import ROOT, Process, agents_of, free_port, serve, until
+from tests.support.scripted_link import (
+    pause,
+    roll_back,
+    save_checkpoint,
+    set_change,
+    stop,
+)
+from trainer_agent.convert import change_to_proto
+from trainer_agent.parameters import Set
+
+_NUMBERS = itertools.count(1)
+_OPEN = {update_pb2.UPDATE_STATE_PENDING, update_pb2.UPDATE_STATE_DELIVERED}
+NEW_RATE = 0.0375
+
+
+class Plane:
+    """A control plane and what callers ask of it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.address = f"127.0.0.1:{free_port()}"
+        self._server = serve(
+            int(self.address.rpartition(":")[2]), directory, heartbeat_interval=0.1
+        )
+        self._channel = grpc.insecure_channel(self.address)
+        self._stub: Any = ControlPlaneServiceStub(self._channel)
+
+    def close(self) -> None:
+        self._channel.close()
+        self._server.end()
+
+    def job(self, name: str) -> job_pb2.Job | None:
+        try:
+            found: job_pb2.Job = self._stub.GetJob(
+                api.GetJobRequest(name=f"jobs/{name}"), timeout=5
+            ).job
+        except grpc.RpcError as error:
+            if error.code() in {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE}:
+                return None
+            raise
+        return found
+
+    def ask(
+        self, job: str, *changes: update_pb2.Change, action: update_pb2.Action | None = None
+    ) -> int:
+        """Send an update; return its revision."""
+        spec = update_pb2.UpdateSpec(changes=changes, action=action)
+        request = api.UpdateParametersRequest(job=f"jobs/{job}", spec=spec)
+        update: update_pb2.Update = self._stub.UpdateParameters(request, timeout=10).update
+        return update.revision
+
+    def wait(self, job: str, revision: int, seconds: float = 60.0) -> update_pb2.Update:
+        """Wait until an update is settled, or for so long."""
+        request = api.WaitUpdateRequest(name=f"jobs/{job}/updates/{revision}")
+        request.timeout.FromMilliseconds(int(seconds * 1000))
+        update: update_pb2.Update = self._stub.WaitUpdate(request, timeout=seconds + 5).update
+        return update
+
+    def updates(self, job: str) -> list[update_pb2.Update]:
+        request = api.ListUpdatesRequest(
+            parent=f"jobs/{job}", order=api.UPDATE_ORDER_OLDEST_FIRST, page_size=1000
+        )
+        return list(self._stub.ListUpdates(request, timeout=5).updates)
+
+    def settled(self, job: str) -> list[update_pb2.Update]:
+        """Wait until every update is settled, and return them."""
+
+        def all_settled() -> list[update_pb2.Update] | None:
+            updates = self.updates(job)
+            return None if any(each.state in _OPEN for each in updates) else updates
+
+        return until(all_settled, f"every update of {job} settled")
+
+    def in_state(self, job: str, state: job_pb2.JobState.ValueType) -> job_pb2.Job:
+        """Wait until a job is in a state."""
+
+        def found() -> job_pb2.Job | None:
+            job_now = self.job(job)
+            return job_now if job_now is not None and job_now.state == state else None
+
+        return until(found, f"{job} in state {job_pb2.JobState.Name(state)}")
+
+
+class Run:
+    """A trainer of one job, which may be killed and started again."""
+
+    def __init__(self, plane: Plane, forked: Forked, order: Order) -> None:
+        self._forked = forked
+        self.plane = plane
+        self.order = order
+        self._process: Any = None
+
+    @property
+    def job(self) -> str:
+        return self.order.job
+
+    def start(self) -> None:
+        self._process = self._forked.start(train, self.order)
+
+    def restart(self) -> None:
+        self.kill()
+        self.start()
+
+    def kill(self) -> None:
+        assert self._process.is_alive(), self.tail()
+        os.kill(self._process.pid, signal.SIGKILL)
+        self._process.join(30)
+
+    def end(self) -> None:
+        """Wait until it has trained to its end."""
+        self._process.join(60)
+        assert self._process.exitcode == 0, self.tail()
+
+    def tail(self) -> str:
+        return (self.order.directory / "output.log").read_text(errors="replace")[-4_000:]
+
+    def trace(self) -> dict[int, dict[str, Any]]:
+        return read_trace(self.order.directory)
+
+    def reaches(self, step: int) -> None:
+        """Wait until a step was made."""
+
+        def there() -> bool:
+            assert self._process.is_alive() or self._process.exitcode == 0, self.tail()
+            return step in self.trace()
+
+        until(there, f"step {step}")
+
+    def checkpoint(self) -> int:
+        """Wait until there is one; return the steps done at the newest."""
+
+        def newest() -> int | None:
+            found = self.order.directory.glob("checkpoint-*/trainer_state.json")
+            return max((int(each.parent.name.rpartition("-")[2]) for each in found), default=None)
+
+        return until(newest, "a checkpoint")
+
+
+@pytest.fixture(scope="module")
+def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
+    running = Plane(tmp_path_factory.mktemp("plane"))
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="module")
+def forked() -> Iterator[Forked]:
+    server = Forked("tests.integration.killed_run")
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def begin(plane: Plane, forked: Forked, tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    """Starts a run."""
+    jobs: list[str] = []
+    sockets = tmp_path / "s"
+    sockets.mkdir(mode=0o700)
+
+    def begin(max_steps: int = 400, step_seconds: float = 0.02, **args: Any) -> Run:
+        job = f"run-{next(_NUMBERS)}"
+        directory = tmp_path / job
+        directory.mkdir()
+        env = {"MIDCOURSE_SOCKET_DIR": str(sockets)}
+        run = Run(
+            plane,
+            forked,
+            Order(directory, job, max_steps, plane.address, step_seconds, args=args, env=env),
+        )
+        jobs.append(job)
+        run.start()
+        until(lambda: plane.job(job), "the job")
+        return run
+
+    yield begin
+    for job in jobs:
+        for pid in agents_of(job):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def changes_of(values: Mapping[str, float]) -> list[update_pb2.Change]:
+    """Changes that set values, whole numbers as such."""
+    return [change_to_proto(Set(name, value)) for name, value in values.items()]
+
+
+def standing(update: update_pb2.Update) -> update_pb2.Applied:
+    """The application that stands: what a restart undid was applied again."""
+    return update.reapplied[-1] if update.reapplied else update.applied
+
+
+def values_of(update: update_pb2.Update) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for each in update.spec.changes:
+        values[each.parameter] = getattr(each.set.value, str(each.set.value.WhichOneof("kind")))
+    return values
+
+
+def scripted_like(
+    run: Run, updates: list[update_pb2.Update], directory: Path
+) -> dict[int, dict[str, Any]]:
+    """The trace of a plain script that makes the changes where the control plane says they were."""
+    at: dict[int, list[Mapping[str, Any]]] = {}
+    for update in sorted(updates, key=lambda each: (standing(each).step, each.revision)):
+        if update.spec.changes:
+            at.setdefault(standing(update).step - 1, []).append(values_of(update))
+
+    def script(trainer: Any, step: int) -> None:
+        for values in at.get(step, []):
+            write(trainer, values)
+
+    torch.set_num_threads(1)
+    order = dataclasses.replace(
+        run.order, directory=directory, step_seconds=0.0, args={"save_strategy": "no"}
+    )
+    return scripted(order, script)
+
+
+def replayed(run: Run, forked: Forked, tmp_path: Path) -> dict[int, dict[str, Any]]:
+    """The trace of a run that replays the exported history, with no control plane."""
+    recipe, directory = tmp_path / "run.yaml", tmp_path / "replayed"
+    Midcourse(run.plane.address)("history", run.job, "--export", str(recipe))
+    directory.mkdir()
+    order = dataclasses.replace(
+        run.order,
+        directory=directory,
+        step_seconds=0.0,
+        replay=str(recipe),
+        control_plane="",
+        env={**run.order.env, "MIDCOURSE_CONTROL_PLANE": "127.0.0.1:1"},
+    )
+    process = forked.start(train, order)
+    process.join(60)
+    said = (directory / "output.log").read_text()
+    assert process.exitcode == 0, said
+    assert "was not replayed" not in said
+    return read_trace(directory)
+
+
+@pytest.mark.timeout(240)
+def test_killed_at_any_point_a_run_comes_to_what_is_desired(
+    begin: Callable[..., Run], plane: Plane, forked: Forked, tmp_path: Path
+) -> None:
+    drawn = random.Random(11)
+    run = begin(max_steps=160, save_steps=20)
+    asked: list[int] = []
+
+    def send() -> None:
+        values: dict[str, float] = {"learning_rate": drawn.uniform(0.005, 0.02)}
+        if drawn.random() < 0.5:
+            values["weight_decay"] = drawn.uniform(0.05, 0.5)
+        if drawn.random() < 0.5:
+            values["max_grad_norm"] = drawn.uniform(0.05, 1.0)
+        if drawn.random() < 0.4:
+            values["gradient_accumulation_steps"] = drawn.randint(1, 4)
+        asked.append(plane.ask(run.job, *changes_of(values)))
+
+    for kill, at in enumerate(sorted(drawn.sample(range(12, 130), 4))):
+        done = max(run.trace(), default=0)
+        for goal in sorted({drawn.randint(min(done, at), at) for _ in range(4)}):
+            run.reaches(goal)
+            send()
+        run.reaches(at)
+        send()
+        if kill < 3:
+            plane.wait(run.job, asked[-1])
+        # else it is on its way while the trainer dies
+        run.kill()
+        if drawn.random() < 0.5:
+            send()  # while there is no trainer
+        run.start()
+    run.reaches(140)
+    run.end()
+
+    updates = plane.settled(run.job)
+    assert [each.revision for each in updates] == asked
+    job = plane.in_state(run.job, job_pb2.JOB_STATE_FINISHED)
+    assert {each.WhichOneof("outcome") for each in updates} == {"applied"}
+    assert any(each.reapplied for each in updates), "a kill has to undo something"
+    steps = [standing(each).step for each in updates]
+    assert all(1 < step <= 160 for step in steps)
+    for update in updates:
+        applications = [update.applied, *update.reapplied]
+        assert len({each.instance_id for each in applications}) == len(applications)
+        for each in standing(update).transitions:
+            kind = str(each.new_value.WhichOneof("kind"))
+            if not (each.parameter == "weight_decay" and not each.new_value.number):
+                assert getattr(each.new_value, kind) == values_of(update)[each.parameter]
+
+    trace = run.trace()
+    assert trace == scripted_like(run, updates, tmp_path / "scripted")
+    newest = {name: value for each in updates for name, value in values_of(each).items()}
+    effective = {each.parameter: each.value for each in reversed(job.effective.parameters)}
+    for name in newest.keys() - {"learning_rate"}:
+        value = effective[name]
+        assert getattr(value, str(value.WhichOneof("kind"))) == newest[name]
+    assert job.effective.revision == job.desired.revision == asked[-1]
+    assert replayed(run, forked, tmp_path) == trace
+
+
+@pytest.mark.timeout(120)
+def test_a_steered_run_replays_without_a_control_plane_to_the_bit(
+    begin: Callable[..., Run], plane: Plane, forked: Forked, tmp_path: Path
+) -> None:
+    run = begin(max_steps=60)
+    for at, values in (
+        (5, {"learning_rate": 0.02}),
+        (12, {"weight_decay": 0.4, "gradient_accumulation_steps": 3}),
+        (20, {"learning_rate": 0.004, "max_grad_norm": 0.1}),
+        (30, {"gradient_accumulation_steps": 1}),
+    ):
+        run.reaches(at)
+        assert plane.wait(run.job, plane.ask(run.job, *changes_of(values))).HasField("applied")
+    run.end()
+    plane.in_state(run.job, job_pb2.JOB_STATE_FINISHED)
+    trace = run.trace()
+    assert {each["gradient_accumulation_steps"] for each in trace.values()} == {1, 2, 3}
+    assert replayed(run, forked, tmp_path) == trace
+    assert trace == scripted_like(run, plane.updates(run.job), tmp_path / "scripted")
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear"])
+def test_my_new_learning_rate_is_not_ignored_on_resume(
+    schedule: str, begin: Callable[..., Run], plane: Plane
+) -> None:
+    """The script's arguments still say the old one, and nobody sends the new one again."""
+    run = begin(lr_scheduler_type=schedule, save_strategy="no")
+    run.reaches(3)
+    changed = plane.wait(run.job, plane.ask(run.job, set_change(NEW_RATE)))
+    assert run.trace()[changed.applied.step]["learning_rate"] == [NEW_RATE, NEW_RATE]
+    saved = plane.wait(run.job, plane.ask(run.job, action=save_checkpoint()))
+    at = saved.applied.step - 1
+    assert Path(saved.applied.action_result.checkpoint).name == f"checkpoint-{at}"
+    run.reaches(at + 3)
+    before = run.trace()
+    run.restart()
+    until(lambda: run.trace().keys() == before.keys() and len(run.trace()) > at + 2, "as far again")
+    after = run.trace()
+    for step in range(at + 1, at + 3):
+        assert after[step] == before[step], "to the bit"
+        rate = after[step]["learning_rate"][0]
+        if schedule == "constant":
+            assert rate == NEW_RATE
+        else:
+            assert rate == pytest.approx(NEW_RATE * (401 - step) / (401 - changed.applied.step))
+    assert not plane.updates(run.job)[0].reapplied, "it was in the checkpoint"
+    run.kill()
+
+
+def test_a_pause_is_not_repeated_after_a_kill(begin: Callable[..., Run], plane: Plane) -> None:
+    run = begin(max_steps=60)
+    run.reaches(4)
+    held = plane.wait(run.job, plane.ask(run.job, action=pause()))
+    assert held.applied.step > 4
+    plane.in_state(run.job, job_pb2.JOB_STATE_PAUSED)
+    changed = plane.ask(run.job, set_change(NEW_RATE))
+    until(lambda: held.applied.step - 1 in run.trace(), "the step that it is held after")
+    assert max(run.trace()) == held.applied.step - 1
+    run.restart()
+    run.end()
+    assert sorted(run.trace()) == list(range(1, 61))
+    again, after = plane.settled(run.job)
+    assert again.revision == held.revision
+    assert not again.reapplied
+    assert after.revision == changed
+    # What was asked for while it was held is in force where the run goes on, or was at its step.
+    first = run.trace()[standing(after).step]
+    assert first["learning_rate"] == [NEW_RATE, NEW_RATE]
+    plane.in_state(run.job, job_pb2.JOB_STATE_FINISHED)
+
+
+def test_a_stop_is_not_repeated_when_the_run_goes_on(
+    begin: Callable[..., Run], plane: Plane
+) -> None:
+    run = begin(max_steps=60)
+    run.reaches(4)
+    stopped = plane.wait(run.job, plane.ask(run.job, action=stop()))
+    run.end()
+    at = stopped.applied.step - 1
+    assert max(run.trace()) == at < 60
+    checkpoint = Path(stopped.applied.action_result.checkpoint)
+    assert checkpoint == run.order.directory / f"checkpoint-{at}"
+    assert (checkpoint / "trainer_state.json").is_file()
+    plane.in_state(run.job, job_pb2.JOB_STATE_FINISHED)
+    run.start()
+    run.end()
+    assert sorted(run.trace()) == list(range(1, 61))
+    (update,) = plane.settled(run.job)
+    assert update.applied == stopped.applied
+    assert not update.reapplied
+    plane.in_state(run.job, job_pb2.JOB_STATE_FINISHED)
+
+
+@pytest.mark.timeout(240)
+def test_a_roll_back_through_the_launcher_is_applied_once(plane: Plane, tmp_path: Path) -> None:
+    job = "rolled-back"
+    prepare(str(tmp_path / "model"))
+    (tmp_path / "s").mkdir(mode=0o700)
+    sets = [
+        f"model.path={tmp_path / 'model'}",
+        f"training.output_dir={tmp_path / 'out'}",
+        "training.max_steps=100000",
+        "training.save_steps=5",
+        "training.save_total_limit=100",
+        "training.eval_strategy=no",
+        "training.lr_scheduler_type=constant",
+    ]
+    launcher = Process(
+        "launcher",
+        [
+            *("-m", "trainer_agent.training", "--job", job),
+            *("-c", str(ROOT / "examples" / "train" / "sft.yaml")),
+            *(word for each in sets for word in ("--set", each)),
+        ],
+        tmp_path,
+        HF_DATASETS_CACHE=str(tmp_path / "cache"),
+        MIDCOURSE_CONTROL_PLANE=plane.address,
+        MIDCOURSE_SOCKET_DIR=str(tmp_path / "s"),
+    )
+
+    def step() -> int:
+        assert launcher.exit_code is None, launcher.tail()
+        found = plane.job(job)
+        return 0 if found is None else found.progress.step
+
+    try:
+        until(lambda: step() >= 7, "the first checkpoint", 90)
+        before = plane.wait(job, plane.ask(job, set_change(1e-3)))
+        old = str(tmp_path / "out" / "checkpoint-5")
+        asked = plane.ask(job, set_change(5e-4), action=roll_back("checkpoint-5"))
+        back = plane.wait(job, asked, 90)
+        assert back.applied.step == 6, back
+        assert back.applied.action_result.checkpoint == old
+        assert {each.new_value.number for each in back.applied.transitions} == {5e-4}
+        assert back.applied.instance_id != before.applied.instance_id
+        stopped = plane.wait(job, plane.ask(job, action=stop()), 90)
+        assert launcher.wait(60) == 0, launcher.tail()
+        assert "restart 1 of at most" in launcher.tail()
+    finally:
+        launcher.end()
+        for pid in agents_of(job):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    first, second, last = plane.settled(job)
+    assert second.applied == back.applied
+    assert not second.reapplied
+    assert last.applied == stopped.applied
+    # What was in force before it is not: the checkpoint does not have it.
+    assert not first.reapplied
+    assert first.rolled_back_by == second.revision
+    plane.in_state(job, job_pb2.JOB_STATE_FINISHED)
