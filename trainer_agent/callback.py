@@ -173,12 +173,11 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
         except Exception:
             ranks.close()  # which tells the others at once
             raise
-        apart = apart or lost
         session, controller = self._session, self._controller
         assert session is not None
         assert controller is not None
         try:
-            if apart is not None:
+            if (apart := apart or lost) is not None:
                 logger.warning("job %s: %s", self._job_id, apart.message)
                 controller.switch_off(apart.reason, apart.message)
             if resumed is not None:
@@ -199,8 +198,7 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
         finally:
             session.start()
 
-    # The two that run at every step keep failures away themselves, as wrapping them costs as much
-    # as they do.
+    # These two run at every step, where wrapping them would cost as much as they do.
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

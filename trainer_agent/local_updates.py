@@ -183,6 +183,7 @@ class LocalUpdates:
                             "change",
                         )
                     )
+                left.outcome.rolled_back = True
                 self._kept[request_id] = left
                 self._untold.append(request_id)
 

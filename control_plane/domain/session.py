@@ -60,7 +60,7 @@ class Withdrawn:
 
 @dataclass(frozen=True, slots=True)
 class TrainerOutcome:
-    """How an update ended in the trainer; `rolled_back`: the run has gone back to before it since."""
+    """How an update ended in the trainer; `rolled_back`: the run went back to before it since."""
 
     revision: int
     result: Applied | Rejected | Expired | Withdrawn

@@ -24,6 +24,16 @@ from midcourse.agent.v1 import session_pb2
 from midcourse.control.v1 import update_pb2
 from midcourse.link.v1 import link_pb2
 from tests.support.in_force_model import (
+    Asked,
+    Delivery,
+    Ended,
+    Event,
+    Model,
+    Used,
+    Withdrawal,
+    forced_resume,
+)
+from tests.support.in_force_values import (
     ACCUMULATION,
     BATCH,
     BROKEN_LEVEL,
@@ -37,15 +47,7 @@ from tests.support.in_force_model import (
     PHASES,
     PINNED,
     RATE,
-    Asked,
-    Delivery,
-    Ended,
-    Event,
-    Model,
     Setting,
-    Used,
-    Withdrawal,
-    forced_resume,
 )
 from tests.support.plain_trainer import Points, plain_trainer
 from tests.support.scripted_link import ScriptedLink, delivery, withdrawal
