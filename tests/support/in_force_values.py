@@ -214,7 +214,7 @@ class Values:
         here, updates = self.consumed, 0
         while (self.taken and not updates) or not self._aligned(here, accumulation):
             here, updates = min(here + self.others[ACCUMULATION], self._length), updates + 1
-        return accumulation != self.others[ACCUMULATION] and updates >= left
+        return bool(accumulation != self.others[ACCUMULATION] and updates >= left)
 
     # ---- Changes ----
 

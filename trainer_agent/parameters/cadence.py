@@ -157,8 +157,8 @@ class MaxSteps(_OfTheState):
     name: ClassVar[str] = "max_steps"
     description: ClassVar[str] = (
         "Optimizer steps in the whole run. Neither stretches nor cuts the learning rate's "
-        "schedule: for that, follow a new schedule in the same update. Further passes over the "
-        "data follow where the planned ones do not suffice."
+        "schedule: for that, follow a new schedule of so many steps. Further passes over the data "
+        "follow where the planned ones do not suffice."
     )
 
     def __init__(self, run: Run) -> None:
