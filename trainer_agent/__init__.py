@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from trainer_agent.callback import RuntimeParameterUpdateCallback
     from trainer_agent.parameters.base import GuardRails
     from trainer_agent.parameters.user import Parameter
-    from trainer_agent.protection import Protection
+    from trainer_agent.steering.protection import Protection
 
 __all__ = ["GuardRails", "Parameter", "Protection", "RuntimeParameterUpdateCallback", "attach"]
 
 _HOMES = {
     "GuardRails": "trainer_agent.parameters.base",
     "Parameter": "trainer_agent.parameters.user",
-    "Protection": "trainer_agent.protection",
+    "Protection": "trainer_agent.steering.protection",
     "RuntimeParameterUpdateCallback": "trainer_agent.callback",
     "attach": "trainer_agent.attachment",
 }

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from trainer_agent.callback import RuntimeParameterUpdateCallback
-from trainer_agent.links import LinkFactory, default_link
+from trainer_agent.steering.links import LinkFactory, default_link
 
 if TYPE_CHECKING:
     from trainer_agent.parameters import GuardRails, LiveParameter
-    from trainer_agent.protection import Protection
+    from trainer_agent.steering.protection import Protection
 
 
 def attach(

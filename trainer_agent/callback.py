@@ -10,20 +10,21 @@ from typing import TYPE_CHECKING, Any, cast
 from transformers.trainer_callback import ExportableState, TrainerCallback
 
 from midcourse.control.v1 import update_pb2
-from trainer_agent import guard_rails as rails
-from trainer_agent import identity, roll_back
-from trainer_agent.actions import ActionKind, Actions
-from trainer_agent.controller import ParameterController
+from trainer_agent import identity
 from trainer_agent.discovery import find
 from trainer_agent.goodbye import goodbye_at_the_latest
 from trainer_agent.harmless import harmless
-from trainer_agent.links import LinkFactory, MuteLink, default_link
 from trainer_agent.one_instance import make_only_instance
 from trainer_agent.parameters import GuardRails, LiveParameter, data
-from trainer_agent.protection import LossWatch, Protection
 from trainer_agent.ranks import Ranks, shared_instance_id
 from trainer_agent.run import Run
-from trainer_agent.session import Identity, SteeringSession
+from trainer_agent.steering import guard_rails as rails
+from trainer_agent.steering import roll_back
+from trainer_agent.steering.actions import ActionKind, Actions
+from trainer_agent.steering.controller import ParameterController
+from trainer_agent.steering.links import LinkFactory, MuteLink, default_link
+from trainer_agent.steering.protection import LossWatch, Protection
+from trainer_agent.steering.session import Identity, SteeringSession
 from trainer_agent.telemetry import Telemetry
 from trainer_agent.trainer_actions import TrainerActions
 from trainer_agent.trainer_view import boundary_of, meet, numbers_in, saved_state

@@ -8,7 +8,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainer_agent.session import SteeringSession
+    from trainer_agent.steering.session import SteeringSession
 
 
 def goodbye_at_the_latest(owner: Any, session: SteeringSession) -> weakref.finalize[Any, Any]:

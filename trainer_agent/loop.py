@@ -32,25 +32,25 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
 from midcourse.control.v1 import update_pb2
-from trainer_agent import guard_rails as rails
 from trainer_agent import identity
-from trainer_agent.actions import ActionKind, Actions
-from trainer_agent.controller import ParameterController
 from trainer_agent.discovery import find
-from trainer_agent.gpu import find_gpu
-from trainer_agent.links import LinkFactory, MuteLink, default_link
-from trainer_agent.measured import LateNumbers, host_numbers
 from trainer_agent.optimizer_watch import OptimizerWatch
 from trainer_agent.parameters import Boundary, GuardRails, LiveParameter, Refused
 from trainer_agent.ranks import Alone, Ranks, shared_instance_id
-from trainer_agent.reporting import Identity
 from trainer_agent.run import Run
-from trainer_agent.session import SteeringSession
 from trainer_agent.signals import HANDLED, Signal, handled
+from trainer_agent.steering import guard_rails as rails
+from trainer_agent.steering.actions import ActionKind, Actions
+from trainer_agent.steering.controller import ParameterController
+from trainer_agent.steering.links import LinkFactory, MuteLink, default_link
+from trainer_agent.steering.reporting import Identity
+from trainer_agent.steering.session import SteeringSession
 from trainer_agent.telemetry import Telemetry
+from trainer_agent.telemetry.gpu import find_gpu
+from trainer_agent.telemetry.measured import LateNumbers, host_numbers
 
 if TYPE_CHECKING:
-    from trainer_agent.protection import Protection
+    from trainer_agent.steering.protection import Protection
 
 logger = logging.getLogger(__name__)
 
@@ -438,7 +438,7 @@ def _meet() -> tuple[Ranks, Refused | None]:
 
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return Alone(), None
-    from trainer_agent.ranks_group import join
+    from trainer_agent.ranks.group import join
 
     try:
         return join(), None

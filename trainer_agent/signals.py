@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
-from trainer_agent.actions import ActionKind
+from trainer_agent.steering.actions import ActionKind
 
 if TYPE_CHECKING:
-    from trainer_agent.actions import Actions
+    from trainer_agent.steering.actions import Actions
 
 HANDLED: Final = (ActionKind.SAVE_CHECKPOINT, ActionKind.EVALUATE, ActionKind.STOP)
 """What a loop can be asked to do itself. Being held and going on it need not know of."""

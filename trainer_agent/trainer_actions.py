@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from midcourse.control.v1 import update_pb2
-from trainer_agent import roll_back
-from trainer_agent.actions import ActionKind, Offer
+from trainer_agent.steering import roll_back
+from trainer_agent.steering.actions import ActionKind, Offer
 
 if TYPE_CHECKING:
     from transformers.trainer_callback import TrainerControl
     from transformers.training_args import TrainingArguments
 
-    from trainer_agent.session import SteeringSession
+    from trainer_agent.steering.session import SteeringSession
 
 logger = logging.getLogger(__name__)
 

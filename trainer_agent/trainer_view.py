@@ -21,7 +21,7 @@ def meet(args: TrainingArguments) -> tuple[Ranks, Refused | None]:
     """Return the ranks of the run, and why they can not agree; None: they can."""
     if args.world_size <= 1:
         return Alone(), None
-    from trainer_agent.ranks_group import join
+    from trainer_agent.ranks.group import join
 
     try:
         return join(args), None

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from tests.bench.callback_cost import STEP_SECONDS, compute
 from tests.bench.report import Row, percentile
 from tests.support.torchrun import torchrun
-from trainer_agent import ranks_group
+from trainer_agent.ranks import group as ranks_group
 
 WARM_UP = 200
 

@@ -35,8 +35,8 @@ from tests.support.scripted_link import (
     set_change,
     stop,
 )
-from trainer_agent.convert import change_to_proto
 from trainer_agent.parameters import Set
+from trainer_agent.steering.convert import change_to_proto
 
 _NUMBERS = itertools.count(1)
 _OPEN = {update_pb2.UPDATE_STATE_PENDING, update_pb2.UPDATE_STATE_DELIVERED}

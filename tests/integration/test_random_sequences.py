@@ -53,7 +53,6 @@ from tests.support.plain_trainer import Points, plain_trainer
 from tests.support.scripted_link import ScriptedLink, delivery, withdrawal
 from tests.trainer_agent.parameters.data_runs import Numbered, Recorder
 from trainer_agent import attach
-from trainer_agent.convert import change_to_proto
 from trainer_agent.parameters import (
     Change,
     Coupling,
@@ -65,6 +64,7 @@ from trainer_agent.parameters import (
     SetMode,
 )
 from trainer_agent.parameters.user import Parameter
+from trainer_agent.steering.convert import change_to_proto
 
 STEPS = 14
 SAMPLES = 22

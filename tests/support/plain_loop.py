@@ -10,9 +10,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from midcourse.agent.v1 import session_pb2
 from tests.support.scripted_link import delivery
-from trainer_agent.controller import ParameterController
 from trainer_agent.parameters import Boundary, LiveParameter
 from trainer_agent.parameters.learning_rate import LearningRate
+from trainer_agent.steering.controller import ParameterController
 
 START_RATE = 0.5
 

@@ -17,10 +17,10 @@ from tests.support.scripted_link import LinkScript, delivery, set_change, withdr
 from tests.support.tiny_runs import AtStep, outcome
 from trainer_agent import RuntimeParameterUpdateCallback, attach
 from trainer_agent import callback as callback_module
-from trainer_agent.controller import ParameterController
 from trainer_agent.identity import DEFAULT_CONTROL_PLANE
 from trainer_agent.link.steps import StepBatch
-from trainer_agent.session import SteeringSession
+from trainer_agent.steering.controller import ParameterController
+from trainer_agent.steering.session import SteeringSession
 from trainer_agent.trainer_view import meet
 
 

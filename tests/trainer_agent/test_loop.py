@@ -22,7 +22,7 @@ from tests.support.scripted_link import LinkScript, delivery, multiply_change, s
 from trainer_agent.loop import Loop
 from trainer_agent.parameters.learning_rate import LearningRate
 from trainer_agent.parameters.user import Parameter
-from trainer_agent.protection import Protection
+from trainer_agent.steering.protection import Protection
 
 STEPS = 12
 AT = 4
@@ -465,7 +465,8 @@ class Refuse:
 
 sys.meta_path.insert(0, Refuse())
 import runpy, threading, torch
-from trainer_agent import loop, links
+from trainer_agent import loop
+from trainer_agent.steering import links
 from tests.support.scripted_link import LinkScript, delivery, set_change
 
 script = LinkScript({3: [delivery(1, set_change(0.01))]})

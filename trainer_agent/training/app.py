@@ -10,7 +10,8 @@ from typing import Annotated, Final
 
 import typer
 
-from trainer_agent import checkpoints, identity
+from trainer_agent import identity
+from trainer_agent.steering import checkpoints
 from trainer_agent.training.display import Display
 from trainer_agent.training.document import ConfigurationError
 from trainer_agent.training.exits import CONFIGURATION, USAGE

@@ -1,4 +1,4 @@
-"""How a training process and the launcher end; ``trainer_agent.roll_back`` has one more way."""
+"""How a training process and the launcher end; ``steering.roll_back`` has one more way."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from trainer_agent import identity
 from trainer_agent.parameters import GuardRails
-from trainer_agent.protection import Protection
+from trainer_agent.steering.protection import Protection
 from trainer_agent.training.conform import Conformer
 from trainer_agent.training.document import ConfigurationError, Entry, Problem, override, read
 from trainer_agent.training.methods import METHODS, Method

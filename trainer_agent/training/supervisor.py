@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from trainer_agent import checkpoints
-from trainer_agent.roll_back import EXIT_CODE, FILE_VARIABLE, ROLLED_BACK_VARIABLE
+from trainer_agent.steering import checkpoints
+from trainer_agent.steering.roll_back import EXIT_CODE, FILE_VARIABLE, ROLLED_BACK_VARIABLE
 from trainer_agent.training.channel import Receiver
 from trainer_agent.training.display import Display
 from trainer_agent.training.exits import CONFIGURATION, USAGE

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer_agent import checkpoints
+from trainer_agent.steering import checkpoints
 from trainer_agent.training.channel import Send, Sender
 from trainer_agent.training.document import ConfigurationError
 from trainer_agent.training.exits import CONFIGURATION

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer_agent.protection import Protection
+from trainer_agent.steering.protection import Protection
 from trainer_agent.training.document import ConfigurationError
 from trainer_agent.training.methods import METHODS
 from trainer_agent.training.settings import Settings, settings, with_launcher_options

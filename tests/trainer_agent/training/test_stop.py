@@ -13,7 +13,8 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from tests.support.plain_trainer import plain_trainer
 from tests.support.scripted_link import ScriptedLink, delivery, pause
-from trainer_agent import attach, checkpoints
+from trainer_agent import attach
+from trainer_agent.steering import checkpoints
 from trainer_agent.training.stop import StopOnSignal
 
 
