@@ -41,7 +41,8 @@ def attach(
                 guard_rails={"learning_rate": GuardRails(maximum=1e-3, max_relative_change=3)}
         parameters: Live parameters of the script's own: see
             :class:`trainer_agent.parameters.user.Parameter`.
-        protection: What is done about a loss that is not finite; None: nothing.
+        protection: What is done about a loss that is not finite; None: nothing. Left out of a
+            replay, whose file has what was done.
         replay: A file with the history of a run, which is applied again here; there is no control
             plane then. None: there is.
         link_factory: Makes the link to the agent; for tests and other transports.
@@ -65,6 +66,7 @@ def attach(
         from trainer_agent.replay import replay_link_factory
 
         link_factory = replay_link_factory(replay)
+        protection = None  # what it did is in the file, and nobody could resume a second pause
     callback = RuntimeParameterUpdateCallback(
         job,
         control_plane,
@@ -77,7 +79,7 @@ def attach(
     for present in handler.callbacks:
         if isinstance(present, RuntimeParameterUpdateCallback):
             asked = (job, control_plane, labels, guard_rails, parameters, protection, replay)
-            if any(asked) and present.settings() != callback.settings():
+            if replay is not None or (any(asked) and present.settings() != callback.settings()):
                 raise ValueError(
                     f"the trainer is attached already, with {present.settings()!r}, and now "
                     f"{callback.settings()!r} is asked for: attach it once"

@@ -16,7 +16,7 @@ from trainer_agent.goodbye import goodbye_at_the_latest
 from trainer_agent.harmless import harmless
 from trainer_agent.one_instance import make_only_instance
 from trainer_agent.parameters import GuardRails, LiveParameter, data
-from trainer_agent.ranks import Ranks, shared_instance_id
+from trainer_agent.ranks import Ranks, met, shared_instance_id
 from trainer_agent.run import Run
 from trainer_agent.steering import guard_rails as rails
 from trainer_agent.steering import roll_back
@@ -27,7 +27,7 @@ from trainer_agent.steering.protection import LossWatch, Protection
 from trainer_agent.steering.session import Identity, SteeringSession
 from trainer_agent.telemetry import Telemetry
 from trainer_agent.trainer_actions import TrainerActions
-from trainer_agent.trainer_view import boundary_of, meet, numbers_in, saved_state
+from trainer_agent.trainer_view import boundary_of, numbers_in, saved_state
 
 if TYPE_CHECKING:
     from transformers.trainer_callback import TrainerControl, TrainerState
@@ -165,7 +165,7 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
             state=state,
             method=identity.training_method(trainer, args),
         )
-        ranks, apart = meet(args)
+        ranks, apart = met(args.process_index, args.world_size, args)
         try:
             found = find(run, self._own_parameters)
             self._actions = TrainerActions(trainer, args)

@@ -35,8 +35,8 @@ from midcourse.control.v1 import update_pb2
 from trainer_agent import identity
 from trainer_agent.discovery import find
 from trainer_agent.optimizer_watch import OptimizerWatch
-from trainer_agent.parameters import Boundary, GuardRails, LiveParameter, Refused
-from trainer_agent.ranks import Alone, Ranks, shared_instance_id
+from trainer_agent.parameters import Boundary, GuardRails, LiveParameter
+from trainer_agent.ranks import met, shared_instance_id
 from trainer_agent.run import Run
 from trainer_agent.signals import HANDLED, Signal, handled
 from trainer_agent.steering import guard_rails as rails
@@ -127,6 +127,7 @@ class Loop:
             from trainer_agent.replay import replay_link_factory
 
             self._link_factory = replay_link_factory(replay)
+            self._protection = None  # what it did is in the file
         self._own: list[LiveParameter] = []
         self._loaded: dict[str, Any] | None = None
         self._steps = 0
@@ -358,8 +359,13 @@ class Loop:
         """Find what can be changed, go on from the loaded state, begin to look for the agent."""
         self._opened = True
         loaded = self._loaded
-        parameters, metrics = self._find()
-        ranks, apart = _meet()
+        ranks, apart = met(*_place_among_ranks())
+        try:
+            parameters, metrics = self._find()
+            ranks, instance_id, lost = shared_instance_id(ranks, identity.new_instance_id())
+        except Exception:
+            ranks.close()  # which tells the others at once
+            raise
         self._job_id = job_id = (
             self._given_job
             or (None if loaded is None else loaded["job"])
@@ -367,7 +373,6 @@ class Loop:
         )
         if self._given_job is None and ranks.rank == 0:
             logger.info("this run is job %s; watch it with: midcourse watch %s", job_id, job_id)
-        ranks, instance_id, lost = shared_instance_id(ranks, identity.new_instance_id())
         apart = apart or lost
         self._controller = controller = ParameterController(
             parameters,
@@ -432,15 +437,10 @@ class Loop:
             controller.detach()
 
 
-def _meet() -> tuple[Ranks, Refused | None]:
-    """Return the ranks of the run, and why they can not agree; None: they can."""
+def _place_among_ranks() -> tuple[int, int]:
+    """Return the number of this rank, and how many there are."""
     import torch.distributed as dist
 
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return Alone(), None
-    from trainer_agent.ranks.group import join
-
-    try:
-        return join(), None
-    except Refused as refused:
-        return Alone(), refused
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1

@@ -5,28 +5,14 @@ from __future__ import annotations
 import numbers
 from typing import TYPE_CHECKING, Any
 
-from trainer_agent.parameters import Boundary, Refused
-from trainer_agent.ranks import Alone, Apart, Ranks
+from trainer_agent.parameters import Boundary
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from transformers.trainer_callback import TrainerState
-    from transformers.training_args import TrainingArguments
 
 _NOT_METRICS = frozenset({"epoch", "step"})
-
-
-def meet(args: TrainingArguments) -> tuple[Ranks, Refused | None]:
-    """Return the ranks of the run, and why they can not agree; None: they can."""
-    if args.world_size <= 1:
-        return Alone(), None
-    from trainer_agent.ranks.group import join
-
-    try:
-        return join(args), None
-    except Refused as refused:
-        return Apart(args.process_index), refused
 
 
 def saved_state(saved: Any, key: str) -> dict[str, Any] | None:

@@ -318,7 +318,8 @@ def test_killed_at_any_point_a_run_comes_to_what_is_desired(
 
     trace = run.trace()
     assert trace == scripted_like(run, updates, tmp_path / "scripted")
-    newest = {name: value for each in updates for name, value in values_of(each).items()}
+    in_order = sorted(updates, key=lambda each: (standing(each).step, each.revision))
+    newest = {name: value for each in in_order for name, value in values_of(each).items()}
     effective = {each.parameter: each.value for each in reversed(job.effective.parameters)}
     for name in newest.keys() - {"learning_rate"}:
         value = effective[name]

@@ -509,6 +509,13 @@ def test_names_for_the_same_thing_move_one_another_at_one_boundary(together: boo
     assert model.used[3].batches == (4, 4, 4)
 
 
+def test_who_thinks_better_of_a_change_that_waits_is_not_overruled_by_it(tmp_path: Path) -> None:
+    """The first can not begin at once, the second can: what was asked for last is what stays."""
+    arriving = [deliver(1, Set(ACCUMULATION, 4)), deliver(2, Set(ACCUMULATION, 1))]
+    ran = run(Script(False, {1: arriving}, []), tmp_path)
+    assert ran.witness.used[-1].values[ACCUMULATION] == 1
+
+
 @pytest.mark.parametrize(
     ("paused_at", "change", "first_step"),
     [(1, Set(ACCUMULATION, 4), 3), (2, Set(BATCH, 2), 4)],

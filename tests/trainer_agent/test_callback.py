@@ -4,7 +4,6 @@ import json
 import logging
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,9 +18,9 @@ from trainer_agent import RuntimeParameterUpdateCallback, attach
 from trainer_agent import callback as callback_module
 from trainer_agent.identity import DEFAULT_CONTROL_PLANE
 from trainer_agent.link.steps import StepBatch
+from trainer_agent.ranks import met
 from trainer_agent.steering.controller import ParameterController
 from trainer_agent.steering.session import SteeringSession
-from trainer_agent.trainer_view import meet
 
 
 @pytest.fixture(autouse=True)
@@ -323,8 +322,7 @@ def test_ranks_that_can_not_agree_are_watched_and_not_steered(
     script = LinkScript({3: [delivery(1, set_change(0.01))]})
     trainer = plain_trainer(tmp_path)
     attach(trainer, "job", link_factory=script)
-    two: Any = SimpleNamespace(world_size=2, ddp_timeout=1, process_index=0)
-    monkeypatch.setattr(callback_module, "meet", lambda _: meet(two))
+    monkeypatch.setattr(callback_module, "met", lambda *_: met(0, 2))
     trainer.train()
     hello = script.link.first_hello
     assert hello is not None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from midcourse.link.v1 import link_pb2
 from trainer_agent.parameters import Refused
@@ -127,6 +127,27 @@ class Apart(Alone):
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
+
+
+def met(rank: int, size: int, args: Any = None) -> tuple[Ranks, Refused | None]:
+    """Meet the other ranks of the run.
+
+    Args:
+        rank: Number of this rank.
+        size: How many there are.
+        args: The run's ``TrainingArguments``; None: a raw loop.
+
+    Returns:
+        The ranks, and why they can not agree; None: they can.
+    """
+    if size <= 1:
+        return Alone(), None
+    from trainer_agent.ranks.group import join
+
+    try:
+        return join(args), None
+    except Refused as refused:
+        return Apart(rank), refused
 
 
 def shared_instance_id(ranks: Ranks, mine: str) -> tuple[Ranks, str, Refused | None]:

@@ -23,7 +23,7 @@ from tests.support.scripted_link import (
     set_change,
 )
 from tests.support.tiny_runs import run
-from trainer_agent import attach
+from trainer_agent import Protection, attach
 from trainer_agent.replay import ReplayLink, replay_link_factory
 from trainer_agent.steering.links import LinkFactory
 
@@ -184,6 +184,16 @@ def test_the_file_is_read_before_training(tmp_path: Path) -> None:
     path = recipe_of(tmp_path, [{"step": 3}])
     with pytest.raises(ValueError, match=r"recipe\.yaml:1:.*updates\[0\]: an update needs changes"):
         replay_link_factory(path)
+
+
+def test_it_is_asked_for_at_once_and_goes_without_protection(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("version: 1\nupdates: []\n")
+    trainer = plain_trainer(tmp_path)
+    callback = attach(trainer, replay=file, protection=Protection(on_nonfinite_loss="pause"))
+    assert callback.settings()["protection"] is None
+    with pytest.raises(ValueError, match="attached already"):
+        attach(trainer, replay=file)
 
 
 def test_waiting_is_only_waiting(tmp_path: Path) -> None:
