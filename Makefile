@@ -13,12 +13,14 @@ PROTO_INPUTS := $(shell find protos/midcourse -name __pycache__ -prune -o \( -na
 METHOD ?= sft
 # The model that `make demo-chat` asks; by default one that there is a key for, else a tiny local one.
 MODEL ?=
+# Tests wait for processes much of their time, so there are more of them than processors.
+WORKERS := -n 3 --dist loadfile
 # More arguments for pytest, the demo or the benchmarks: make test ARGS='-k learning_rate'
 ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo demo-chat test lint lint-code lint-types lint-imports lint-protos format \
+.PHONY: help setup demo demo-chat test test-long lint lint-code lint-types lint-imports lint-protos format \
 	protos bench bench-quick lock clean distclean
 
 help: ## List the targets
@@ -37,7 +39,10 @@ demo-chat: $(SETUP) ## Ask a model about a run with a spike in it (MODEL=...)
 	@$(BIN)/python -m examples.demo_chat --model "$(MODEL)" $(ARGS)
 
 test: $(SETUP) ## Run the tests (ARGS='-k name' for some of them, ARGS='-n 0' in one process)
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest $(WORKERS) -m 'not long' $(ARGS)
+
+test-long: $(SETUP) ## Run all tests, those too that only vary others
+	@$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
 lint: lint-code lint-types lint-imports lint-protos ## Check code, types, imports and protos (-k: all in spite of errors)
 

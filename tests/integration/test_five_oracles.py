@@ -114,7 +114,15 @@ def test_without_updates_a_run_is_as_without_the_callback(
 
 @pytest.mark.parametrize(
     ("method", "values"),
-    [pytest.param(method, values, id=f"{method}-{name}") for method, name, values in CASES],
+    [
+        pytest.param(
+            method,
+            values,
+            id=f"{method}-{name}",
+            marks=() if name == "all at once" else pytest.mark.long,
+        )
+        for method, name, values in CASES
+    ],
 )
 def test_a_change_is_what_a_script_does_and_outlives_an_interruption(
     method: str,

@@ -22,7 +22,7 @@ from tests.support.tiny_runs import AtStep, set_with_torch
 
 JOB = "pipeline"
 STEPS = 360
-STEP_SECONDS = 0.01
+STEP_SECONDS = 0.05  # long enough for all kills and restarts to fit into the run
 _OPEN = {update_pb2.UPDATE_STATE_PENDING, update_pb2.UPDATE_STATE_DELIVERED}
 
 

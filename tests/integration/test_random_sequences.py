@@ -512,8 +512,21 @@ def test_names_for_the_same_thing_move_one_another_at_one_boundary(together: boo
 def test_who_thinks_better_of_a_change_that_waits_is_not_overruled_by_it(tmp_path: Path) -> None:
     """The first can not begin at once, the second can: what was asked for last is what stays."""
     arriving = [deliver(1, Set(ACCUMULATION, 4)), deliver(2, Set(ACCUMULATION, 1))]
-    ran = run(Script(False, {1: arriving}, []), tmp_path)
+    script = Script(False, {1: arriving}, [])
+    ran = run(script, tmp_path)
     assert ran.witness.used[-1].values[ACCUMULATION] == 1
+    (superseded,) = [each.rejected for each in ran.link.outcomes if each.revision == 1]
+    assert (superseded.reason, superseded.parameter) == ("SUPERSEDED", ACCUMULATION)
+    assert "update 2" in superseded.message
+    assert go_through(script).ended[2].how == "applied"
+
+
+def test_what_is_scheduled_for_a_later_step_is_not_superseded() -> None:
+    """Who names a step means it, whatever else is changed before."""
+    arriving = [deliver(1, Set(ACCUMULATION, 3), at_step=7), deliver(2, Set(ACCUMULATION, 1))]
+    model = go_through(Script(False, {1: arriving}, []))
+    assert {each.how for each in model.ended.values()} == {"applied"}
+    assert model.used[-1].values[ACCUMULATION] == 3
 
 
 @pytest.mark.parametrize(

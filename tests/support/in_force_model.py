@@ -286,6 +286,19 @@ class Model:
             self._before_unverified = copy.deepcopy(self._values)
         self._values = after
         self._begin(asked, moved)
+        self._supersede(asked)
+
+    def _supersede(self, newer: Asked) -> None:
+        """Reject what is older, waits for its boundary alone, and would go over what is newer."""
+        changed = {change.parameter for change in newer.changes}
+        for revision in sorted(self._held):
+            older = self._held[revision]
+            scheduled = (older.at_step or 0) > self._values.step + 1
+            if revision < newer.revision and not scheduled:
+                for change in older.changes:
+                    if change.parameter in changed:
+                        self._reject(revision, Impossible("SUPERSEDED", change.parameter))
+                        break
 
     def _begin(self, asked: Asked, moved: dict[str, tuple[Any, Any]]) -> None:
         entry = _InForce(asked, self._values.step + 1, moved)

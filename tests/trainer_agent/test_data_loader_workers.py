@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-FORKS = 100
+FORKS = 40
 
 RUN = """
 import json, multiprocessing, os, sys, warnings
@@ -37,7 +37,7 @@ def link(**options):
     return links[-1]
 
 trainer = plain_trainer(
-    Path(sys.argv[1]), train_dataset=Points(8), dataloader_num_workers=2, max_steps=100
+    Path(sys.argv[1]), train_dataset=Points(8), dataloader_num_workers=2, max_steps=40
 )
 attach(trainer, "workers", control_plane="127.0.0.1:1", link_factory=link)
 pid = []
@@ -57,7 +57,7 @@ print(json.dumps({
 """
 
 
-def test_a_hundred_forks_none_dies_none_hangs(tmp_path: Path) -> None:
+def test_of_many_forks_none_dies_and_none_hangs(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", RUN, str(tmp_path / "run")],
         env={
@@ -78,7 +78,7 @@ def test_a_hundred_forks_none_dies_none_hangs(tmp_path: Path) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(agent, signal.SIGKILL)  # it would try to reach its control plane for a while
     assert result["forks"] >= FORKS
-    assert result["steps"] == 100
+    assert result["steps"] == 40
     # The workers had copies of the connection: it is the same one all the way.
     assert len(result["agents"]) == 1
     assert result["without_agent"] == 0

@@ -22,7 +22,7 @@ from trainer_agent.parameters.base import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 _LEARNING_RATE: Final = "learning_rate"
 
@@ -59,7 +59,10 @@ class UndoError(RuntimeError):
 
 
 def apply_all(
-    parameters: Mapping[str, LiveParameter], changes: Sequence[Change], boundary: Boundary
+    parameters: Mapping[str, LiveParameter],
+    changes: Sequence[Change],
+    boundary: Boundary,
+    check_following: Callable[[Change], None] | None = None,
 ) -> list[Applied]:
     """Make all changes in order, or none.
 
@@ -69,13 +72,16 @@ def apply_all(
         parameters: The live parameters by name.
         changes: What to change.
         boundary: Where the run stands.
+        check_following: Raises ``Refused`` where the learning rate must not follow with this
+            change, which nobody asked for by itself; None: it always may.
 
     Returns:
         What was done, in the order of ``changes``. A change that took the learning rate with it is
         followed by a ``Multiply`` of that.
 
     Raises:
-        ChangeFailed: One change was refused or failed; nothing has changed.
+        ChangeFailed: One change was refused or failed; nothing has changed. Where the learning
+            rate must not follow, the culprit is its change.
         UndoError: One change failed and another one could not be taken back.
     """
     done: list[tuple[LiveParameter, Applied]] = []
@@ -84,13 +90,23 @@ def apply_all(
             done.append(_apply(parameters, change, boundary))
             following = _coupled(change, done[-1][1])
             if following is not None:
+                if check_following is not None:
+                    _check_following(check_following, following, index)
                 done.append(_apply(parameters, following, boundary))
         except Exception as error:
             _undo_all(done, error)
-            if isinstance(error, UndoError):  # what failed is itself still in force
+            # What is stuck is itself still in force; a failed change names its culprit already.
+            if isinstance(error, UndoError | ChangeFailed):
                 raise
             raise ChangeFailed(index, change, _as_refusal(change, error)) from error
     return [applied for _, applied in done]
+
+
+def _check_following(check: Callable[[Change], None], following: Change, index: int) -> None:
+    try:
+        check(following)
+    except Refused as refused:
+        raise ChangeFailed(index, following, refused) from refused
 
 
 def _apply(

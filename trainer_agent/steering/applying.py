@@ -111,6 +111,7 @@ class Applier:
         checkpoint = ""
         stuck: UndoError | None = None
         problem = None
+        intact = in_force.intact()
         try:
             if held.action is ActionKind.ROLL_BACK:
                 # The changes are made where the run has gone back to; here nothing would use them.
@@ -139,7 +140,7 @@ class Applier:
         done = held.action is None or self.actions.begin(held.action)
         if held.action is ActionKind.STOP:
             self.take_back_unused(boundary, in_force)
-        in_force.add(replace(held, action=None) if done else held, applied, boundary)
+        in_force.add(replace(held, action=None) if done else held, applied, boundary, intact)
         return None
 
     def take_back_unused(self, boundary: Boundary, in_force: InForce) -> None:

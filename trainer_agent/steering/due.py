@@ -84,6 +84,29 @@ class DueUpdates:
             found = self._applier.apply(held, boundary, self._in_force)
             if found is not None:
                 self._reject(held, found, boundary)
+            elif not self._applier.ending:
+                self._supersede(held, boundary)
+
+    def _supersede(self, newer: Held, boundary: Boundary) -> None:
+        """Reject what was asked for earlier and would go over what was applied just now.
+
+        Only what waits for a boundary of its parameters: what was asked for a later step is still
+        meant for that. All ranks hold the same, and so come to the same.
+        """
+        for revision in self._held:
+            if revision >= newer.update.revision:
+                break
+            older = self._held[revision]
+            name = older.in_common(newer)
+            if name is None or older.due_step > boundary.next_step:
+                continue
+            self._held.discard(revision)
+            message = (
+                f"update {newer.update.revision}, which is newer, changed {name} for step "
+                f"{boundary.next_step} while this one waited for a boundary where it can be "
+                "applied; nothing of this one was done: send again what is still wanted of it"
+            )
+            self._reject(older, Problem("SUPERSEDED", message, name), boundary)
 
     def _reject(self, held: Held, problem: Problem, boundary: Boundary) -> None:
         if held.result is not None:

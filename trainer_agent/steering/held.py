@@ -88,6 +88,15 @@ class Held:
             return 0
         return self.due_step if self.max_step is None else min(self.due_step, self.max_step + 1)
 
+    def in_common(self, other: Held) -> str | None:
+        """Return a parameter that both change, in the same group; None: there is none."""
+        for mine in self.changes:
+            for its in other.changes:
+                same_group = mine.group == its.group or None in {mine.group, its.group}
+                if mine.parameter == its.parameter and same_group:
+                    return mine.parameter
+        return None
+
 
 class HeldUpdates:
     """The updates that wait, and whether it is worth looking at them."""
@@ -102,6 +111,9 @@ class HeldUpdates:
 
     def __contains__(self, revision: int) -> bool:
         return revision in self._held
+
+    def __getitem__(self, revision: int) -> Held:
+        return self._held[revision]
 
     def __len__(self) -> int:
         return len(self._held)

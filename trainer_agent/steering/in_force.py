@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from midcourse.agent.v1 import session_pb2
@@ -13,7 +14,7 @@ from trainer_agent.steering.actions import ActionKind
 from trainer_agent.steering.unverified import Unverified
 
 if TYPE_CHECKING:
-    from trainer_agent.parameters import Applied, Boundary, LiveParameter, Reading
+    from trainer_agent.parameters import Applied, Boundary, LiveParameter, Reading, Value
     from trainer_agent.steering.held import Held
     from trainer_agent.steering.lineage import Lineage
     from trainer_agent.steering.settling import Settlements
@@ -69,8 +70,26 @@ class InForce:
 
     # At a boundary.
 
-    def add(self, held: Held, applied: Sequence[Applied], boundary: Boundary) -> Unverified:
-        """Note that an update was applied here; its action, if any, is still to be carried out."""
+    def intact(self) -> set[str]:
+        """Return the parameters that are as the updates have left them that no step has used."""
+        newest = {name: each for entry in self._unverified for name, each in entry.applied.items()}
+        return {name for name, each in newest.items() if self._now(name) == each.new.by_group}
+
+    def add(
+        self,
+        held: Held,
+        applied: Sequence[Applied],
+        boundary: Boundary,
+        intact: Collection[str] = (),
+    ) -> Unverified:
+        """Note that an update was applied here; its action, if any, is still to be carried out.
+
+        Args:
+            held: The update.
+            applied: What it changed.
+            boundary: Where the run stands.
+            intact: What ``intact`` returned before: if it is otherwise now, this update did that.
+        """
         update = held.update
         message = update_pb2.Applied(
             step=boundary.next_step,
@@ -93,6 +112,7 @@ class InForce:
             self._ticking[name] = self._parameters[name]
         if applied:
             self._unverified.append(entry)
+            self._read_back({*intact, *entry.applied})
         elif held.action is not None:
             self._acting.append(entry)
         else:
@@ -208,6 +228,27 @@ class InForce:
         self._ticking[name] = self._parameters[name]
 
     # Within.
+
+    def _now(self, name: str) -> Mapping[str, Value | None] | None:
+        parameter = self._parameters.get(name)
+        try:
+            return None if parameter is None else parameter.read().by_group
+        except Exception:  # noqa: BLE001 - it is read again for its verification, which fails then
+            return None
+
+    def _read_back(self, names: Collection[str]) -> None:
+        """Expect of the next step what is in force after the last change.
+
+        Two names may stand for one thing, as those of the accumulation do: the later change then
+        went over the earlier one, which was applied all the same.
+        """
+        for name in names:
+            now = self._now(name)
+            for entry in self._unverified:
+                each = entry.applied.get(name)
+                # A group that is gone, or all of them, is a deviation, and nothing to expect.
+                if each is not None and now is not None and now.keys() == each.new.by_group.keys():
+                    entry.applied[name] = replace(each, new=replace(each.new, by_group=now))
 
     def _verify(self, boundary: Boundary) -> None:
         unverified, self._unverified = self._unverified, []

@@ -76,15 +76,18 @@ class Transactions:
             ChangeFailed: One was refused or failed; nothing has changed.
             UndoError: One failed, and another could not be taken back.
         """
-        for index, change in enumerate(changes):
+
+        def check(change: Change) -> None:
             parameter = self._parameters.get(change.parameter)
-            if parameter is None:
-                continue  # says so when it is applied
-            try:
+            if parameter is not None:  # what there is not is refused when it is applied
                 self._check_rails(change, parameter, author, force=force)
+
+        for index, change in enumerate(changes):
+            try:
+                check(change)
             except Refused as refused:
                 raise ChangeFailed(index, change, refused) from refused
-        applied = apply_all(self._parameters, changes, boundary)
+        applied = apply_all(self._parameters, changes, boundary, check_following=check)
         for index, each in enumerate(applied):
             rails = self._rails.get(each.change.parameter)
             if rails is None:

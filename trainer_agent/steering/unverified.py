@@ -32,7 +32,7 @@ class Unverified:
     """What will be reported once it is confirmed."""
     boundary: Boundary
     """Where it was applied."""
-    applied: Mapping[str, Applied]
+    applied: dict[str, Applied]
     """The last change that it made of each parameter; empty: none."""
     undo: tuple[Applied, ...] = ()
     """All that it did, in order; empty where it came with a checkpoint."""

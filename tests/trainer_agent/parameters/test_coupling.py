@@ -15,7 +15,18 @@ from tests.trainer_agent.parameters.data_runs import (
     set_to,
     train,
 )
-from trainer_agent.parameters import Change, Coupling, Multiply, Set
+from trainer_agent.parameters import (
+    Applied,
+    Boundary,
+    Change,
+    ChangeFailed,
+    Coupling,
+    Multiply,
+    Reading,
+    Refused,
+    Set,
+    apply_all,
+)
 
 ARGS: dict[str, Any] = {
     "gradient_accumulation_steps": 4,
@@ -94,3 +105,33 @@ def test_nothing_else_can_be_coupled(tmp_path: Path) -> None:
     assert refused.reason == "UNSUPPORTED_COUPLING"
     assert ACCUMULATION in refused.message
     assert set(run.steer.rates) == {0.1}
+
+
+def test_a_rate_that_must_not_follow_takes_the_batch_size_back() -> None:
+    class Size:
+        couples = True
+        value = 4.0
+
+        def __getattr__(self, name: str) -> Any:
+            raise NotImplementedError(name)
+
+        def apply(self, change: Change, boundary: Boundary) -> Applied:
+            assert isinstance(change, Set)
+            old, self.value = self.value, float(change.value)
+            return Applied(change, boundary, Reading({"": old}), Reading({"": self.value}), old)
+
+        def undo(self, applied: Applied) -> None:
+            assert isinstance(applied.before, float)
+            self.value = applied.before
+
+    def refuse(change: Change) -> None:
+        raise Refused("PARAMETER_FROZEN", f"{change.parameter} is frozen", value_in_force=0.1)
+
+    size: Any = Size()
+    rate: Any = object()  # which nothing is asked of
+    changes = [Set("size", 4.0), Set("size", 8.0, coupling=Coupling.LINEAR)]
+    with pytest.raises(ChangeFailed, match="learning_rate is frozen") as failed:
+        apply_all({"size": size, "learning_rate": rate}, changes, Boundary(4, 10), refuse)
+    assert (failed.value.index, failed.value.change) == (1, Multiply("learning_rate", 2.0))
+    assert (failed.value.reason, failed.value.value_in_force) == ("PARAMETER_FROZEN", 0.1)
+    assert size.value == 4.0

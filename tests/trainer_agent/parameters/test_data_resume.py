@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import TrainerCallback
 
 from tests.trainer_agent.parameters.data_runs import (
     ACCUMULATION,
@@ -55,6 +56,25 @@ def test_resumed_is_as_uninterrupted(name: str, tmp_path: Path) -> None:
         assert resumed.seen == whole.seen[sum(whole.steer.chunks[:step]) :]
         assert resumed.trainer.state.max_steps == whole.trainer.state.max_steps
         resumed.assert_same(whole)
+
+
+def test_data_in_hand_is_taken_again_by_a_run_resumed_from_there(tmp_path: Path) -> None:
+    """A run that is held in front of a step saves with the data of that step taken."""
+    args: dict[str, Any] = {"gradient_accumulation_steps": 4, "save_strategy": "no"}
+    trainer, steer = build(tmp_path, {2: [set_to(ACCUMULATION, 2)]}, **args)
+    model: Any = trainer.model
+
+    class Save(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 4:
+                trainer._save_checkpoint(model, trial=None)
+
+    trainer.add_callback(Save())
+    trainer.train()
+    checkpoint = str(tmp_path / "checkpoint-4")
+    resumed = train(tmp_path / "again", resume=checkpoint, **args)
+    assert resumed.steer.chunks == steer.chunks[4:]
+    assert resumed.seen == model.seen[sum(steer.chunks[:4]) :]
 
 
 def test_without_a_change_the_checkpoint_holds_nothing_of_it(tmp_path: Path) -> None:

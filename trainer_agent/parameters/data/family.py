@@ -313,7 +313,7 @@ class PerDeviceBatchSize(_DataParameter):
 
     def opens(self, change: Change, boundary: Boundary) -> bool:
         """Say whether an epoch ends here."""
-        return self._flow is None or self._flow.position.ends_epoch
+        return self._flow is None or self._flow.ends_epoch
 
 
 def _refuse_accumulation(parameter: _DataParameter, flow: DataFlow, accumulation: int) -> None:
@@ -325,8 +325,8 @@ def _refuse_accumulation(parameter: _DataParameter, flow: DataFlow, accumulation
     here, state = flow.position, flow.trainer.state
     left = state.max_steps - state.global_step
     if here.length is None:
-        horizon = flow.steps_in_epoch
-        if horizon % accumulation and here.consumed + left * accumulation > horizon:
+        horizon, to_come = flow.steps_in_epoch, left - flow.in_hand
+        if horizon % accumulation and here.consumed + to_come * accumulation > horizon:
             raise Refused(
                 "NOT_ALIGNED",
                 f"the data has no known length, and transformers ends its plan after {horizon} "

@@ -62,6 +62,9 @@ class DataFlow:
         self.resumed: SavedFlow | None = None
         """Where the checkpoint that the run goes on from stands; None: nothing was changed."""
         self.position = Position(0, 0, None)
+        """Where the next update that has no micro-batches yet begins."""
+        self._done = self.position
+        self._taken_at: int | None = None
         self.steps_in_epoch = 0
         """Micro-batches of an epoch as transformers takes them, also where it does not know."""
         self.loader: Any = None
@@ -108,8 +111,23 @@ class DataFlow:
         """Whether somebody else changed how many steps the run has."""
         return bool(self.trainer.state.max_steps != self.max_steps)
 
+    @property
+    def in_hand(self) -> bool:
+        """Whether the next update has its micro-batches already: it can not have others.
+
+        A run that is held may be held right before a step, with the data of that step taken.
+        """
+        return self._taken_at is not None and self._taken_at == self.trainer.state.global_step
+
+    @property
+    def ends_epoch(self) -> bool:
+        """Whether all of the epoch has been used."""
+        return self.position.ends_epoch and not self.in_hand
+
     def opens(self, accumulation: int) -> bool:
         """Say whether the next update may begin with this accumulation."""
+        if self.in_hand:
+            return False
         if self.position.ends_epoch:
             return True
         aligned = chunking.opens(self.position, accumulation, self.generation)
@@ -117,7 +135,7 @@ class DataFlow:
 
     def updates_until_open(self, accumulation: int) -> int:
         """Return how many updates run before one may begin with this accumulation."""
-        return chunking.updates_until_open(
+        return int(self.in_hand) + chunking.updates_until_open(
             self.position, self.sizes.accumulation, accumulation, self.generation
         )
 
@@ -143,7 +161,9 @@ class DataFlow:
         if not self.opens(accumulation):
             raise Refused(
                 "NOT_AT_BOUNDARY",
-                f"{self.position.consumed} micro-batches of the epoch have been used, and an "
+                "the next update has its micro-batches already"
+                if self.in_hand
+                else f"{self.position.consumed} micro-batches of the epoch have been used, and an "
                 f"update of {accumulation} can not begin there",
                 value_in_force=args.gradient_accumulation_steps,
             )
@@ -159,7 +179,7 @@ class DataFlow:
         trainer, old = self.trainer, self.sizes
         if per_device == old.per_device:
             return
-        if not self.position.ends_epoch:
+        if not self.ends_epoch:
             raise Refused(
                 "NOT_AT_BOUNDARY",
                 "the batch size can change only where an epoch ends",
@@ -230,6 +250,18 @@ class DataFlow:
             follow_stretched(self.trainer.lr_scheduler, stretch)
 
     # ---- Training begins, ends, goes on ----
+
+    def begin_epoch(self, position: Position) -> None:
+        """Note where in its data an epoch begins, before any of it is taken."""
+        self.position, self._taken_at = position, None
+        self.asked = self.got = self.sizes.accumulation
+
+    def take(self, asked: int, got: int) -> None:
+        """Note how many micro-batches the next update was to get, and got."""
+        here = self.position
+        self.asked, self.got = asked, got
+        self._done, self.position = here, here._replace(consumed=here.consumed + got)
+        self._taken_at = self.trainer.state.global_step if got else None
 
     def begin(self, saved: SavedFlow | None) -> None:
         """Begin training anew, or where a checkpoint stands, before its loader is built."""
@@ -314,8 +346,10 @@ class DataFlow:
         trainer = self.trainer
         if self.plan is None or not (self.changed or self.steps_moved):
             return None
-        here = self.position.normalised(self._next_length)
-        if trainer.control.should_epoch_stop and here == self.position:
+        # What is in hand only is not used: a resumed run takes it again.
+        used = self._done if self.in_hand else self.position
+        here = used.normalised(self._next_length)
+        if trainer.control.should_epoch_stop and here == used:
             here = Position(here.epoch + 1, 0, self._next_length)
         return SavedFlow(
             sizes=self.sizes,

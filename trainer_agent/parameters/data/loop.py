@@ -181,10 +181,7 @@ class WrappedLoop:
                     self._spent = _Spent(flow.got)
                 return self._spent, None
             samples, items = original(epoch_iterator, count, *args, **kwargs)
-            got = len(samples)
-            here = flow.position
-            flow.asked, flow.got = count, got
-            flow.position = Position(here.epoch, here.consumed + got, here.length)
+            flow.take(count, len(samples))
             self._begun += 1
             return samples, items
 
@@ -211,8 +208,7 @@ class WrappedLoop:
         )
         skipped = arguments["steps_trained_in_current_epoch"] if resumed else 0
         length = None if flow.position.length is None else arguments["steps_in_epoch"]
-        flow.position = Position(arguments["epoch"], skipped, length)
-        flow.asked = flow.got = accumulation
+        flow.begin_epoch(Position(arguments["epoch"], skipped, length))
         if length is None:
             if flow.changed:
                 arguments["steps_in_epoch"] = flow.steps_in_epoch = self._horizon(accumulation)
