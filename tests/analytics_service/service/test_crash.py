@@ -48,7 +48,7 @@ from tests.support.processes import Process, free_port
 _log = structlog.get_logger(__name__)
 
 LIMIT = Decimal(5)
-STALLED = RetryPolicy(attempts=200, initial=0.05, maximum=0.1)
+STALLED = RetryPolicy(attempts=1000, initial=0.05, maximum=0.1)
 """For calls to a service that is just starting."""
 ONCE = RetryPolicy(attempts=1)
 
@@ -92,7 +92,7 @@ serve(AnalyticsSettings({options[2:]}))""",
         )
 
     def client(self) -> AsyncClient:
-        return AsyncClient(f"127.0.0.1:{self.port}", timeout=30.0, retry=STALLED)
+        return AsyncClient(f"127.0.0.1:{self.port}", timeout=90.0, retry=STALLED)
 
 
 @pytest.fixture
