@@ -22,7 +22,7 @@ from tests.integration.steered_run import newest_whole_checkpoint
 from tests.support.plain_trainer import Points, plain_trainer
 from trainer_agent import attach
 
-SAMPLES = 4_096
+SAMPLES = 16_384
 """So many that a run stays within one epoch, where a plain script may change the accumulation."""
 
 

@@ -24,6 +24,7 @@ from midcourse.control.v1 import control_pb2 as api
 from midcourse.control.v1 import job_pb2, update_pb2
 from midcourse.control.v1.control_pb2_grpc import ControlPlaneServiceStub
 from tests.integration.killed_run import Order, read_trace, scripted, train
+from tests.integration.steered_run import newest_whole_checkpoint
 from tests.support.forked import Forked
 from tests.support.midcourse_command import Midcourse
 from tests.support.plain_scripts import write
@@ -100,6 +101,15 @@ class Plane:
 
         return until(all_settled, f"every update of {job} settled")
 
+    def instance(self, job: str, unlike: str = "") -> str:
+        """Wait until a process of the job is known, other than one; return its id."""
+
+        def known() -> str | None:
+            found = self.job(job)
+            return found.session.instance_id if found is not None else None
+
+        return until(lambda: known() if known() not in {"", unlike} else None, "the process")
+
     def in_state(self, job: str, state: job_pb2.JobState.ValueType) -> job_pb2.Job:
         """Wait until a job is in a state."""
 
@@ -155,14 +165,9 @@ class Run:
 
         until(there, f"step {step}")
 
-    def checkpoint(self) -> int:
-        """Wait until there is one; return the steps done at the newest."""
-
-        def newest() -> int | None:
-            found = self.order.directory.glob("checkpoint-*/trainer_state.json")
-            return max((int(each.parent.name.rpartition("-")[2]) for each in found), default=None)
-
-        return until(newest, "a checkpoint")
+    def resumes_from(self) -> int:
+        """Steps done at the checkpoint that it would go on from; 0: there is none."""
+        return int((newest_whole_checkpoint(self.order.directory) or "-0").rpartition("-")[2])
 
 
 @pytest.fixture(scope="module")
@@ -226,9 +231,12 @@ def values_of(update: update_pb2.Update) -> dict[str, Any]:
 
 
 def scripted_like(
-    run: Run, updates: list[update_pb2.Update], directory: Path
+    run: Run, updates: list[update_pb2.Update], directory: Path, last: int | None = None
 ) -> dict[int, dict[str, Any]]:
-    """The trace of a plain script that makes the changes where the control plane says they were."""
+    """The trace of a plain script that makes the changes where the control plane says they were.
+
+    It goes on to the run's end, or until a last step.
+    """
     at: dict[int, list[Mapping[str, Any]]] = {}
     for update in sorted(updates, key=lambda each: (standing(each).step, each.revision)):
         if update.spec.changes:
@@ -237,6 +245,7 @@ def scripted_like(
     def script(trainer: Any, step: int) -> None:
         for values in at.get(step, []):
             write(trainer, values)
+        trainer.control.should_training_stop |= step == last
 
     torch.set_num_threads(1)
     order = dataclasses.replace(
@@ -266,14 +275,54 @@ def replayed(run: Run, forked: Forked, tmp_path: Path) -> dict[int, dict[str, An
     return read_trace(directory)
 
 
-@pytest.mark.long  # on a busy machine the run may end before the last updates have come to it
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """A process of a run, and the checkpoint that it went on from."""
+
+    instance: str
+    checkpoint: int
+    """Steps done there; 0: it began anew."""
+
+
+def stands(update: update_pb2.Update, starts: list[Start]) -> bool:
+    """Whether an application is in the run as it is now: no kill undid it.
+
+    What was applied at the boundary at which a checkpoint was saved is in it, but not what a
+    process that went on from that checkpoint applied first.
+    """
+    last = standing(update)
+    own = next((each for each in starts if each.instance == last.instance_id), None)
+    if own is None:
+        return False
+    return all(
+        last.step <= later.checkpoint + (later.checkpoint != own.checkpoint)
+        for later in starts[starts.index(own) + 1 :]
+    )
+
+
+def gave_way(update: update_pb2.Update, there: list[update_pb2.Update]) -> bool:
+    """Whether it waited for its boundary, at least after a kill, when a newer one came to its."""
+    waited = update.rejected.reason == "SUPERSEDED" or update.HasField("applied")
+    newer = [each for each in there if each.revision > update.revision]
+    return (
+        waited
+        and values_of(update).keys() == {ACCUMULATION}
+        and any(values_of(each).keys() == {ACCUMULATION} for each in newer)
+    )
+
+
+ACCUMULATION = "gradient_accumulation_steps"
+"""Waits for a boundary of its own, so that it is sent by itself."""
+
+
 @pytest.mark.timeout(240)
 def test_killed_at_any_point_a_run_comes_to_what_is_desired(
     begin: Callable[..., Run], plane: Plane, forked: Forked, tmp_path: Path
 ) -> None:
     drawn = random.Random(11)
-    run = begin(max_steps=160, save_steps=20)
+    run = begin(max_steps=1_500, save_steps=20)
     asked: list[int] = []
+    starts = [Start(plane.instance(run.job), 0)]
 
     def send() -> None:
         values: dict[str, float] = {"learning_rate": drawn.uniform(0.005, 0.02)}
@@ -281,9 +330,17 @@ def test_killed_at_any_point_a_run_comes_to_what_is_desired(
             values["weight_decay"] = drawn.uniform(0.05, 0.5)
         if drawn.random() < 0.5:
             values["max_grad_norm"] = drawn.uniform(0.05, 1.0)
-        if drawn.random() < 0.4:
-            values["gradient_accumulation_steps"] = drawn.randint(1, 4)
         asked.append(plane.ask(run.job, *changes_of(values)))
+        if drawn.random() < 0.4:
+            values = {ACCUMULATION: drawn.randint(1, 4)}
+            asked.append(plane.ask(run.job, *changes_of(values)))
+
+    def come_to_what_is_desired() -> list[update_pb2.Update] | None:
+        updates = plane.updates(run.job)
+        there = [each for each in updates if each.HasField("applied") and stands(each, starts)]
+        if all(each in there or gave_way(each, there) for each in updates):
+            return there
+        return None
 
     for kill, at in enumerate(sorted(drawn.sample(range(12, 130), 4))):
         done = max(run.trace(), default=0)
@@ -293,22 +350,22 @@ def test_killed_at_any_point_a_run_comes_to_what_is_desired(
         run.reaches(at)
         send()
         if kill < 3:
-            plane.wait(run.job, asked[-1])
+            until(lambda: plane.updates(run.job)[-1].state not in _OPEN, "the last one settled")
         # else it is on its way while the trainer dies
         run.kill()
         if drawn.random() < 0.5:
             send()  # while there is no trainer
+        checkpoint = run.resumes_from()
         run.start()
-    run.reaches(140)
+        starts.append(Start(plane.instance(run.job, unlike=starts[-1].instance), checkpoint))
+    updates = until(come_to_what_is_desired, "what is desired")
+    run.reaches(max(standing(each).step for each in updates) + 3)
+    stopped = plane.wait(run.job, plane.ask(run.job, action=stop()))
     run.end()
 
-    updates = plane.settled(run.job)
-    assert [each.revision for each in updates] == asked
     job = plane.in_state(run.job, job_pb2.JOB_STATE_FINISHED)
-    assert {each.WhichOneof("outcome") for each in updates} == {"applied"}
+    assert [each.revision for each in plane.settled(run.job)] == [*asked, stopped.revision]
     assert any(each.reapplied for each in updates), "a kill has to undo something"
-    steps = [standing(each).step for each in updates]
-    assert all(1 < step <= 160 for step in steps)
     for update in updates:
         applications = [update.applied, *update.reapplied]
         assert len({each.instance_id for each in applications}) == len(applications)
@@ -318,14 +375,16 @@ def test_killed_at_any_point_a_run_comes_to_what_is_desired(
                 assert getattr(each.new_value, kind) == values_of(update)[each.parameter]
 
     trace = run.trace()
-    assert trace == scripted_like(run, updates, tmp_path / "scripted")
+    last = max(trace)
+    assert last == stopped.applied.step - 1
+    assert trace == scripted_like(run, updates, tmp_path / "scripted", last)
     in_order = sorted(updates, key=lambda each: (standing(each).step, each.revision))
     newest = {name: value for each in in_order for name, value in values_of(each).items()}
     effective = {each.parameter: each.value for each in reversed(job.effective.parameters)}
     for name in newest.keys() - {"learning_rate"}:
         value = effective[name]
         assert getattr(value, str(value.WhichOneof("kind"))) == newest[name]
-    assert job.effective.revision == job.desired.revision == asked[-1]
+    assert job.effective.revision == job.desired.revision == stopped.revision
     assert replayed(run, forked, tmp_path) == trace
 
 

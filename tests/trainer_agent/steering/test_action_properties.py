@@ -96,9 +96,17 @@ class Model:
             else:
                 self.held.discard(revision)
                 self.apply(asked, done)
+                self.supersede(asked)
                 continue
             self.held.discard(revision)
             self.settled[revision] = result
+
+    def supersede(self, newer: Asked) -> None:
+        for revision in [each for each in self.held if each < newer.revision]:
+            asked = self.updates[revision]
+            if (asked.rate and newer.rate) or (asked.level and newer.level):
+                self.held.discard(revision)
+                self.settled[revision] = "rejected"
 
     def apply(self, asked: Asked, done: int) -> None:
         self.rate = asked.revision / 100 if asked.rate else self.rate
