@@ -53,6 +53,11 @@ class ControlPlaneServiceStub:
                 request_serializer=midcourse_dot_control_dot_v1_dot_control__pb2.ListJobsRequest.SerializeToString,
                 response_deserializer=midcourse_dot_control_dot_v1_dot_control__pb2.ListJobsResponse.FromString,
                 _registered_method=True)
+        self.UpdateJob = channel.unary_unary(
+                '/midcourse.control.v1.ControlPlaneService/UpdateJob',
+                request_serializer=midcourse_dot_control_dot_v1_dot_control__pb2.UpdateJobRequest.SerializeToString,
+                response_deserializer=midcourse_dot_control_dot_v1_dot_control__pb2.UpdateJobResponse.FromString,
+                _registered_method=True)
         self.DeleteJob = channel.unary_unary(
                 '/midcourse.control.v1.ControlPlaneService/DeleteJob',
                 request_serializer=midcourse_dot_control_dot_v1_dot_control__pb2.DeleteJobRequest.SerializeToString,
@@ -87,6 +92,31 @@ class ControlPlaneServiceStub:
                 '/midcourse.control.v1.ControlPlaneService/CancelUpdate',
                 request_serializer=midcourse_dot_control_dot_v1_dot_control__pb2.CancelUpdateRequest.SerializeToString,
                 response_deserializer=midcourse_dot_control_dot_v1_dot_control__pb2.CancelUpdateResponse.FromString,
+                _registered_method=True)
+        self.BatchUpdateParameters = channel.unary_unary(
+                '/midcourse.control.v1.ControlPlaneService/BatchUpdateParameters',
+                request_serializer=midcourse_dot_control_dot_v1_dot_control__pb2.BatchUpdateParametersRequest.SerializeToString,
+                response_deserializer=midcourse_dot_control_dot_v1_dot_control__pb2.BatchUpdateParametersResponse.FromString,
+                _registered_method=True)
+        self.GetBatch = channel.unary_unary(
+                '/midcourse.control.v1.ControlPlaneService/GetBatch',
+                request_serializer=midcourse_dot_control_dot_v1_dot_control__pb2.GetBatchRequest.SerializeToString,
+                response_deserializer=midcourse_dot_control_dot_v1_dot_control__pb2.GetBatchResponse.FromString,
+                _registered_method=True)
+        self.ListBatches = channel.unary_unary(
+                '/midcourse.control.v1.ControlPlaneService/ListBatches',
+                request_serializer=midcourse_dot_control_dot_v1_dot_control__pb2.ListBatchesRequest.SerializeToString,
+                response_deserializer=midcourse_dot_control_dot_v1_dot_control__pb2.ListBatchesResponse.FromString,
+                _registered_method=True)
+        self.WatchBatch = channel.unary_stream(
+                '/midcourse.control.v1.ControlPlaneService/WatchBatch',
+                request_serializer=midcourse_dot_control_dot_v1_dot_control__pb2.WatchBatchRequest.SerializeToString,
+                response_deserializer=midcourse_dot_control_dot_v1_dot_control__pb2.WatchBatchResponse.FromString,
+                _registered_method=True)
+        self.CancelBatch = channel.unary_unary(
+                '/midcourse.control.v1.ControlPlaneService/CancelBatch',
+                request_serializer=midcourse_dot_control_dot_v1_dot_control__pb2.CancelBatchRequest.SerializeToString,
+                response_deserializer=midcourse_dot_control_dot_v1_dot_control__pb2.CancelBatchResponse.FromString,
                 _registered_method=True)
         self.QueryMetrics = channel.unary_unary(
                 '/midcourse.control.v1.ControlPlaneService/QueryMetrics',
@@ -124,6 +154,13 @@ class ControlPlaneServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateJob(self, request, context):
+        """Changes a job's labels.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteJob(self, request, context):
         """Deletes a job with its updates and metrics. Refused while a session is live.
         """
@@ -153,7 +190,7 @@ class ControlPlaneServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListUpdates(self, request, context):
-        """Lists a job's updates, newest first unless asked otherwise.
+        """Lists updates of a job, or of all, newest first unless asked otherwise.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -168,6 +205,42 @@ class ControlPlaneServiceServicer:
 
     def CancelUpdate(self, request, context):
         """Withdraws an update that is not in force yet.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchUpdateParameters(self, request, context):
+        """Asks for the same change of many jobs: all of it is valid and on disk when the
+        answer is OK, or nothing is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetBatch(self, request, context):
+        """Returns a batch.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListBatches(self, request, context):
+        """Lists batches, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchBatch(self, request, context):
+        """Streams what becomes of a batch, until all its updates are settled.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelBatch(self, request, context):
+        """Withdraws those updates of a batch that are not in force yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -197,6 +270,11 @@ def add_ControlPlaneServiceServicer_to_server(servicer, server):
                     servicer.ListJobs,
                     request_deserializer=midcourse_dot_control_dot_v1_dot_control__pb2.ListJobsRequest.FromString,
                     response_serializer=midcourse_dot_control_dot_v1_dot_control__pb2.ListJobsResponse.SerializeToString,
+            ),
+            'UpdateJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateJob,
+                    request_deserializer=midcourse_dot_control_dot_v1_dot_control__pb2.UpdateJobRequest.FromString,
+                    response_serializer=midcourse_dot_control_dot_v1_dot_control__pb2.UpdateJobResponse.SerializeToString,
             ),
             'DeleteJob': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteJob,
@@ -232,6 +310,31 @@ def add_ControlPlaneServiceServicer_to_server(servicer, server):
                     servicer.CancelUpdate,
                     request_deserializer=midcourse_dot_control_dot_v1_dot_control__pb2.CancelUpdateRequest.FromString,
                     response_serializer=midcourse_dot_control_dot_v1_dot_control__pb2.CancelUpdateResponse.SerializeToString,
+            ),
+            'BatchUpdateParameters': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchUpdateParameters,
+                    request_deserializer=midcourse_dot_control_dot_v1_dot_control__pb2.BatchUpdateParametersRequest.FromString,
+                    response_serializer=midcourse_dot_control_dot_v1_dot_control__pb2.BatchUpdateParametersResponse.SerializeToString,
+            ),
+            'GetBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetBatch,
+                    request_deserializer=midcourse_dot_control_dot_v1_dot_control__pb2.GetBatchRequest.FromString,
+                    response_serializer=midcourse_dot_control_dot_v1_dot_control__pb2.GetBatchResponse.SerializeToString,
+            ),
+            'ListBatches': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBatches,
+                    request_deserializer=midcourse_dot_control_dot_v1_dot_control__pb2.ListBatchesRequest.FromString,
+                    response_serializer=midcourse_dot_control_dot_v1_dot_control__pb2.ListBatchesResponse.SerializeToString,
+            ),
+            'WatchBatch': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchBatch,
+                    request_deserializer=midcourse_dot_control_dot_v1_dot_control__pb2.WatchBatchRequest.FromString,
+                    response_serializer=midcourse_dot_control_dot_v1_dot_control__pb2.WatchBatchResponse.SerializeToString,
+            ),
+            'CancelBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelBatch,
+                    request_deserializer=midcourse_dot_control_dot_v1_dot_control__pb2.CancelBatchRequest.FromString,
+                    response_serializer=midcourse_dot_control_dot_v1_dot_control__pb2.CancelBatchResponse.SerializeToString,
             ),
             'QueryMetrics': grpc.unary_unary_rpc_method_handler(
                     servicer.QueryMetrics,
@@ -324,6 +427,33 @@ class ControlPlaneService:
             '/midcourse.control.v1.ControlPlaneService/ListJobs',
             midcourse_dot_control_dot_v1_dot_control__pb2.ListJobsRequest.SerializeToString,
             midcourse_dot_control_dot_v1_dot_control__pb2.ListJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/midcourse.control.v1.ControlPlaneService/UpdateJob',
+            midcourse_dot_control_dot_v1_dot_control__pb2.UpdateJobRequest.SerializeToString,
+            midcourse_dot_control_dot_v1_dot_control__pb2.UpdateJobResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -513,6 +643,141 @@ class ControlPlaneService:
             '/midcourse.control.v1.ControlPlaneService/CancelUpdate',
             midcourse_dot_control_dot_v1_dot_control__pb2.CancelUpdateRequest.SerializeToString,
             midcourse_dot_control_dot_v1_dot_control__pb2.CancelUpdateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchUpdateParameters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/midcourse.control.v1.ControlPlaneService/BatchUpdateParameters',
+            midcourse_dot_control_dot_v1_dot_control__pb2.BatchUpdateParametersRequest.SerializeToString,
+            midcourse_dot_control_dot_v1_dot_control__pb2.BatchUpdateParametersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/midcourse.control.v1.ControlPlaneService/GetBatch',
+            midcourse_dot_control_dot_v1_dot_control__pb2.GetBatchRequest.SerializeToString,
+            midcourse_dot_control_dot_v1_dot_control__pb2.GetBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBatches(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/midcourse.control.v1.ControlPlaneService/ListBatches',
+            midcourse_dot_control_dot_v1_dot_control__pb2.ListBatchesRequest.SerializeToString,
+            midcourse_dot_control_dot_v1_dot_control__pb2.ListBatchesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/midcourse.control.v1.ControlPlaneService/WatchBatch',
+            midcourse_dot_control_dot_v1_dot_control__pb2.WatchBatchRequest.SerializeToString,
+            midcourse_dot_control_dot_v1_dot_control__pb2.WatchBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/midcourse.control.v1.ControlPlaneService/CancelBatch',
+            midcourse_dot_control_dot_v1_dot_control__pb2.CancelBatchRequest.SerializeToString,
+            midcourse_dot_control_dot_v1_dot_control__pb2.CancelBatchResponse.FromString,
             options,
             channel_credentials,
             insecure,

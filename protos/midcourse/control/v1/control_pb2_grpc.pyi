@@ -45,6 +45,8 @@ class ControlPlaneServiceStub:
     """Returns a job."""
     ListJobs: _grpc.UnaryUnaryMultiCallable[_control_pb2.ListJobsRequest, _control_pb2.ListJobsResponse]
     """Lists jobs in the order of their names."""
+    UpdateJob: _grpc.UnaryUnaryMultiCallable[_control_pb2.UpdateJobRequest, _control_pb2.UpdateJobResponse]
+    """Changes a job's labels."""
     DeleteJob: _grpc.UnaryUnaryMultiCallable[_control_pb2.DeleteJobRequest, _control_pb2.DeleteJobResponse]
     """Deletes a job with its updates and metrics. Refused while a session is live."""
     WatchJobs: _grpc.UnaryStreamMultiCallable[_control_pb2.WatchJobsRequest, _control_pb2.WatchJobsResponse]
@@ -54,11 +56,23 @@ class ControlPlaneServiceStub:
     GetUpdate: _grpc.UnaryUnaryMultiCallable[_control_pb2.GetUpdateRequest, _control_pb2.GetUpdateResponse]
     """Returns an update."""
     ListUpdates: _grpc.UnaryUnaryMultiCallable[_control_pb2.ListUpdatesRequest, _control_pb2.ListUpdatesResponse]
-    """Lists a job's updates, newest first unless asked otherwise."""
+    """Lists updates of a job, or of all, newest first unless asked otherwise."""
     WaitUpdate: _grpc.UnaryUnaryMultiCallable[_control_pb2.WaitUpdateRequest, _control_pb2.WaitUpdateResponse]
     """Returns an update once it is settled, or as it stands when the time is up."""
     CancelUpdate: _grpc.UnaryUnaryMultiCallable[_control_pb2.CancelUpdateRequest, _control_pb2.CancelUpdateResponse]
     """Withdraws an update that is not in force yet."""
+    BatchUpdateParameters: _grpc.UnaryUnaryMultiCallable[_control_pb2.BatchUpdateParametersRequest, _control_pb2.BatchUpdateParametersResponse]
+    """Asks for the same change of many jobs: all of it is valid and on disk when the
+    answer is OK, or nothing is.
+    """
+    GetBatch: _grpc.UnaryUnaryMultiCallable[_control_pb2.GetBatchRequest, _control_pb2.GetBatchResponse]
+    """Returns a batch."""
+    ListBatches: _grpc.UnaryUnaryMultiCallable[_control_pb2.ListBatchesRequest, _control_pb2.ListBatchesResponse]
+    """Lists batches, newest first."""
+    WatchBatch: _grpc.UnaryStreamMultiCallable[_control_pb2.WatchBatchRequest, _control_pb2.WatchBatchResponse]
+    """Streams what becomes of a batch, until all its updates are settled."""
+    CancelBatch: _grpc.UnaryUnaryMultiCallable[_control_pb2.CancelBatchRequest, _control_pb2.CancelBatchResponse]
+    """Withdraws those updates of a batch that are not in force yet."""
     QueryMetrics: _grpc.UnaryUnaryMultiCallable[_control_pb2.QueryMetricsRequest, _control_pb2.QueryMetricsResponse]
     """Returns the course of metrics."""
 
@@ -79,6 +93,8 @@ class ControlPlaneServiceAsyncStub(ControlPlaneServiceStub):
     """Returns a job."""
     ListJobs: _aio.UnaryUnaryMultiCallable[_control_pb2.ListJobsRequest, _control_pb2.ListJobsResponse]  # type: ignore[assignment]
     """Lists jobs in the order of their names."""
+    UpdateJob: _aio.UnaryUnaryMultiCallable[_control_pb2.UpdateJobRequest, _control_pb2.UpdateJobResponse]  # type: ignore[assignment]
+    """Changes a job's labels."""
     DeleteJob: _aio.UnaryUnaryMultiCallable[_control_pb2.DeleteJobRequest, _control_pb2.DeleteJobResponse]  # type: ignore[assignment]
     """Deletes a job with its updates and metrics. Refused while a session is live."""
     WatchJobs: _aio.UnaryStreamMultiCallable[_control_pb2.WatchJobsRequest, _control_pb2.WatchJobsResponse]  # type: ignore[assignment]
@@ -88,11 +104,23 @@ class ControlPlaneServiceAsyncStub(ControlPlaneServiceStub):
     GetUpdate: _aio.UnaryUnaryMultiCallable[_control_pb2.GetUpdateRequest, _control_pb2.GetUpdateResponse]  # type: ignore[assignment]
     """Returns an update."""
     ListUpdates: _aio.UnaryUnaryMultiCallable[_control_pb2.ListUpdatesRequest, _control_pb2.ListUpdatesResponse]  # type: ignore[assignment]
-    """Lists a job's updates, newest first unless asked otherwise."""
+    """Lists updates of a job, or of all, newest first unless asked otherwise."""
     WaitUpdate: _aio.UnaryUnaryMultiCallable[_control_pb2.WaitUpdateRequest, _control_pb2.WaitUpdateResponse]  # type: ignore[assignment]
     """Returns an update once it is settled, or as it stands when the time is up."""
     CancelUpdate: _aio.UnaryUnaryMultiCallable[_control_pb2.CancelUpdateRequest, _control_pb2.CancelUpdateResponse]  # type: ignore[assignment]
     """Withdraws an update that is not in force yet."""
+    BatchUpdateParameters: _aio.UnaryUnaryMultiCallable[_control_pb2.BatchUpdateParametersRequest, _control_pb2.BatchUpdateParametersResponse]  # type: ignore[assignment]
+    """Asks for the same change of many jobs: all of it is valid and on disk when the
+    answer is OK, or nothing is.
+    """
+    GetBatch: _aio.UnaryUnaryMultiCallable[_control_pb2.GetBatchRequest, _control_pb2.GetBatchResponse]  # type: ignore[assignment]
+    """Returns a batch."""
+    ListBatches: _aio.UnaryUnaryMultiCallable[_control_pb2.ListBatchesRequest, _control_pb2.ListBatchesResponse]  # type: ignore[assignment]
+    """Lists batches, newest first."""
+    WatchBatch: _aio.UnaryStreamMultiCallable[_control_pb2.WatchBatchRequest, _control_pb2.WatchBatchResponse]  # type: ignore[assignment]
+    """Streams what becomes of a batch, until all its updates are settled."""
+    CancelBatch: _aio.UnaryUnaryMultiCallable[_control_pb2.CancelBatchRequest, _control_pb2.CancelBatchResponse]  # type: ignore[assignment]
+    """Withdraws those updates of a batch that are not in force yet."""
     QueryMetrics: _aio.UnaryUnaryMultiCallable[_control_pb2.QueryMetricsRequest, _control_pb2.QueryMetricsResponse]  # type: ignore[assignment]
     """Returns the course of metrics."""
 
@@ -128,6 +156,14 @@ class ControlPlaneServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.ListJobsResponse, _abc.Awaitable[_control_pb2.ListJobsResponse]]:
         """Lists jobs in the order of their names."""
+
+    @_abc_1.abstractmethod
+    def UpdateJob(
+        self,
+        request: _control_pb2.UpdateJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.UpdateJobResponse, _abc.Awaitable[_control_pb2.UpdateJobResponse]]:
+        """Changes a job's labels."""
 
     @_abc_1.abstractmethod
     def DeleteJob(
@@ -167,7 +203,7 @@ class ControlPlaneServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.ListUpdatesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.ListUpdatesResponse, _abc.Awaitable[_control_pb2.ListUpdatesResponse]]:
-        """Lists a job's updates, newest first unless asked otherwise."""
+        """Lists updates of a job, or of all, newest first unless asked otherwise."""
 
     @_abc_1.abstractmethod
     def WaitUpdate(
@@ -184,6 +220,48 @@ class ControlPlaneServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.CancelUpdateResponse, _abc.Awaitable[_control_pb2.CancelUpdateResponse]]:
         """Withdraws an update that is not in force yet."""
+
+    @_abc_1.abstractmethod
+    def BatchUpdateParameters(
+        self,
+        request: _control_pb2.BatchUpdateParametersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.BatchUpdateParametersResponse, _abc.Awaitable[_control_pb2.BatchUpdateParametersResponse]]:
+        """Asks for the same change of many jobs: all of it is valid and on disk when the
+        answer is OK, or nothing is.
+        """
+
+    @_abc_1.abstractmethod
+    def GetBatch(
+        self,
+        request: _control_pb2.GetBatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.GetBatchResponse, _abc.Awaitable[_control_pb2.GetBatchResponse]]:
+        """Returns a batch."""
+
+    @_abc_1.abstractmethod
+    def ListBatches(
+        self,
+        request: _control_pb2.ListBatchesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.ListBatchesResponse, _abc.Awaitable[_control_pb2.ListBatchesResponse]]:
+        """Lists batches, newest first."""
+
+    @_abc_1.abstractmethod
+    def WatchBatch(
+        self,
+        request: _control_pb2.WatchBatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_control_pb2.WatchBatchResponse], _abc.AsyncIterator[_control_pb2.WatchBatchResponse]]:
+        """Streams what becomes of a batch, until all its updates are settled."""
+
+    @_abc_1.abstractmethod
+    def CancelBatch(
+        self,
+        request: _control_pb2.CancelBatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.CancelBatchResponse, _abc.Awaitable[_control_pb2.CancelBatchResponse]]:
+        """Withdraws those updates of a batch that are not in force yet."""
 
     @_abc_1.abstractmethod
     def QueryMetrics(

@@ -947,6 +947,7 @@ class Update(_message.Message):
     CANCELLED_FIELD_NUMBER: _builtins.int
     REAPPLIED_FIELD_NUMBER: _builtins.int
     ROLLED_BACK_BY_FIELD_NUMBER: _builtins.int
+    TRACE_PARENT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name: jobs/{job}/updates/{revision}."""
     revision: _builtins.int
@@ -965,6 +966,8 @@ class Update(_message.Message):
     """Revision of the roll back that took its newest application away: the run
     went back to before it, and it is not applied again. 0: none did.
     """
+    trace_parent: _builtins.str
+    """The caller's trace, as a W3C traceparent; empty: the call was not traced."""
     @_builtins.property
     def spec(self) -> Global___UpdateSpec:
         """What was asked for."""
@@ -1023,10 +1026,11 @@ class Update(_message.Message):
         cancelled: Global___Cancelled | None = ...,
         reapplied: _abc.Iterable[Global___Applied] | None = ...,
         rolled_back_by: _builtins.int = ...,
+        trace_parent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "cancelled", b"cancelled", "create_time", b"create_time", "deliver_time", b"deliver_time", "expired", b"expired", "outcome", b"outcome", "rejected", b"rejected", "settle_time", b"settle_time", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "author", b"author", "batch", b"batch", "cancel_requested", b"cancel_requested", "cancelled", b"cancelled", "create_time", b"create_time", "deliver_time", b"deliver_time", "expired", b"expired", "name", b"name", "outcome", b"outcome", "reapplied", b"reapplied", "rejected", b"rejected", "request_id", b"request_id", "revision", b"revision", "rolled_back_by", b"rolled_back_by", "settle_time", b"settle_time", "spec", b"spec", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "author", b"author", "batch", b"batch", "cancel_requested", b"cancel_requested", "cancelled", b"cancelled", "create_time", b"create_time", "deliver_time", b"deliver_time", "expired", b"expired", "name", b"name", "outcome", b"outcome", "reapplied", b"reapplied", "rejected", b"rejected", "request_id", b"request_id", "revision", b"revision", "rolled_back_by", b"rolled_back_by", "settle_time", b"settle_time", "spec", b"spec", "state", b"state", "trace_parent", b"trace_parent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["applied", "rejected", "expired", "cancelled"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
