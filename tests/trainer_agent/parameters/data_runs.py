@@ -102,7 +102,7 @@ class Steer(TrainerCallback, ExportableState):
         self.rates: list[float] = []
         self.epochs: list[float] = []
         self.batches = 0
-        self._unverified: list[Applied] = []
+        self._unverified: dict[str, Applied] = {}
         self._used: dict[str, Any] = {}
         self.trainer: Any = None
 
@@ -132,22 +132,20 @@ class Steer(TrainerCallback, ExportableState):
         self.batches = 0
         self.rates.append(float(kwargs["optimizer"].param_groups[0]["lr"]))
         self._used = {
-            each.change.parameter: self.parameters[each.change.parameter].read(synchronise=True)
-            for each in self._unverified
+            name: self.parameters[name].read(synchronise=True) for name in self._unverified
         }
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         here = Boundary(state.global_step, state.max_steps, state.epoch)
         self.epochs.append(state.epoch)
-        for each in self._unverified:
-            name = each.change.parameter
+        for name, each in self._unverified.items():
             problem = self.parameters[name].verify(each, self._used[name], here)
             if problem:
                 self.problems.append(problem)
-        self._unverified = []
+        self._unverified = {}
         if control.should_training_stop:
             return
-        for due in [step for step in self.script if step <= state.global_step]:
+        for due in sorted(step for step in self.script if step <= state.global_step):
             changes = self.script[due]
             try:
                 for change in changes:
@@ -159,8 +157,8 @@ class Steer(TrainerCallback, ExportableState):
                 self.refused.append(refused)
             else:
                 self.made.append(Made(state.global_step, state.epoch, applied))
-                last = {each.change.parameter: each for each in applied}
-                self._unverified += last.values()
+                # What is changed again at the same boundary is in force as changed last.
+                self._unverified |= {each.change.parameter: each for each in applied}
             del self.script[due]
 
     def state(self) -> dict[str, Any]:

@@ -132,6 +132,6 @@ def test_a_rate_that_must_not_follow_takes_the_batch_size_back() -> None:
     changes = [Set("size", 4.0), Set("size", 8.0, coupling=Coupling.LINEAR)]
     with pytest.raises(ChangeFailed, match="learning_rate is frozen") as failed:
         apply_all({"size": size, "learning_rate": rate}, changes, Boundary(4, 10), refuse)
-    assert (failed.value.index, failed.value.change) == (1, Multiply("learning_rate", 2.0))
+    assert failed.value.change == Multiply("learning_rate", 2.0)
     assert (failed.value.reason, failed.value.value_in_force) == ("PARAMETER_FROZEN", 0.1)
     assert size.value == 4.0
