@@ -58,7 +58,8 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
     Args:
         job: Id of the job; None: the environment variable ``JOB_ID``, else that of the checkpoint
             which the run goes on from, else a new readable one, which is logged.
-        control_plane: Address of the control plane, ``host:port``; None: the environment variable
+        control_plane: Address of the control plane, ``host:port``, or those of its replicas,
+            ``a:50051,b:50051``; None: the environment variable
             ``MIDCOURSE_CONTROL_PLANE``, else ``127.0.0.1:50051``.
         labels: Labels of the job, for finding it again.
         guard_rails: Limits that nobody gets past, by live parameter. Where one is for a parameter
@@ -368,7 +369,8 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
             controller,
             boundary_of(run.state),
             link_factory=self._link_factory if first else MuteLink,
-            step_metrics={**found.metrics, **self._telemetry.step_metrics()},
+            step_metrics=found.metrics,
+            measures=self._telemetry.measures(),
             max_epochs=float(run.args.num_train_epochs) if run.args.max_steps <= 0 else None,
             ranks=ranks,
         )

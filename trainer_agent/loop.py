@@ -23,34 +23,28 @@ Needs torch and nothing else. See docs/loops.md.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from midcourse.control.v1 import update_pb2
 from trainer_agent import identity
-from trainer_agent.discovery import find
+from trainer_agent.loop_session import LoopOptions, LoopSession
 from trainer_agent.optimizer_watch import OptimizerWatch
 from trainer_agent.parameters import Boundary, GuardRails, LiveParameter
-from trainer_agent.ranks import met, shared_instance_id
-from trainer_agent.run import Run
 from trainer_agent.signals import HANDLED, Signal, handled
-from trainer_agent.steering import guard_rails as rails
-from trainer_agent.steering.actions import ActionKind, Actions
-from trainer_agent.steering.controller import ParameterController
-from trainer_agent.steering.links import LinkFactory, MuteLink, default_link
-from trainer_agent.steering.reporting import Identity
-from trainer_agent.steering.session import SteeringSession
+from trainer_agent.steering.actions import ActionKind
+from trainer_agent.steering.links import LinkFactory, default_link
 from trainer_agent.telemetry import Telemetry
-from trainer_agent.telemetry.gpu import find_gpu
 from trainer_agent.telemetry.measured import LateNumbers, host_numbers
 
 if TYPE_CHECKING:
+    from trainer_agent.steering.controller import ParameterController
     from trainer_agent.steering.protection import Protection
+    from trainer_agent.steering.session import SteeringSession
 
 logger = logging.getLogger(__name__)
 
@@ -111,23 +105,27 @@ class Loop:
         replay: str | os.PathLike[str] | None = None,
         link_factory: LinkFactory = default_link,
     ) -> None:
-        self._optimizer, self._scheduler, self._model = optimizer, scheduler, model
-        self._given_job = identity.given_job_id(job)
-        self._job_id = self._given_job
-        self._control_plane = identity.control_plane_address(control_plane)
-        self._labels = {str(key): str(value) for key, value in (labels or {}).items()}
-        self._method = method
-        self._total_steps = total_steps
-        self._handled = handled(actions)
-        self._samples = samples_per_step
-        self._guard_rails = dict(guard_rails or {})
-        self._protection = protection
-        self._link_factory = link_factory
         if replay is not None:
             from trainer_agent.replay import replay_link_factory
 
-            self._link_factory = replay_link_factory(replay)
-            self._protection = None  # what it did is in the file
+            link_factory = replay_link_factory(replay)
+            protection = None  # what it did is in the file
+        self._options = LoopOptions(
+            optimizer=optimizer,
+            scheduler=scheduler,
+            model=model,
+            job=identity.given_job_id(job),
+            control_plane=identity.control_plane_address(control_plane),
+            labels={str(key): str(value) for key, value in (labels or {}).items()},
+            method=method,
+            total_steps=total_steps,
+            actions=handled(actions),
+            samples_per_step=samples_per_step,
+            guard_rails=dict(guard_rails or {}),
+            protection=protection,
+            link_factory=link_factory,
+        )
+        self._job_id = self._options.job
         self._own: list[LiveParameter] = []
         self._loaded: dict[str, Any] | None = None
         self._steps = 0
@@ -227,16 +225,21 @@ class Loop:
     # ---- The script's checkpoints ----
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed loop needs, as JSON; to be saved with optimizer and scheduler."""
-        if self._controller is None:
+        """Return what a resumed loop needs, as JSON; to be saved with optimizer and scheduler.
+
+        Empty where that is not to be had, as a parameter of the script's own has a value that is
+        no JSON: the run is steered no longer then, and one that is resumed from here begins anew.
+        """
+        controller = self._controller
+        if controller is None:
             return self._loaded or {}
-        state = {
-            "job": self._job_id,
-            "step": self._steps,
-            "controller": self._controller.state_dict(),
-        }
-        # Of plain types alone, as torch.load(weights_only=True) takes no others, such as enums.
-        return cast("dict[str, Any]", json.loads(json.dumps(state)))
+        state: dict[str, Any] = {}
+
+        def take() -> None:
+            state.update(job=self._job_id, step=self._steps, controller=controller.state_dict())
+
+        self._guarded("state_dict", take)
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state; before the first step, in whatever order with the others.
@@ -286,14 +289,14 @@ class Loop:
 
     def _signal(self) -> Signal:
         actions = None if self._session is None else self._session.actions
-        return Signal(actions, saves=ActionKind.SAVE_CHECKPOINT in self._handled)
+        return Signal(actions, saves=ActionKind.SAVE_CHECKPOINT in self._options.actions)
 
     def _before_step(self) -> None:
         """Begin with the first step; hold a run that is paused still."""
         if not self._opened:
             self._open()
         elif self._session is not None and self._session.actions.paused:
-            self._session.hold(patiently=True)
+            self._session.hold(patiently=True, begun=True)
             self._telemetry.interrupted()
 
     def _note_step(self) -> None:
@@ -312,12 +315,12 @@ class Loop:
         if session is None:
             return
         known, elsewhere = host_numbers(measured)
-        if self._protection is not None and not math.isfinite(known.get("loss", 0.0)):
+        if self._options.protection is not None and not math.isfinite(known.get("loss", 0.0)):
             session.loss_alarm(step, known["loss"])
         asked = False
         if stepped:  # else the optimizer's step was skipped, as for gradients that are not finite
-            last = self._total_steps is not None and step >= self._total_steps
-            asked = session.step_done(Boundary(step, self._total_steps, epoch), last=last)
+            last = self._options.total_steps is not None and step >= self._options.total_steps
+            asked = session.step_done(Boundary(step, self._options.total_steps, epoch), last=last)
         for earlier, numbers in self._late.take():
             session.log(earlier, numbers)
         self._late.add(step, elsewhere)
@@ -358,63 +361,10 @@ class Loop:
     def _open(self) -> None:
         """Find what can be changed, go on from the loaded state, begin to look for the agent."""
         self._opened = True
-        loaded = self._loaded
-        ranks, apart = met(*_place_among_ranks())
-        try:
-            parameters, metrics = self._find()
-            ranks, instance_id, lost = shared_instance_id(ranks, identity.new_instance_id())
-        except Exception:
-            ranks.close()  # which tells the others at once
-            raise
-        self._job_id = job_id = (
-            self._given_job
-            or (None if loaded is None else loaded["job"])
-            or identity.generated_job_id(self._method)
-        )
-        if self._given_job is None and ranks.rank == 0:
-            logger.info("this run is job %s; watch it with: midcourse watch %s", job_id, job_id)
-        apart = apart or lost
-        self._controller = controller = ParameterController(
-            parameters,
-            instance_id,
-            actions=Actions(dict.fromkeys((ActionKind.PAUSE, ActionKind.RESUME, *self._handled))),
-            guard_rails=self._guard_rails,
-            protection=self._protection,
-            ranks=ranks,
-        )
-        self._telemetry = Telemetry(lambda: self._samples, find_gpu())
-        self._session = session = SteeringSession(
-            Identity(job_id, instance_id, self._control_plane, self._method, self._labels),
-            controller,
-            Boundary(self._steps, self._total_steps),
-            link_factory=self._link_factory if ranks.rank == 0 else MuteLink,
-            step_metrics={**metrics, **self._telemetry.step_metrics()},
-            ranks=ranks,
-        )
-        try:
-            if apart is not None:
-                logger.warning("job %s: %s", job_id, apart.message)
-                controller.switch_off(apart.reason, apart.message)
-            if loaded is not None:
-                same_job = self._given_job in {None, loaded["job"]}
-                controller.load_state_dict(loaded["controller"], same_job=same_job)
-            rails.check_names(self._guard_rails, parameters)
-        finally:
-            session.start()
-
-    def _find(self) -> tuple[dict[str, LiveParameter], dict[str, Callable[[], float | None]]]:
-        own = {each.spec().name: each for each in self._own}
-        if self._optimizer is None:
-            return own, {}
-        found = find(
-            Run(
-                optimizer=self._optimizer,
-                lr_scheduler=self._scheduler,
-                model=self._model,
-                method=self._method,
-            )
-        )
-        return {**found.parameters, **own}, found.metrics
+        opened = LoopSession.make(self._options, self._own, self._steps, self._loaded)
+        self._job_id, self._telemetry = opened.job_id, opened.telemetry
+        self._controller, self._session = opened.controller, opened.session
+        opened.begin()
 
     def _end(self, error: str | None) -> None:
         self._opened = self._ended = True
@@ -432,15 +382,6 @@ class Loop:
                 return
             if ActionKind.STOP in session.actions.wanted:
                 session.action_done(ActionKind.STOP, update_pb2.ActionResult())
-            session.finish(Boundary(self._steps, self._total_steps))
+            session.finish(Boundary(self._steps, self._options.total_steps))
         finally:
             controller.detach()
-
-
-def _place_among_ranks() -> tuple[int, int]:
-    """Return the number of this rank, and how many there are."""
-    import torch.distributed as dist
-
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1

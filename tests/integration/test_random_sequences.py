@@ -6,7 +6,6 @@ have used and how every update should have ended. ``MIDCOURSE_EXAMPLES`` draws m
 
 from __future__ import annotations
 
-import gc
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -157,8 +156,6 @@ names = st.sampled_from([RATE, RATE, RATE, *targets])
 @st.composite
 def updates(draw: st.DrawFn, revision: int) -> Asked:
     asked = draw(st.lists(names, unique=True, min_size=0, max_size=3))
-    if GLOBAL in asked and BATCH in asked:  # each is checked by itself while it waits
-        asked.remove(GLOBAL)
     changes = tuple(draw(rate_changes() if name == RATE else other_changes(name)) for name in asked)
     action = None
     if not changes or draw(st.integers(0, 5)) == 0:
@@ -445,14 +442,10 @@ def close_pair(values: tuple[Any, Any]) -> tuple[Any, Any]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _quick() -> Iterator[None]:
-    """Keep every trainer from having all objects of all libraries looked through for garbage."""
+def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    gc.collect()
-    gc.freeze()
     yield
-    gc.unfreeze()
     torch.set_num_threads(threads)
 
 
@@ -521,12 +514,78 @@ def test_who_thinks_better_of_a_change_that_waits_is_not_overruled_by_it(tmp_pat
     assert go_through(script).ended[2].how == "applied"
 
 
+@pytest.mark.parametrize(
+    ("waits", "newer"),
+    [
+        (Set(GLOBAL, 16), Set(ACCUMULATION, 1)),
+        (Set(ACCUMULATION, 4), Set(GLOBAL, 4)),
+        (Set(BATCH, 2), Set(GLOBAL, 4)),
+        (Set(ACCUMULATION, 4, coupling=Coupling.LINEAR), Set(RATE, 0.01)),
+    ],
+)
+def test_what_waits_gives_way_to_what_is_newer_under_another_name(
+    waits: Change, newer: Change
+) -> None:
+    model = go_through(Script(False, {1: [deliver(1, waits), deliver(2, newer)]}, []))
+    assert model.ended[1] == Ended("rejected", 1, "SUPERSEDED", waits.parameter)
+    assert model.ended[2].how == "applied"
+
+
+def test_what_waits_stays_where_the_newer_leaves_it_what_it_asked_for() -> None:
+    """A batch for each device, from the next epoch on, is none of the accumulation's business."""
+    script = {1: [deliver(1, Set(BATCH, 2)), deliver(2, Set(ACCUMULATION, 1))]}
+    model = go_through(Script(False, script, []))
+    assert {each.how for each in model.ended.values()} == {"applied"}
+
+
+@pytest.mark.parametrize("more", [1, 2, 3])
+def test_a_stop_in_front_of_a_step_comes_after_it(more: int) -> None:
+    held = [deliver(1, action="pause"), deliver(2, Set(RATE, 0.02), action="save_checkpoint")]
+    again = [[deliver(each, action="save_checkpoint")] for each in range(3, 2 + more)]
+    last = [deliver(9, action="stop"), deliver(10, Set(RATE, 0.03))]
+    for step in (1, 2, 3, 4):
+        model = go_through(Script(False, {step: held}, [*again, last]))
+        assert model.ended[9].how == "applied"
+
+
 def test_what_is_scheduled_for_a_later_step_is_not_superseded() -> None:
     """Who names a step means it, whatever else is changed before."""
     arriving = [deliver(1, Set(ACCUMULATION, 3), at_step=7), deliver(2, Set(ACCUMULATION, 1))]
     model = go_through(Script(False, {1: arriving}, []))
     assert {each.how for each in model.ended.values()} == {"applied"}
     assert model.used[-1].values[ACCUMULATION] == 3
+
+
+def test_what_an_earlier_change_makes_possible_is_not_refused_while_both_wait() -> None:
+    """Samples of 6 are no whole micro-batches of 4; of the 2 that come with them they are."""
+    model = go_through(Script(False, {2: [deliver(1, Set(BATCH, 2), Set(GLOBAL, 6))]}, []))
+    assert (model.ended[1].how, model.ended[1].step) == ("applied", 4)
+    assert model.used[-1].values[ACCUMULATION] == 3
+
+
+def test_in_the_other_order_it_is_refused_at_once() -> None:
+    model = go_through(Script(False, {2: [deliver(1, Set(GLOBAL, 6), Set(BATCH, 2))]}, []))
+    assert (model.ended[1].why, model.ended[1].step) == ("NOT_DIVISIBLE", 2)
+
+
+def test_what_the_rate_may_not_follow_to_is_told_before_it_is_due(tmp_path: Path) -> None:
+    coupled = deliver(1, Set(BATCH, 8, coupling=Coupling.LINEAR))
+    ran = run(
+        Script(False, {1: [coupled]}, []), tmp_path, {RATE: GuardRails(max_relative_change=1.5)}
+    )
+    (outcome,) = ran.link.outcomes
+    assert (outcome.rejected.reason, outcome.rejected.step) == ("GUARD_RAIL", 1)
+    assert outcome.rejected.parameter == RATE
+
+
+def test_two_couplings_together_stay_within_the_limit_for_one(tmp_path: Path) -> None:
+    both = [Set(name, 8, coupling=Coupling.LINEAR) for name in (BATCH, ACCUMULATION)]
+    rails = {RATE: GuardRails(max_relative_change=5)}
+    ran = run(Script(False, {1: [deliver(1, *both)]}, []), tmp_path, rails)
+    (outcome,) = ran.link.outcomes
+    assert outcome.rejected.reason == "GUARD_RAIL", outcome
+    assert "8 times" in outcome.rejected.message
+    assert {rate for rates in ran.witness.rates for rate in rates} == {0.1}
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ class Names:
         name, _, role = said.partition("*")
         if not name:
             raise StatusError(grpc.StatusCode.UNAUTHENTICATED, "nobody", reason="NOBODY")
-        return Principal(name, frozenset({role} if role else ()))
+        return Principal(name, frozenset({role or "viewer"}))
 
 
 def named(client: AsyncClient, name: str) -> AsyncClient:

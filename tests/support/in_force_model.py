@@ -7,11 +7,22 @@ nothing of torch, of transformers or of the code under test but the words for a 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.support.in_force_values import LOGGING, MAX_STEPS, RATE, Impossible, Setting, Values
+from tests.support.in_force_values import (
+    ACCUMULATION,
+    BATCH,
+    GLOBAL,
+    LOGGING,
+    MAX_STEPS,
+    RATE,
+    Impossible,
+    Setting,
+    Values,
+)
 from trainer_agent.parameters import Change, Coupling, Multiply, Ramp, Release, Set, SetMode
 
 
@@ -88,6 +99,16 @@ class _InForce:
     evaluated: bool = False
 
 
+_AFFECTED = {ACCUMULATION: {GLOBAL}, GLOBAL: {ACCUMULATION}, BATCH: {GLOBAL}}
+"""What else moves with a parameter: what stands for the same thing."""
+
+
+def _with_rate(change: Change) -> set[str]:
+    """Return what a change names, and the learning rate if it is to follow."""
+    follows = getattr(change, "coupling", Coupling.NONE) is not Coupling.NONE
+    return {change.parameter, RATE} if follows else {change.parameter}
+
+
 class Model:
     """The run.
 
@@ -113,6 +134,9 @@ class Model:
         self._acting: list[_InForce] = []
         self._before_unverified: Values | None = None
         self._paused = self._stopping = False
+        # How often the framework has left the boundary to do something, and whether it has begun
+        # the next step by that.
+        self._left, self._begun = 0, False
         self._wanted: set[str] = set()
         self._values = Values(setting)
         self.forced_resumes = 0
@@ -136,6 +160,7 @@ class Model:
         while True:
             in_force, now = self.in_force, values.all()
             batches = values.begin_step()
+            self._left, self._begun = 0, False
             logs = values.step % now[LOGGING] == 0
             self.used.append(Used(now, batches, in_force, logs))
             last = values.step >= values.others[MAX_STEPS]
@@ -144,7 +169,7 @@ class Model:
             while self._paused:
                 self._wait()
                 self._carry_out()
-            if last or self._stopping:
+            if last or (self._stopping and not self._begun):
                 break
             values = self._values
         self._finish()
@@ -242,19 +267,33 @@ class Model:
                 self._apply(asked)
             elif asked.revision not in self._late:
                 self._late.add(asked.revision)
-                for change in asked.changes:
-                    self._check(change, asked)
+                for index, change in enumerate(asked.changes):
+                    self._check(change, asked, {each.parameter for each in asked.changes[:index]})
         except Impossible as impossible:
             self._reject(asked.revision, impossible)
 
-    def _check(self, change: Change, asked: Asked) -> None:
+    def _check(self, change: Change, asked: Asked, earlier: set[str]) -> None:
         """Say whether a change that has to wait could be made, as far as can be told."""
+        name = change.parameter
         self._rails(change, asked)
+        if name in {ACCUMULATION, GLOBAL} and earlier & {ACCUMULATION, BATCH}:
+            return  # it may be possible after those
+        after = copy.deepcopy(self._values)
         try:
-            self._try(copy.deepcopy(self._values), change)
+            self._try(after, change)
         except Impossible as impossible:
             if impossible.reason not in {"APPLY_FAILED", "UNKNOWN_PARAMETER"}:
                 raise
+        else:
+            self._rails_of_following(change, self._values.read(name), after.read(name), asked)
+
+    def _rails_of_following(self, change: Change, before: Any, new: Any, asked: Asked) -> None:
+        """Say whether the learning rate may follow a batch size."""
+        coupling = getattr(change, "coupling", Coupling.NONE)
+        if coupling is not Coupling.NONE and new != before:
+            ratio = new / before
+            factor = math.sqrt(ratio) if coupling is Coupling.SQRT else ratio
+            self._rails(Multiply(RATE, factor), asked)
 
     def _try(self, values: Values, change: Change) -> None:
         try:
@@ -272,6 +311,9 @@ class Model:
             old = {name: after.read(name) for name in (change.parameter, RATE)}
             self._try(after, change)
             touched = [change.parameter]
+            self._rails_of_following(
+                change, old[change.parameter], after.read(change.parameter), asked
+            )
             if getattr(change, "coupling", Coupling.NONE) is not Coupling.NONE:
                 touched += [RATE] if after.read(change.parameter) != old[change.parameter] else []
             for name in touched:
@@ -281,6 +323,10 @@ class Model:
         for change, name, before, new in made:
             if new != before and not isinstance(change, Release):
                 self._within(name, new)
+        last = {name: change for change, name, _, _ in made}
+        for name, (before, new) in moved.items():
+            if not isinstance(last[name], Release):
+                self._within_reach(name, before, new, asked)
         del self._held[asked.revision]
         if self._before_unverified is None or self._before_unverified.step != self._values.step:
             self._before_unverified = copy.deepcopy(self._values)
@@ -290,13 +336,13 @@ class Model:
 
     def _supersede(self, newer: Asked) -> None:
         """Reject what is older, waits for its boundary alone, and would go over what is newer."""
-        changed = {change.parameter for change in newer.changes}
+        changed = {name for change in newer.changes for name in _with_rate(change)}
         for revision in sorted(self._held):
             older = self._held[revision]
             scheduled = (older.at_step or 0) > self._values.step + 1
             if revision < newer.revision and not scheduled:
                 for change in older.changes:
-                    if change.parameter in changed:
+                    if changed & (_with_rate(change) | _AFFECTED.get(change.parameter, set())):
                         self._reject(revision, Impossible("SUPERSEDED", change.parameter))
                         break
 
@@ -312,7 +358,8 @@ class Model:
                 self._wanted.add(action)
                 if action == "stop":
                     self._stopping, self._paused = True, False
-                    self._take_back()
+                    if not self._begun:
+                        self._take_back()
         if asked.changes:
             self._unverified.append(entry)
         elif entry.waits_for is not None:
@@ -346,10 +393,15 @@ class Model:
             factor = change.factor
         elif target is not None and getattr(change, "mode", None) is not SetMode.PEAK and now > 0:
             factor = target / now
-        limit = rails.max_relative_change
-        if factor is None or limit is None or asked.force:
+        if factor is not None:
+            self._within_reach(name, 1.0, factor, asked)
+
+    def _within_reach(self, name: str, before: Any, new: Any, asked: Asked) -> None:
+        rails = self._setting.rails.get(name)
+        limit = None if rails is None else rails.max_relative_change
+        if limit is None or asked.force or isinstance(before, str) or before <= 0:
             return
-        if factor > limit or factor < 1 / limit:
+        if not 1 / limit <= new / before <= limit:
             raise Impossible("GUARD_RAIL", name)
 
     def _within(self, name: str, value: float) -> None:
@@ -367,11 +419,16 @@ class Model:
         """Do what is wanted: evaluate first, then save, as the framework does.
 
         To that end the framework leaves the boundary, and takes the data of the next update: a run
-        that is held further is held in front of it.
+        that is held further is held in front of it. At an epoch's end it is held there once more
+        before another begins. A step that has begun is finished, and a stop comes after it.
         """
+        if self._stopping and self._begun:
+            return
         wanted, self._wanted = self._wanted, set()
         if wanted and self._paused:
+            self._left += 1
             self._values.taken = not self._values.ends_epoch
+            self._begun = self._values.taken or self._left > 1
         for action in ("evaluate", "save_checkpoint", "stop"):
             if action in wanted:
                 self._done(action)

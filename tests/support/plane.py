@@ -81,7 +81,7 @@ async def callers(address: str) -> AsyncIterator[Callers]:
 
 
 @contextlib.asynccontextmanager
-async def running_plane(database: Path, **settings: Any) -> AsyncIterator[RunningPlane]:
+async def running_plane(database: Path | str, **settings: Any) -> AsyncIterator[RunningPlane]:
     """Serves on a free port while the block runs."""
     options = {"listen": "127.0.0.1:0", **FAST, **settings}
     async with ControlPlane.open(ServerSettings(database=str(database), **options)) as plane:

@@ -29,11 +29,11 @@ QUOTED_PASSWORD = "pass%2Fword%40%3A%25%3F"
 
 _SECONDS = 60.0
 _FLAGS = (
-    # What it keeps is to outlast a crash of the server, but not of the machine.
-    *("-c", "fsync=off", "-c", "full_page_writes=off"),
     *("-c", "unix_socket_directories=", "-c", "shared_buffers=16MB"),
     *("-c", "deadlock_timeout=50ms"),
 )
+_QUICK = ("-c", "fsync=off", "-c", "full_page_writes=off")
+"""What it keeps is to outlast a crash of the server, but not of the machine."""
 
 
 def _programs() -> Path:
@@ -48,7 +48,8 @@ def _programs() -> Path:
 class PostgresServer:
     """Listens on 127.0.0.1 and asks for a password; its files lie in a temporary folder."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, durable: bool = False) -> None:
+        self._flags = _FLAGS if durable else (*_FLAGS, *_QUICK)
         self._directory = Path(tempfile.mkdtemp(prefix="postgres-"))
         self._data = self._directory / "data"
         self._log = self._directory / "log"
@@ -129,7 +130,7 @@ class PostgresServer:
             process: subprocess.Popen[bytes] = subprocess.Popen(
                 [
                     *(str(_programs() / "postgres"), "-D", str(self._data)),
-                    *("-h", "127.0.0.1", "-p", str(port), *_FLAGS),
+                    *("-h", "127.0.0.1", "-p", str(port), *self._flags),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -91,6 +91,7 @@ class TrainerProcess:
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(root), str(root / "protos")]),
+            **(environ or {}),
         }
         process = await asyncio.create_subprocess_exec(
             sys.executable,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -15,11 +15,13 @@ from control_plane.domain.job import Job, Progress
 from control_plane.domain.session import Heartbeat, MetricColumn, Phase
 from control_plane.domain.update import Update, UpdateSpec
 from control_plane.services.agent_session import AgentSession, Received, SessionLimits
+from control_plane.services.batches import BatchService
 from control_plane.services.bus import LocalBus
+from control_plane.services.history import HistoryQuery, HistoryService
 from control_plane.services.jobs import JobService
 from control_plane.services.metrics import MetricsService
 from control_plane.services.outbox import Delivery, ServerMessage, Welcome
-from control_plane.services.ports import Store, Transaction
+from control_plane.services.ports import Event, Store, Transaction
 from control_plane.services.sessions import SessionService
 from control_plane.services.telemetry import TelemetryHub
 from control_plane.services.updates import Submission, UpdateService
@@ -80,6 +82,17 @@ class FailingStore:
         self._check()
         return await self.inner.read(work)
 
+    @property
+    def replica(self) -> str:
+        return self.inner.replica
+
+    @property
+    def is_shared(self) -> bool:
+        return self.inner.is_shared
+
+    async def follow(self, heard: Callable[[Sequence[Event] | None], None]) -> None:
+        await self.inner.follow(heard)
+
     async def close(self) -> None:
         await self.inner.close()
 
@@ -109,6 +122,10 @@ class UseCases:
         self.updates = UpdateService(
             self.store, clock, self.bus, self.telemetry, max_open_updates=max_open
         )
+        self.batches = BatchService(
+            self.store, clock, self.bus, self.telemetry, max_open_updates=max_open
+        )
+        self.history = HistoryService(self.store)
         self.metrics = MetricsService(self.store, self.telemetry)
         self.watches = WatchService(self.store, self.bus, self.jobs, self.telemetry)
         self.upkeep = Upkeep(self.store, clock, self.sessions, self.updates, retention)
@@ -125,7 +142,8 @@ class UseCases:
         return await self.sessions.open(1, hello(*args, **kwargs))
 
     async def submit(self, spec: UpdateSpec, job_id: str = "j", **fields: Any) -> Update:
-        return await self.updates.submit(Submission(job_id, spec, "ops", **fields))
+        author = fields.pop("author", "ops")
+        return await self.updates.submit(Submission(job_id, spec, author, **fields))
 
     async def job(self, job_id: str = "j") -> Job:
         """The job as stored."""
@@ -138,7 +156,9 @@ class UseCases:
 
     async def states(self, job_id: str = "j") -> list[str]:
         """States of all updates, in the order of their revisions."""
-        page = await self.updates.list(job_id, (), newest_first=False, beyond=None, limit=1_000)
+        page = await self.updates.list(
+            job_id, HistoryQuery(newest_first=False), beyond=None, limit=1_000
+        )
         assert [u.revision for u in page.updates] == list(range(1, len(page.updates) + 1))
         return [update.state.value for update in page.updates]
 

@@ -445,7 +445,7 @@ def test_two_runs_in_one_process_do_not_know_of_each_other() -> None:
 
 
 def test_a_job_id_is_made_up_and_kept(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "trainer_agent.loop")
+    caplog.set_level(logging.INFO, "trainer_agent")
     training = Training()
     training.steered(LinkScript(), last=3, job=None, method="toy")
     job = training.state["job"]

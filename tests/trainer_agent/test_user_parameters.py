@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from midcourse.control.v1 import parameter_pb2
@@ -153,3 +154,25 @@ def test_what_makes_no_sense_is_said_in_the_script() -> None:
         Parameter("My Knob", lambda: 1, print)
     choices = Parameter("knob", lambda: "a", print, choices=("a", "b"))
     assert choices.spec().choices == ("a", "b")
+
+
+def test_a_value_that_no_checkpoint_can_hold_does_not_keep_the_run_from_saving(
+    tmp_path: Path,
+) -> None:
+    class Own(Knob):
+        def set(self, value: Any) -> None:
+            super().set(np.float32(value))
+
+    own = Own(0.5)
+    parameter = Parameter("mixing", own.get, own.set)
+    links = run(tmp_path, {3: [delivery(1, set_change(0.25, parameter="mixing"))]}, parameter)
+    assert own.value == 0.25
+    assert (tmp_path / "checkpoint-10" / "trainer_state.json").is_file()
+    assert [each.component for each in links.link.faults] in ([], ["state"])
+
+
+@pytest.mark.parametrize("boundary", ["generation", "accumulation", "whenever"])
+def test_it_changes_where_steps_or_epochs_end_and_nowhere_else(boundary: str) -> None:
+    knob = Knob(0.5)
+    with pytest.raises(ValueError, match=f"at a step or an epoch; got boundary '{boundary}'"):
+        Parameter("mixing", knob.get, knob.set, boundary=boundary)

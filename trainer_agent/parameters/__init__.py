@@ -8,17 +8,19 @@ from trainer_agent.parameters.base import (
     Applied,
     Boundary,
     BoundaryKind,
-    Change,
-    Coupling,
     GuardRails,
     Kind,
     LiveParameter,
-    Multiply,
-    Operation,
     ParameterSpec,
-    Ramp,
     Reading,
     Refused,
+)
+from trainer_agent.parameters.changes import (
+    Change,
+    Coupling,
+    Multiply,
+    Operation,
+    Ramp,
     Release,
     Schedule,
     Set,
@@ -27,7 +29,13 @@ from trainer_agent.parameters.base import (
     Value,
     operation_of,
 )
-from trainer_agent.parameters.transaction import ChangeFailed, UndoError, apply_all
+from trainer_agent.parameters.transaction import (
+    ChangeFailed,
+    UndoError,
+    apply_all,
+    check_each,
+    coupled_to,
+)
 
 __all__ = [
     "EVERY_GROUP",
@@ -54,5 +62,7 @@ __all__ = [
     "UndoError",
     "Value",
     "apply_all",
+    "check_each",
+    "coupled_to",
     "operation_of",
 ]

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from trainer_agent.parameters.base import EVERY_GROUP, Boundary, Kind, Refused, Value
+from trainer_agent.parameters.base import EVERY_GROUP, Applied, Boundary, Kind, Refused
+from trainer_agent.parameters.changes import Change, Release
 from trainer_agent.parameters.data.chunking import Position, updates_left
 from trainer_agent.parameters.data.loop import flow_of
 from trainer_agent.parameters.value import ValueParameter, Values
 
 if TYPE_CHECKING:
+    from trainer_agent.parameters.changes import Value
     from trainer_agent.run import Run
 
 _NEITHER: Final = {
-    "no": "never",
+    "no": "at no step",
     "epoch": "at the end of each epoch",
     "best": "whenever the metric is the best so far",
 }
@@ -104,6 +106,8 @@ class LoggingSteps(_Interval):
 class _BestModel(_Interval):
     """An interval of which another one must be a multiple where the best model is kept."""
 
+    rests_on: ClassVar[frozenset[str]] = frozenset({"eval_steps", "save_steps"})
+
     def refuse(self, values: Mapping[str, Value], boundary: Boundary) -> None:
         """Refuse to save where nothing was evaluated, if the best model is to be kept.
 
@@ -125,7 +129,6 @@ class _BestModel(_Interval):
                 "load_best_model_at_end needs save_steps to be a multiple of eval_steps, and they "
                 f"would be {planned['save_steps']} and {planned['eval_steps']}; change both in one "
                 "update, in an order that keeps to this",
-                value_in_force=getattr(self._state, self.name),
             )
 
 
@@ -158,12 +161,58 @@ class MaxSteps(_OfTheState):
     description: ClassVar[str] = (
         "Optimizer steps in the whole run. Neither stretches nor cuts the learning rate's "
         "schedule: for that, follow a new schedule of so many steps. Further passes over the data "
-        "follow where the planned ones do not suffice."
+        "follow where the planned ones do not suffice. What is set stands, whatever becomes of the "
+        "batch size, until it is released."
     )
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)
-        self._planned: int = run.state.max_steps
+        self._planned_at_first: int = run.state.max_steps
+        flow = None if run.trainer is None else flow_of(run.trainer)
+        self._flow = flow if flow is not None and flow.why_unavailable is None else None
+
+    def put(self, values: Mapping[str, Value]) -> None:
+        """Write the number, which no plan goes over from now on."""
+        super().put(values)
+        if self._flow is not None:
+            self._flow.steps_set = True
+
+    def capture(self) -> object:
+        """Return everything that a change can touch."""
+        return super().capture() if self._flow is None else self._flow.snapshot()
+
+    def restore(self, captured: Any) -> None:
+        """Put it back."""
+        if self._flow is None:
+            super().restore(captured)
+        else:
+            self._flow.restore(captured)
+
+    def check(self, change: Change, boundary: Boundary) -> None:
+        """Say whether ``apply`` would make this change here.
+
+        Raises:
+            Refused: It would not; with the reason.
+        """
+        self._note_plan()
+        super().check(change, boundary)
+
+    def apply(self, change: Change, boundary: Boundary) -> Applied:
+        """Make the change and read it back.
+
+        Raises:
+            Refused: It was not made and nothing changed; with the reason.
+        """
+        self._note_plan()
+        applied = super().apply(change, boundary)
+        if isinstance(change, Release) and self._flow is not None:
+            self._flow.follow_plan()
+        return applied
+
+    def _note_plan(self) -> None:
+        """Have a release lead to what is planned by now: the batch size may have changed since."""
+        if self._original is not None and self._flow is not None:
+            self._original = {EVERY_GROUP: self._flow.max_steps}
 
     def refuse(self, values: Mapping[str, Value], boundary: Boundary) -> None:
         """Refuse an end that is past, or beyond what the training loop goes over.
@@ -178,7 +227,6 @@ class MaxSteps(_OfTheState):
                 f"max_steps would become {value}, and step {boundary.next_step} is next: a step "
                 f"that has begun is finished, so that the least is {boundary.next_step}; to end "
                 "at once, stop the run",
-                value_in_force=self._state.max_steps,
             )
         most, why = self._most(boundary)
         if value > most:
@@ -186,12 +234,11 @@ class MaxSteps(_OfTheState):
                 "OUT_OF_BOUNDS",
                 f"max_steps would become {value}, and this run can make {most} steps at most: "
                 f"{why}",
-                value_in_force=self._state.max_steps,
             )
 
     def _most(self, boundary: Boundary) -> tuple[int, str]:
         """Return the number of steps that the training loop can make at most, and why."""
-        planned: int = max(self._planned, self._state.max_steps)
+        planned: int = max(self._planned_at_first, self._state.max_steps)
         if self._trainer is None:
             return planned, (
                 "how much data there is is not known; attach the trainer rather than giving it "
@@ -205,8 +252,7 @@ class MaxSteps(_OfTheState):
                 "its data has no length, and would be gone over from the beginning after as many "
                 "steps as were planned"
             )
-        flow = flow_of(self._trainer)
-        if flow is not None and flow.why_unavailable is None:
+        if self._flow is not None:
             return sys.maxsize, ""  # further passes over the data follow the planned ones
         epochs = self._state.num_train_epochs
         progress = boundary.epoch or 0.0

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from trainer_agent.parameters.base import EVERY_GROUP, Value
+from trainer_agent.parameters.base import EVERY_GROUP
 from trainer_agent.parameters.schedulers import why_out_of_reach
 from trainer_agent.parameters.value import ValueParameter, Values
 
 if TYPE_CHECKING:
+    from trainer_agent.parameters.changes import Value
     from trainer_agent.run import Run
 
 

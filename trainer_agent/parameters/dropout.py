@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from trainer_agent.parameters.base import Boundary, Change, Refused, Set, Value
+from trainer_agent.parameters.base import Boundary, Refused
+from trainer_agent.parameters.changes import Change, Set, Value
 from trainer_agent.parameters.value import ValueParameter, Values
 
 if TYPE_CHECKING:
@@ -99,7 +100,6 @@ class Dropout(ValueParameter):
                 "this model's dropouts differ, and one value for all would make them equal: name "
                 f"one of {', '.join(f'{group} ({value:g})' for group, value in _known(now))}, or "
                 "multiply all",
-                value_in_force=next(iter(now.values()), None),
             )
         return super().targets(change, now)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import CellType, FunctionType
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from trainer_agent.parameters.base import Boundary, BoundaryKind, Change, Kind, Refused, Value
+from trainer_agent.parameters.base import Boundary, BoundaryKind, Kind, Refused
 from trainer_agent.parameters.places import (
     NOT_ATTACHED,
     Place,
@@ -24,6 +24,7 @@ from trainer_agent.parameters.places import (
 )
 
 if TYPE_CHECKING:
+    from trainer_agent.parameters.changes import Change, Value
     from trainer_agent.run import Run
 
 _LOSSES_WITHOUT_EPSILON: Final = frozenset({"cispo", "sapo", "vespo"})
@@ -76,41 +77,14 @@ class KlWeight(GenerationValue):
         mirrors: Sequence[Place] = (),
         why_unavailable: str | None = None,
     ) -> None:
-        super().__init__(trainer, places, mirrors, why_unavailable)
         # With an adapter the base model is the reference. Whether an adapter that was trained
         # before has the copy of itself that it needs for it depends on how the run began, too.
-        self._has_reference = self._why is None and (
-            trainer.ref_model is not None or trainer.beta != 0
-        )
-
-    def refuse(self, values: Mapping[str, Value], boundary: Boundary) -> None:
-        """Refuse a penalty for which there is no reference model.
-
-        Raises:
-            Refused: There is none.
-        """
-        super().refuse(values, boundary)
-        if why := self._lacks_reference(values):
-            raise Refused("NO_REFERENCE_MODEL", why, value_in_force=self.read().value)
-
-    def resume(self, values: Mapping[str, Value]) -> None:
-        """Write the value that a checkpoint holds.
-
-        Raises:
-            ValueError: There is no reference model for it; nothing was written.
-        """
-        if why := self._lacks_reference(values):
-            raise ValueError(why)
-        super().resume(values)
-
-    def _lacks_reference(self, values: Mapping[str, Value]) -> str | None:
-        if self._has_reference or not any(values.values()):
-            return None
-        return (
-            f"beta would become {next(iter(values.values()))!r}, and this run has no reference "
-            "model, as it was started with beta 0; start it with a beta above 0, which can be set "
-            "to 0 live and back"
-        )
+        if why_unavailable is None and trainer.ref_model is None and trainer.beta == 0:
+            why_unavailable = (
+                "the run has no reference model, as it was started with beta 0; start it with a "
+                "beta above 0, which can be set to 0 live and back"
+            )
+        super().__init__(trainer, places, mirrors, why_unavailable)
 
 
 class Epsilon(GenerationValue):
@@ -180,7 +154,6 @@ class MaxCompletionLength(GenerationValue):
                     f"max_completion_length would become {value}, and the model has room for "
                     f"{context} tokens, prompt and completion together; allowed: at most "
                     f"{context - 1}, less the longest prompt",
-                    value_in_force=self.read().value,
                 )
 
 

@@ -24,15 +24,13 @@ from trainer_agent.parameters.base import (
     Applied,
     Boundary,
     BoundaryKind,
-    Change,
     Json,
     Kind,
-    Operation,
     ParameterSpec,
     Reading,
     Refused,
-    operation_of,
 )
+from trainer_agent.parameters.changes import Change, Operation, operation_of
 from trainer_agent.parameters.groups import as_stored, find_group, group_names, shares_its_rate
 from trainer_agent.parameters.planning import plan
 from trainer_agent.parameters.schedulers import unwrap_optimizer, unwrap_scheduler, why_unsteerable

@@ -14,15 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 from torch.optim import SGD
 
-from trainer_agent.parameters.base import (
-    Boundary,
-    Change,
-    Json,
-    Reading,
-    Refused,
-    Set,
-    Value,
-)
+from trainer_agent.parameters.base import Boundary, Json, Reading, Refused
+from trainer_agent.parameters.changes import Change, Set, Value
 from trainer_agent.parameters.groups import (
     as_stored,
     copy_of,
@@ -319,7 +312,6 @@ class WeightDecay(GroupValue):
                 "GROUP_NEEDED",
                 "no parameter group has a weight decay, so it can not be told which were meant "
                 f"to stay without (biases and norms); name one: {', '.join(now)}",
-                value_in_force=next(iter(now.values()), None),
             )
         index = find_group(everywhere, change.group)
         if index is None or index in self._decays:
@@ -329,7 +321,6 @@ class WeightDecay(GroupValue):
             f"parameter group {change.group!r} was set apart without weight decay, as biases and "
             f"norms are, and stays so; groups that decay: {', '.join(now) or 'none'}. For it to "
             "decay, start the run with an optimizer that has a weight decay there",
-            value_in_force=next(iter(now.values()), None),
         )
 
     def share(self, value: Value, targets: Sequence[str], now: Values) -> dict[str, Value]:

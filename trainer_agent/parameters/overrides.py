@@ -10,10 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from trainer_agent.parameters.base import Json, Shape
+from trainer_agent.parameters.changes import Shape
 from trainer_agent.parameters.schedule_shapes import RampCurve, ScheduleCurve, rescaled
+
+if TYPE_CHECKING:
+    from trainer_agent.parameters.base import Json
 
 
 @dataclass(frozen=True, slots=True)

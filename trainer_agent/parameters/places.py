@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from types import CellType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from trainer_agent.parameters.base import EVERY_GROUP, Applied, Boundary, Reading, Refused, Value
+from trainer_agent.parameters.base import EVERY_GROUP, Applied, Boundary, Reading, Refused
 from trainer_agent.parameters.value import ValueParameter, Values
+
+if TYPE_CHECKING:
+    from trainer_agent.parameters.changes import Value
 
 NOT_ATTACHED = (
     "the value lies on the trainer, which a callback is not shown: call "

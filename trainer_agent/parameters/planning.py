@@ -10,12 +10,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from trainer_agent.parameters.base import (
-    Boundary,
+from trainer_agent.parameters.base import Boundary, Refused
+from trainer_agent.parameters.changes import (
     Change,
     Multiply,
     Ramp,
-    Refused,
     Release,
     Schedule,
     Set,

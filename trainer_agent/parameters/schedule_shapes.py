@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from trainer_agent.parameters.base import Shape
+from trainer_agent.parameters.changes import Shape
 
 
 def rescaled(value: float, old: float, new: float) -> float:

@@ -10,35 +10,26 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final
 
-from trainer_agent.parameters.base import (
-    Applied,
-    Boundary,
-    Change,
-    Coupling,
-    LiveParameter,
-    Multiply,
-    Refused,
-    Set,
-)
+from trainer_agent.parameters.base import Applied, Boundary, LiveParameter, Refused
+from trainer_agent.parameters.changes import Change, Coupling, Multiply, Set, Value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 _LEARNING_RATE: Final = "learning_rate"
+_MAX_STEPS: Final = "max_steps"
 
 
 class ChangeFailed(Refused):
     """One of several changes was not made, and the others were taken back.
 
     Attributes:
-        index: The culprit's place in the sequence, from 0.
         change: The culprit.
     """
 
-    def __init__(self, index: int, change: Change, cause: Refused) -> None:
+    def __init__(self, change: Change, cause: Refused) -> None:
         """Name the culprit; reason, message and value in force are the cause's."""
         super().__init__(cause.reason, cause.message, value_in_force=cause.value_in_force)
-        self.index = index
         self.change = change
 
 
@@ -85,28 +76,80 @@ def apply_all(
         UndoError: One change failed and another one could not be taken back.
     """
     done: list[tuple[LiveParameter, Applied]] = []
-    for index, change in enumerate(changes):
+    for change in changes:
         try:
             done.append(_apply(parameters, change, boundary))
-            following = _coupled(change, done[-1][1])
+            applied = done[-1][1]
+            following = _coupled(change, applied.old.value, applied.new.value)
             if following is not None:
                 if check_following is not None:
-                    _check_following(check_following, following, index)
+                    _check_following(check_following, following)
                 done.append(_apply(parameters, following, boundary))
         except Exception as error:
             _undo_all(done, error)
             # What is stuck is itself still in force; a failed change names its culprit already.
             if isinstance(error, UndoError | ChangeFailed):
                 raise
-            raise ChangeFailed(index, change, _as_refusal(change, error)) from error
+            raise ChangeFailed(change, _as_refusal(change, error)) from error
     return [applied for _, applied in done]
 
 
-def _check_following(check: Callable[[Change], None], following: Change, index: int) -> None:
+def check_each(
+    parameters: Mapping[str, LiveParameter],
+    changes: Sequence[Change],
+    boundary: Boundary,
+    check_limits: Callable[[Change], None],
+) -> None:
+    """Say of changes that are to be made together, later, what can be said against them now.
+
+    What an earlier one of them may make possible is left to be seen.
+
+    Args:
+        parameters: The live parameters by name.
+        changes: What is to be changed. Parameters that there are not are passed over.
+        boundary: Where the run stands.
+        check_limits: Raises ``Refused`` where a change must not be made; asked about the learning
+            rate's too where that is to follow.
+
+    Raises:
+        ChangeFailed: One of them will not be made.
+    """
+    earlier: set[str] = set()
+    for change in changes:
+        parameter = parameters.get(change.parameter)
+        if parameter is None:
+            continue
+        try:
+            check_limits(change)
+            if earlier.isdisjoint({change.parameter, *_rests_on(parameter)}):
+                parameter.check(change, boundary)
+                following = _coupled(change, parameter.read().value, _target(change, parameter))
+                if following is not None:
+                    _check_following(check_limits, following)
+        except ChangeFailed:
+            raise
+        except Refused as refused:
+            raise ChangeFailed(change, refused) from refused
+        earlier.add(change.parameter)
+
+
+def _target(change: Change, parameter: LiveParameter) -> Value | None:
+    """Return what a batch size is to become."""
+    now = parameter.read().value
+    match change:
+        case Set(value=value):
+            return value
+        case Multiply(factor=factor) if isinstance(now, int | float):
+            return now * factor
+        case _:
+            return now
+
+
+def _check_following(check: Callable[[Change], None], following: Change) -> None:
     try:
         check(following)
     except Refused as refused:
-        raise ChangeFailed(index, following, refused) from refused
+        raise ChangeFailed(following, refused) from refused
 
 
 def _apply(
@@ -120,7 +163,17 @@ def _apply(
             f"the learning rate follows changes of the batch size, not of {change.parameter}; in "
             f"this run it can follow: {allowed or 'nothing'}",
         )
-    return parameter, parameter.apply(change, boundary)
+    return parameter, parameter.apply(change, _here(parameters, boundary))
+
+
+def _here(parameters: Mapping[str, LiveParameter], boundary: Boundary) -> Boundary:
+    """Return the boundary with the length that the run has by now.
+
+    What was changed before at this boundary may have moved it, as a batch size does.
+    """
+    length = parameters.get(_MAX_STEPS)
+    steps = None if length is None else length.read().value
+    return boundary._replace(max_steps=steps) if isinstance(steps, int) else boundary
 
 
 def _couples(parameter: LiveParameter) -> bool:
@@ -128,13 +181,23 @@ def _couples(parameter: LiveParameter) -> bool:
     return getattr(parameter, "couples", False) is True
 
 
+def _rests_on(parameter: LiveParameter) -> frozenset[str]:
+    """Return the parameters whose change may make possible what is not possible now."""
+    return getattr(parameter, "rests_on", frozenset())
+
+
+def coupled_to(change: Change) -> tuple[str, ...]:
+    """Return the names of the parameters that a change takes with it."""
+    return () if _coupling(change) is Coupling.NONE else (_LEARNING_RATE,)
+
+
 def _coupling(change: Change) -> Coupling:
     return change.coupling if isinstance(change, Set | Multiply) else Coupling.NONE
 
 
-def _coupled(change: Change, applied: Applied) -> Multiply | None:
+def _coupled(change: Change, old: Value | None, new: Value | None) -> Multiply | None:
     """Return what a change of the batch size makes of the learning rate; None: nothing."""
-    coupling, old, new = _coupling(change), applied.old.value, applied.new.value
+    coupling = _coupling(change)
     if coupling is Coupling.NONE or new == old:
         return None
     if isinstance(old, str | None) or isinstance(new, str | None) or old <= 0:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from trainer_agent.parameters.base import EVERY_GROUP, BoundaryKind, Kind, Value
+from trainer_agent.parameters.base import EVERY_GROUP, BoundaryKind, Kind
 from trainer_agent.parameters.value import ValueParameter, Values
 
+if TYPE_CHECKING:
+    from trainer_agent.parameters.changes import Value
+
 _KINDS: Final = ((bool, Kind.BOOL), (int, Kind.INT), (float, Kind.FLOAT), (str, Kind.STRING))
+# Where the others are is a trainer's to know. What a reward reads counts from the next generation.
+_BOUNDARIES: Final = (BoundaryKind.STEP, BoundaryKind.EPOCH)
 
 
 class Parameter(ValueParameter):
@@ -27,14 +32,15 @@ class Parameter(ValueParameter):
         minimum: Smallest value; None: no limit.
         maximum: Largest value; None: no limit.
         choices: The only values, for a text; empty: any.
-        boundary: Where it may change.
+        boundary: Where it may change: at every step, or only where an epoch ends, which a loop of
+            one's own tells with ``epoch=``.
         description: What it means, in a sentence.
         unit: Its unit, in words; empty: a plain number.
         kind: Its type; None: that of the value now in force.
 
     Raises:
         TypeError: The value now in force is neither number, text nor truth value.
-        ValueError: The name is not lower_snake_case.
+        ValueError: The name is not lower_snake_case, or the boundary is another one.
     """
 
     def __init__(
@@ -56,6 +62,11 @@ class Parameter(ValueParameter):
             raise ValueError(
                 f"a live parameter's name must be lower_snake_case, such as curriculum_level; got "
                 f"{name!r}"
+            )
+        if boundary not in _BOUNDARIES:
+            raise ValueError(
+                f"the live parameter {name} can change at a {' or an '.join(_BOUNDARIES)}; got "
+                f"boundary {str(boundary)!r}"
             )
         self._get, self._set = get, set
         inferred = Kind.ENUM if choices else Kind(kind) if kind else _kind(name, get())

@@ -6,8 +6,6 @@ from refusing what is out of bounds to what rides in a checkpoint, is here.
 
 from __future__ import annotations
 
-import contextlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
@@ -17,21 +15,24 @@ from trainer_agent.parameters.base import (
     Applied,
     Boundary,
     BoundaryKind,
-    Change,
-    Coupling,
     Json,
     Kind,
-    Multiply,
-    Operation,
     ParameterSpec,
     Reading,
     Refused,
+)
+from trainer_agent.parameters.changes import (
+    Change,
+    Coupling,
+    Multiply,
+    Operation,
     Release,
     Set,
     SetMode,
     Value,
     operation_of,
 )
+from trainer_agent.parameters.limits import Limits
 from trainer_agent.parameters.transaction import UndoError
 
 _VERSION: Final = 1
@@ -59,6 +60,11 @@ class ValueParameter:
     boundary: ClassVar[BoundaryKind] = BoundaryKind.STEP
     couples: ClassVar[bool] = False
     """Whether a change may say how the learning rate is to follow it."""
+    rests_on: ClassVar[frozenset[str]] = frozenset()
+    """Parameters whose change, earlier in the same update, may make possible what is not now."""
+    affects: ClassVar[frozenset[str]] = frozenset()
+    """Other names under which a change of it shows, as they stand for the same thing, wholly or in
+    part: one that waits gives way where one of them is set in the meantime."""
 
     def __init__(self) -> None:
         # What the script had set, from before the first change; None: it was never changed.
@@ -105,7 +111,6 @@ class ValueParameter:
             "UNKNOWN_GROUP",
             f"{self.name} has no parameter group {change.group!r}; "
             + (f"there are: {', '.join(groups)}" if groups else "it is one value for all of them"),
-            value_in_force=_first(now),
         )
 
     def share(self, value: Value, targets: Sequence[str], now: Values) -> dict[str, Value]:
@@ -268,19 +273,31 @@ class ValueParameter:
     # ---- Within ----
 
     def _plan(self, change: Change, boundary: Boundary) -> dict[str, Value]:
-        """Return what a change comes to, by group."""
+        """Return what a change comes to, by group.
+
+        Raises:
+            Refused: It can not be made; with the value that stays in force.
+        """
         if change.parameter != self.name:
             raise Refused("UNKNOWN_PARAMETER", f"this is {self.name}, not {change.parameter!r}")
         if why := self.why_unavailable():
             raise Refused("UNAVAILABLE", f"{self.name} can not be changed in this run: {why}")
         now = dict(self.get())
-        self._check_form(change, now)
-        targets = self.targets(change, now)
+        try:
+            return self._comes_to(change, boundary, now)
+        except Refused as refused:
+            if refused.value_in_force is None:
+                refused.value_in_force = _first(now)
+            raise
+
+    def _comes_to(self, change: Change, boundary: Boundary, now: Values) -> dict[str, Value]:
+        self._check_form(change)
+        targets, limits = self.targets(change, now), self._limits
         match change:
             case Set(value=value, mode=SetMode.DEFAULT):
-                planned = self.share(self._typed(value, now), targets, now)
+                planned = self.share(limits.typed(value), targets, now)
             case Multiply(factor=factor):
-                planned = {group: self._scaled(now[group], factor, now) for group in targets}
+                planned = {group: limits.scaled(now[group], factor) for group in targets}
             case Release():
                 original = self._original or now
                 kept = {group: original.get(group) for group in targets}
@@ -293,15 +310,14 @@ class ValueParameter:
                     "UNSUPPORTED_OPERATION",
                     f"{self.name} has no schedule, so that {operation_of(change).value} means "
                     "nothing for it; allowed: set, multiply, release",
-                    value_in_force=_first(now),
                 )
-        self._check_bounds(planned, now)
+        limits.check(planned.values())
         planned = {group: self.stored(group, value) for group, value in planned.items()}
-        self._check_bounds(planned, now)
+        limits.check(planned.values())
         self.refuse(planned, boundary)
         return planned
 
-    def _check_form(self, change: Change, now: Values) -> None:
+    def _check_form(self, change: Change) -> None:
         if not isinstance(change, Set | Multiply):
             return
         if change.coupling is not Coupling.NONE and not self.couples:
@@ -310,95 +326,25 @@ class ValueParameter:
                 f"the learning rate follows changes of the batch size, not of {self.name}; leave "
                 f"the coupling {change.coupling.value} out, and change learning_rate itself in the "
                 "same update if that is what is wanted",
-                value_in_force=_first(now),
             )
         if isinstance(change, Set) and change.hold_steps is not None:
             raise Refused(
                 "INVALID_STEPS",
                 f"{self.name} stays at what it was set to, so that hold_steps means nothing for "
                 "it; leave it out",
-                value_in_force=_first(now),
             )
 
-    def _typed(self, value: Value, now: Values) -> Value:
-        match self.kind, value:
-            case Kind.FLOAT, int() | float() if not isinstance(value, bool):
-                with contextlib.suppress(OverflowError):
-                    return float(value)
-            case Kind.INT, int() | float() if not isinstance(value, bool) and value % 1 == 0:
-                return int(value)
-            case Kind.BOOL, bool():
-                return value
-            case Kind.STRING | Kind.ENUM, str():
-                return value
-            case _:
-                pass
-        raise Refused(
-            "INVALID_TYPE",
-            f"{self.name} takes {_KINDS[self.kind]}, got {value!r}",
-            value_in_force=_first(now),
+    @property
+    def _limits(self) -> Limits:
+        return Limits(
+            name=self.name,
+            kind=self.kind,
+            minimum=self.minimum,
+            minimum_exclusive=self.minimum_exclusive,
+            maximum=self.maximum,
+            maximum_exclusive=self.maximum_exclusive,
+            choices=self.choices,
         )
-
-    def _scaled(self, value: Value | None, factor: float, now: Values) -> Value:
-        if isinstance(factor, bool) or not isinstance(factor, int | float):
-            raise Refused(
-                "INVALID_TYPE",
-                f"a factor is a number, got {factor!r}",
-                value_in_force=_first(now),
-            )
-        if isinstance(value, bool | str) or value is None or self.kind not in _NUMBERS:
-            raise Refused(
-                "UNSUPPORTED_OPERATION",
-                f"{self.name} is {value!r}, which can not be multiplied; set it",
-                value_in_force=_first(now),
-            )
-        scaled = value * factor
-        if self.kind is Kind.INT and math.isfinite(scaled) and scaled != int(scaled):
-            raise Refused(
-                "INVALID_VALUE",
-                f"{self.name} is a whole number, and {value} × {factor:g} is {scaled:g}; choose "
-                "another factor or set it",
-                value_in_force=_first(now),
-            )
-        return self._typed(scaled, now) if math.isfinite(scaled) else scaled
-
-    def _check_bounds(self, planned: Mapping[str, Value], now: Values) -> None:
-        for value in planned.values():
-            if self.choices and value not in self.choices:
-                allowed = ", ".join(self.choices)
-            elif isinstance(value, bool | str) or (
-                math.isfinite(value) and not self._below(value) and not self._above(value)
-            ):
-                continue
-            else:
-                allowed = self._range()
-            raise Refused(
-                "OUT_OF_BOUNDS",
-                f"{self.name} would become {value!r}; allowed: {allowed}",
-                value_in_force=_first(now),
-            )
-
-    def _below(self, value: float) -> bool:
-        return self.minimum is not None and (
-            value < self.minimum or (self.minimum_exclusive and value == self.minimum)
-        )
-
-    def _above(self, value: float) -> bool:
-        return self.maximum is not None and (
-            value > self.maximum or (self.maximum_exclusive and value == self.maximum)
-        )
-
-    def _range(self) -> str:
-        limits = []
-        if self.minimum is not None:
-            limits.append(
-                f"{'above' if self.minimum_exclusive else 'at least'} {_short(self.minimum)}"
-            )
-        if self.maximum is not None:
-            limits.append(
-                f"{'below' if self.maximum_exclusive else 'at most'} {_short(self.maximum)}"
-            )
-        return " and ".join(limits) or "a finite number"
 
 
 @dataclass(frozen=True, slots=True)
@@ -407,21 +353,6 @@ class _Before:
 
     captured: object
     original: dict[str, Value | None] | None
-
-
-_NUMBERS: Final = frozenset({Kind.FLOAT, Kind.INT})
-_KINDS: Final = {
-    Kind.FLOAT: "a number",
-    Kind.INT: "a whole number",
-    Kind.BOOL: "true or false",
-    Kind.STRING: "a text",
-    Kind.ENUM: "one of its choices",
-}
-
-
-def _short(limit: float) -> str:
-    """Return a number without needless digits, and without losing one."""
-    return f"{limit:g}" if float(f"{limit:g}") == limit else repr(limit)
 
 
 def _first(values: Values) -> Value | None:

@@ -15,21 +15,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from trainer_agent.parameters.base import (
-    EVERY_GROUP,
-    Applied,
-    Boundary,
-    Change,
-    Kind,
-    Reading,
-    Refused,
-    Value,
-)
+from trainer_agent.parameters.base import EVERY_GROUP, Applied, Boundary, Kind, Reading, Refused
 from trainer_agent.parameters.data.stretch import original_shape
 from trainer_agent.parameters.schedulers import sinks_scales, unwrap_optimizer, unwrap_scheduler
 from trainer_agent.parameters.value import ValueParameter, Values
 
 if TYPE_CHECKING:
+    from trainer_agent.parameters.changes import Change, Value
     from trainer_agent.parameters.steering import Steering
     from trainer_agent.run import Run
 
@@ -91,6 +83,7 @@ class WarmupSteps(ValueParameter):
     """
 
     name: ClassVar[str] = "warmup_steps"
+    affects: ClassVar[frozenset[str]] = frozenset({"warmup_ratio"})
     kind: ClassVar[Kind] = Kind.INT
     description: ClassVar[str] = (
         "Optimizer steps of the warm-up. Changing it re-plans the schedule as if it had begun "
@@ -214,6 +207,7 @@ class WarmupRatio(WarmupSteps):
     """The warm-up as a share of the steps that the schedule was built for."""
 
     name: ClassVar[str] = "warmup_ratio"
+    affects: ClassVar[frozenset[str]] = frozenset({"warmup_steps"})
     kind: ClassVar[Kind] = Kind.FLOAT
     description: ClassVar[str] = (
         "The warm-up as a share of the schedule's steps, rounded up to whole steps; the same as "
@@ -265,6 +259,11 @@ def _schedule(run: Run) -> Schedule | str:
     if not isinstance(first, functools.partial) or "num_warmup_steps" not in first.keywords:
         return f"this schedule ({kind}) has no warm-up that transformers has built"
     keywords = first.keywords
+    if not keywords["num_warmup_steps"]:
+        return (
+            "the schedule began without a warm-up, and one that came later would make the rate "
+            "jump; to raise the learning rate slowly, follow a schedule with a warm-up"
+        )
     length = keywords.get("num_training_steps")
     if length is None and "num_stable_steps" in keywords:
         length = sum(keywords[f"num_{part}_steps"] for part in ("warmup", "stable", "decay"))

@@ -164,7 +164,11 @@ def replay_link_factory(path: str | os.PathLike[str]) -> LinkFactory:
 def _in_force(state: session_pb2.FullState) -> set[int]:
     """Return the revisions that the run has in it: in force, and settled or about to be."""
     present = {revision for each in state.in_force for revision in range(each.first, each.last + 1)}
-    return present | {each.revision for each in state.outcomes if each.HasField("applied")}
+    return present | {
+        each.revision
+        for each in state.outcomes
+        if each.HasField("applied") and not each.rolled_back
+    }
 
 
 def _why_not(spec: parameter_pb2.ParameterSpec | None) -> str | None:

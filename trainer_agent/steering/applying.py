@@ -64,6 +64,7 @@ class Applier:
         self._ranks = ranks
         self._settled = settled
         self._veto: Problem | None = None
+        self._protecting: tuple[Protection, link_pb2.LossAlarm] | None = None
 
     def rails(self, name: str) -> GuardRails | None:
         """Return the owner's limits of a parameter; None: there are none."""
@@ -89,6 +90,24 @@ class Applier:
         """
         return not self._transactions.opens(held.changes, boundary)
 
+    def gives_way(self, older: Held, newer: Held) -> Problem | None:
+        """Say whether, and why, an update that waits would go over one that was applied now.
+
+        All ranks have to ask at the same boundary: each may have other parameters.
+        """
+        over = self._transactions.goes_over(older.changes, newer.changes)
+        problem = None
+        if over is not None:
+            changed = ", ".join(_names(newer))
+            problem = Problem(
+                "SUPERSEDED",
+                f"update {newer.update.revision}, which is newer, changed {changed} while this one "
+                f"waited for a boundary where it can be applied, and its {over.parameter} would go "
+                "over that; nothing of this one was done: send again what is still wanted of it",
+                over.parameter,
+            )
+        return self.vote(problem)
+
     def refused(self, held: Held, boundary: Boundary) -> Problem | None:
         """Say why an update that waits would be refused, as far as can be told; None: it may not.
 
@@ -101,8 +120,16 @@ class Applier:
             problem = _problem(error)
         return self.vote(problem)
 
-    def apply(self, held: Held, boundary: Boundary, in_force: InForce) -> Problem | None:
+    def apply(
+        self, held: Held, boundary: Boundary, in_force: InForce, *, begun: bool = False
+    ) -> Problem | None:
         """Carry out an update; returns why it could not be.
+
+        Args:
+            held: The update.
+            boundary: Where the run stands.
+            in_force: Takes it.
+            begun: The next step has begun.
 
         Raises:
             UndoError: It could not be, and what it had changed could not be taken back.
@@ -137,11 +164,23 @@ class Applier:
         if held.action is ActionKind.ROLL_BACK:
             self._go_back(held, checkpoint)
             return None
-        done = held.action is None or self.actions.begin(held.action)
+        done = held.action is None
         if held.action is ActionKind.STOP:
-            self.take_back_unused(boundary, in_force)
+            self.stop(boundary, in_force, begun=begun)
+        elif held.action is not None:
+            done = self.actions.begin(held.action)
         in_force.add(replace(held, action=None) if done else held, applied, boundary, intact)
         return None
+
+    def stop(self, boundary: Boundary, in_force: InForce, *, begun: bool) -> None:
+        """Have the run end: here, or after the step that has begun, which uses what is in force.
+
+        Raises:
+            UndoError: Something that no step has used could not be taken back.
+        """
+        self.actions.begin(ActionKind.STOP)
+        if not begun:
+            self.take_back_unused(boundary, in_force)
 
     def take_back_unused(self, boundary: Boundary, in_force: InForce) -> None:
         """Undo what no step has used, as none will.
@@ -175,6 +214,29 @@ class Applier:
         checkpoint, problem = None, None
         if protection.on_nonfinite_loss == "roll_back":
             checkpoint, problem = self._checkpoint_before(alarm.step)
+        self._protecting = protection, alarm
+        self._protect(checkpoint, problem, boundary, in_force)
+
+    def protect_otherwise(self, problem: Problem, boundary: Boundary, in_force: InForce) -> None:
+        """Do what else there is to do about a loss for which the run could not go back.
+
+        Does nothing where it was to go back for another reason.
+
+        Raises:
+            RuntimeError: Nothing of it could be done.
+        """
+        if self._protecting is not None:
+            self._protect(None, problem, boundary, in_force)
+
+    def _protect(
+        self,
+        checkpoint: str | None,
+        problem: Problem | None,
+        boundary: Boundary,
+        in_force: InForce,
+    ) -> None:
+        assert self._protecting is not None
+        protection, alarm = self._protecting
         for spec in protection.attempts(alarm, checkpoint, self._in_a_row(checkpoint)):
             update = self._settled.local.new(spec)
             try:
@@ -184,6 +246,8 @@ class Applier:
                 continue
             problem = self.apply(Held.of(update), boundary, in_force)
             if problem is None:
+                if self.roll_back is None:
+                    self._protecting = None
                 logger.warning(
                     "%s; as the job's owner wants it, the run is now held or taken back (%s)",
                     spec.reason,
@@ -219,7 +283,6 @@ class Applier:
             checkpoint=checkpoint,
             update=held.update,
             in_a_row=self._in_a_row(checkpoint) + 1 if by_itself else 0,
-            local=tuple(self._settled.local.state_dict()),
         )
 
 

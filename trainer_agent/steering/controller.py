@@ -13,10 +13,11 @@ all of it is known is it reported as applied.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from midcourse.agent.v1 import session_pb2
 from midcourse.control.v1 import parameter_pb2, update_pb2
@@ -176,7 +177,7 @@ class ParameterController:
         """
         self._in_force.step_used()
 
-    def at_boundary(self, boundary: Boundary, *, last: bool = False) -> bool:
+    def at_boundary(self, boundary: Boundary, *, last: bool = False, begun: bool = False) -> bool:
         """Verify what the last step used, move what varies with time, apply what is due.
 
         May be called again at the same boundary, as long as the run is held there.
@@ -184,24 +185,29 @@ class ParameterController:
         Args:
             boundary: Where the run stands.
             last: No step follows, so that nothing can come into force any more.
+            begun: The next step has begun: it is finished whatever comes, and uses what is in
+                force. A stop comes after it.
 
         Returns:
-            Whether there was anything to be done.
+            Whether there was anything to be done that others may have to hear of.
         """
         in_force, held = self._in_force, self._held
         wakes = boundary.global_step + 1 >= held.wake_step
-        if not (wakes or in_force.busy or self._alarm is not None or self.stop_asked):
+        quiet = not (wakes or in_force.unverified or self._alarm is not None or self.stop_asked)
+        if quiet and not in_force.ticking:
             return False
         in_force.step_ran(boundary, tick=self._due.off is None)
+        if quiet:
+            return False
         if self._alarm is not None:
             alarm, self._alarm = self._alarm, None
-            if self._protection is not None and not last and self._due.off is None:
+            ends = last or self._applier.ending
+            if self._protection is not None and not ends and self._due.off is None:
                 self._applier.protect(self._protection, alarm, boundary, in_force)
         if self.stop_asked and not self.actions.stopping:
-            self.actions.begin(ActionKind.STOP)
-            self._applier.take_back_unused(boundary, in_force)
+            self._applier.stop(boundary, in_force, begun=begun)
         if wakes:
-            self._due.go_through(boundary, last=last)
+            self._due.go_through(boundary, last=last, begun=begun)
         return True
 
     def action_done(self, kind: ActionKind, result: update_pb2.ActionResult) -> None:
@@ -294,6 +300,11 @@ class ParameterController:
         """Return the revisions held for a later step."""
         return list(self._held)
 
+    @property
+    def has_unsettled(self) -> bool:
+        """Whether ``unsettled`` has something to return, or what was done by itself is open."""
+        return len(self._held) > 0 or any(True for _ in self._in_force)
+
     def unsettled(self) -> list[int]:
         """Return the revisions whose outcome is still to come.
 
@@ -320,14 +331,20 @@ class ParameterController:
 
         Updates held for later steps are not part of it: whether they still stand by then is for
         the control plane to say, which delivers them again. Neither is a pause.
+
+        Raises:
+            TypeError: A parameter of the script's own has a value that JSON does not know, with
+                which the framework could not save its checkpoint.
         """
-        return {
+        state = {
             "version": STATE_VERSION,
             "lineage": self._settled.lineage.state_dict(),
             "unverified": self._in_force.state_dict(),
             "local": self._settled.local.state_dict(),
             "parameters": {name: each.state_dict() for name, each in self._parameters.items()},
         }
+        # Of plain types alone: torch.load(weights_only=True) takes no others, such as enums.
+        return cast("dict[str, Any]", json.loads(json.dumps(state)))
 
     def load_state_dict(
         self, state: Mapping[str, Any], *, same_job: bool = True, checkpoint: str = ""

@@ -38,8 +38,13 @@ class DueUpdates:
         self._in_force = in_force
         self._settled = settled
 
-    def go_through(self, boundary: Boundary, *, last: bool) -> None:
+    def go_through(self, boundary: Boundary, *, last: bool, begun: bool = False) -> None:
         """Settle or apply each whose time has come, in order of revision.
+
+        Args:
+            boundary: Where the run stands.
+            last: No step follows.
+            begun: The next step has begun.
 
         Raises:
             UndoError: One could not be taken back; those after it are held.
@@ -47,12 +52,14 @@ class DueUpdates:
         todo = self._held.take_all()
         try:
             while todo:
-                self.go_on_with(todo.pop(0), boundary, last=last)
+                self.go_on_with(todo.pop(0), boundary, last=last, begun=begun)
         finally:
             for held in todo:
                 self._held.put_back(held)
 
-    def go_on_with(self, held: Held, boundary: Boundary, *, last: bool = False) -> None:
+    def go_on_with(
+        self, held: Held, boundary: Boundary, *, last: bool = False, begun: bool = False
+    ) -> None:
         """Settle, apply or hold one update.
 
         Raises:
@@ -81,7 +88,7 @@ class DueUpdates:
             else:
                 self._reject(held, found, boundary)
         else:
-            found = self._applier.apply(held, boundary, self._in_force)
+            found = self._applier.apply(held, boundary, self._in_force, begun=begun)
             if found is not None:
                 self._reject(held, found, boundary)
             elif not self._applier.ending:
@@ -91,22 +98,18 @@ class DueUpdates:
         """Reject what was asked for earlier and would go over what was applied just now.
 
         Only what waits for a boundary of its parameters: what was asked for a later step is still
-        meant for that. All ranks hold the same, and so come to the same.
+        meant for that.
         """
         for revision in self._held:
             if revision >= newer.update.revision:
                 break
             older = self._held[revision]
-            name = older.in_common(newer)
-            if name is None or older.due_step > boundary.next_step:
+            if older.due_step > boundary.next_step:
                 continue
-            self._held.discard(revision)
-            message = (
-                f"update {newer.update.revision}, which is newer, changed {name} for step "
-                f"{boundary.next_step} while this one waited for a boundary where it can be "
-                "applied; nothing of this one was done: send again what is still wanted of it"
-            )
-            self._reject(older, Problem("SUPERSEDED", message, name), boundary)
+            problem = self._applier.gives_way(older, newer)
+            if problem is not None:
+                self._held.discard(revision)
+                self._reject(older, problem, boundary)
 
     def _reject(self, held: Held, problem: Problem, boundary: Boundary) -> None:
         if held.result is not None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from midcourse.agent.v1 import session_pb2
 from midcourse.control.v1 import update_pb2
 from trainer_agent.parameters import Refused
 from trainer_agent.ranks import Problem
@@ -40,12 +41,30 @@ class GoingBack:
         self._settled = settled
 
     @property
-    def to(self) -> HandOver | None:
-        """Where the run has to go back to, which ends this process; None: nowhere."""
-        return self._applier.roll_back
+    def wanted(self) -> bool:
+        """Whether the run has to go back to a checkpoint, which ends this process."""
+        return self._applier.roll_back is not None
+
+    def hand_over(self, boundary: Boundary) -> HandOver | None:
+        """Return what the next process has to know; None: there is nowhere to go back to."""
+        left = self._applier.roll_back
+        if left is None:
+            return None
+        unused = [_unused(each.revision, boundary) for each in self._in_force.unverified]
+        return replace(
+            left,
+            local=tuple(self._settled.local.state_dict()),
+            # A control plane that hears of them only now would send these updates again.
+            outcomes=(
+                *self._settled.lineage.unacknowledged(),
+                *(each for each in unused if each.revision),
+            ),
+        )
 
     def may_leave(self, error: Exception | None, boundary: Boundary) -> bool:
         """Say whether the next process was told of a roll back; if not, the update is rejected.
+
+        Where the run itself wanted to go back it is held then.
 
         Args:
             error: Why it could not be told by this rank; None: it was, or another rank does it.
@@ -59,16 +78,16 @@ class GoingBack:
         left = self._applier.roll_back
         if problem is not None and left is not None:
             self._applier.roll_back = None
-            if left.update.revision:
-                self._settled.reject(left.update, problem, boundary, ())
+            if not left.update.revision:
+                self._settled.local.keep(left.update)
+            self._settled.reject(left.update, problem, boundary, ())
+            self._applier.protect_otherwise(problem, boundary, self._in_force)
         return problem is None
 
     def leave(self, boundary: Boundary) -> None:
         """End as the run goes back to a checkpoint: settle what no step has used."""
-        problem = Problem("ROLLED_BACK", "the run goes back before a step has used the change")
         for each in self._in_force.take_unused():
-            update = update_pb2.Update(revision=each.revision, request_id=each.request_id)
-            self._settled.reject(update, problem, boundary, ())
+            self._settled.settle(_unused(each.revision, boundary), each.request_id)
         self._in_force.give_up_actions(boundary)
 
     def go_on(self, left: HandOver, boundary: Boundary) -> None:
@@ -85,6 +104,13 @@ class GoingBack:
             ValueError: What it left is damaged.
         """
         self._settled.local.take_over(left.local)
+        by = left.update.revision
+        self._settled.take_over(
+            each
+            for each in left.outcomes
+            # What was sent after the roll back is not its business, and is applied again.
+            if not (each.HasField("applied") and 0 < by < each.revision)
+        )
         result = update_pb2.ActionResult(checkpoint=left.checkpoint)
         asked = replace(Held.of(left.update), action=None, due_step=0, max_step=None, result=result)
         problem = self._applier.vote(_why_not_there(left.checkpoint, boundary))
@@ -101,6 +127,16 @@ class GoingBack:
         if not revision:
             self._settled.local.keep(left.update)
         self._due.go_on_with(asked, boundary)
+
+
+def _unused(revision: int, boundary: Boundary) -> session_pb2.UpdateOutcome:
+    """Return how an update ended that no step has used when its run goes back."""
+    rejected = update_pb2.Rejected(
+        reason="ROLLED_BACK",
+        message="the run goes back before a step has used the change",
+        step=boundary.global_step,
+    )
+    return session_pb2.UpdateOutcome(revision=revision, rejected=rejected)
 
 
 def _why_not_there(checkpoint: str, boundary: Boundary) -> Problem | None:

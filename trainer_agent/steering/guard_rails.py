@@ -7,7 +7,7 @@ before the limits were declared, or comes from elsewhere, is stopped here.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from trainer_agent.parameters import (
     Applied,
@@ -28,6 +28,8 @@ GUARD = "guard"
 """Author of what a run does by itself, as its owner had it do: only frozen and bounds hold then."""
 
 _ROUNDING = 1 + 1e-9
+# What is read back may have been rounded to the precision of a tensor.
+_ROUNDING_IN_TENSORS = 1 + 1e-6
 
 
 def check_names(rails: Mapping[str, GuardRails], parameters: Iterable[str]) -> None:
@@ -80,25 +82,37 @@ def check_change(
     factor = _factor(change, current)
     if force or author == GUARD or limit is None or factor is None:
         return
-    if not 1 / (limit * _ROUNDING) <= factor <= limit * _ROUNDING:
-        raise refuse(
-            "GUARD_RAIL",
-            f"{name} would become {factor:.3g} times the value in force ({current!r}), and the "
-            f"job's owner allows {1 / limit:g} to {limit:g} times; use force to override",
-        )
+    _check_factor(name, factor, limit, current, _ROUNDING)
 
 
-def check_made(rails: GuardRails, applied: Applied) -> None:
-    """Say whether what a change came to is within the owner's bounds.
+def check_made(rails: GuardRails, made: Sequence[Applied], author: str, *, force: bool) -> None:
+    """Say whether what one update has made of one parameter is within the owner's limits.
+
+    What several changes come to together counts here: a batch size may take the learning rate with
+    it that the same update changes as well.
+
+    Args:
+        rails: The limits of the parameter.
+        made: Its changes, in the order in which they were made; at least one.
+        author: Who asked.
+        force: Override ``max_relative_change``.
 
     Raises:
-        Refused: It is not; the change has to be taken back.
+        Refused: It is not; all of it has to be taken back.
     """
-    if isinstance(applied.change, Release):
-        return  # what the script itself had set
-    for group, value in applied.new.by_group.items():
-        if value is not None and value != applied.old.by_group.get(group):
-            check_value(rails, applied.change.parameter, value, applied.old.by_group.get(group))
+    for applied in made:
+        if isinstance(applied.change, Release):
+            continue  # what the script itself had set
+        for group, value in applied.new.by_group.items():
+            if value is not None and value != applied.old.by_group.get(group):
+                check_value(rails, applied.change.parameter, value, applied.old.by_group.get(group))
+    last, limit = made[-1], rails.max_relative_change
+    if limit is None or force or author == GUARD or isinstance(last.change, Release):
+        return
+    for group, before in made[0].old.by_group.items():
+        factor = _ratio(last.new.by_group.get(group), before)
+        if factor is not None:
+            _check_factor(last.change.parameter, factor, limit, before, _ROUNDING_IN_TENSORS)
 
 
 def check_value(rails: GuardRails, name: str, value: Value, current: Value | None) -> None:
@@ -136,18 +150,40 @@ def _targets(change: Change) -> list[Value]:
 
 
 def _factor(change: Change, current: Value | None) -> float | None:
-    """Return by which factor the value in force would change; None: that is not known.
+    """Return by which factor the value in force would change; None: that is not known yet.
 
-    A peak is the base of a schedule and not the value in force, so that no factor follows from it.
+    A peak is the base of a schedule and not the value in force: what it comes to is known when it
+    is made.
     """
     if isinstance(change, Multiply):
         return change.factor
     if isinstance(change, Set) and change.mode is SetMode.PEAK:
         return None
     targets = _targets(change)
-    if not targets or isinstance(current, bool | str) or current is None or current <= 0:
+    return _ratio(targets[0], current) if targets else None
+
+
+def _ratio(value: Value | None, current: Value | None) -> float | None:
+    """Return how many times a value another one is; None: they are no such numbers."""
+    if isinstance(current, bool | str) or current is None or current <= 0:
         return None
-    target = targets[0]
-    if isinstance(target, bool | str) or not math.isfinite(target):
+    if isinstance(value, bool | str) or value is None or not math.isfinite(value):
         return None
-    return target / current
+    return value / current
+
+
+def _check_factor(
+    name: str, factor: float, limit: float, current: Value | None, rounding: float
+) -> None:
+    """Say whether a value changes by no more than the owner allows.
+
+    Raises:
+        Refused: It would.
+    """
+    if not 1 / (limit * rounding) <= factor <= limit * rounding:
+        raise Refused(
+            "GUARD_RAIL",
+            f"{name} would become {factor:.3g} times the value in force ({current!r}), and the "
+            f"job's owner allows {1 / limit:g} to {limit:g} times; use force to override",
+            value_in_force=current,
+        )

@@ -88,15 +88,6 @@ class Held:
             return 0
         return self.due_step if self.max_step is None else min(self.due_step, self.max_step + 1)
 
-    def in_common(self, other: Held) -> str | None:
-        """Return a parameter that both change, in the same group; None: there is none."""
-        for mine in self.changes:
-            for its in other.changes:
-                same_group = mine.group == its.group or None in {mine.group, its.group}
-                if mine.parameter == its.parameter and same_group:
-                    return mine.parameter
-        return None
-
 
 class HeldUpdates:
     """The updates that wait, and whether it is worth looking at them."""

@@ -46,33 +46,29 @@ class InForce:
         self._instance_id = instance_id
         self._vote = vote
         self._wall_clock = wall_clock
-        self._unverified: list[Unverified] = []
+        self.unverified: list[Unverified] = []
+        """What was applied and no step has confirmed, in order; not to be changed from outside."""
         self._acting: list[Unverified] = []
         self._used: dict[str, Reading] = {}
-        # Only what was once changed can vary with time.
-        self._ticking: dict[str, LiveParameter] = {}
+        self.ticking: dict[str, LiveParameter] = {}
+        """What may vary with time: what was once changed. Not to be changed from outside."""
         self.moved: dict[str, None] = {}
         """Parameters that updates have moved since the readings were last taken."""
 
     def __iter__(self) -> Iterator[Unverified]:
         """Return the updates whose outcome is still to come."""
-        yield from self._unverified
+        yield from self.unverified
         yield from self._acting
 
     def waits_for(self, revision: int) -> bool:
         """Say whether an update was applied and its outcome is still to come."""
         return any(each.revision == revision for each in self)
 
-    @property
-    def busy(self) -> bool:
-        """Whether there is anything that a step or a boundary could matter to."""
-        return bool(self._ticking or self._unverified)
-
     # At a boundary.
 
     def intact(self) -> set[str]:
         """Return the parameters that are as the updates have left them that no step has used."""
-        newest = {name: each for entry in self._unverified for name, each in entry.applied.items()}
+        newest = {name: each for entry in self.unverified for name, each in entry.applied.items()}
         return {name for name, each in newest.items() if self._now(name) == each.new.by_group}
 
     def add(
@@ -109,9 +105,9 @@ class InForce:
         if update.revision:
             self._settled.lineage.in_force.add(update.revision)
         for name in entry.applied:
-            self._ticking[name] = self._parameters[name]
+            self.ticking[name] = self._parameters[name]
         if applied:
-            self._unverified.append(entry)
+            self.unverified.append(entry)
             self._read_back({*intact, *entry.applied})
         elif held.action is not None:
             self._acting.append(entry)
@@ -121,8 +117,8 @@ class InForce:
 
     def step_used(self) -> None:
         """Note what the step that has just run used; waits for an accelerator where it has to."""
-        if self._unverified:
-            names = {name for each in self._unverified for name in each.applied}
+        if self.unverified:
+            names = {name for each in self.unverified for name in each.applied}
             self._used = {
                 name: self._parameters[name].read(synchronise=True)
                 for name in names
@@ -138,10 +134,10 @@ class InForce:
             boundary: Where the run stands.
             tick: Move what varies with time.
         """
-        if self._unverified and self._unverified[0].boundary.global_step < boundary.global_step:
+        if self.unverified and self.unverified[0].boundary.global_step < boundary.global_step:
             self._verify(boundary)
-        if tick and self._ticking:
-            for parameter in self._ticking.values():
+        if tick and self.ticking:
+            for parameter in self.ticking.values():
                 parameter.tick(boundary)
 
     def action_done(self, kind: ActionKind, result: update_pb2.ActionResult) -> None:
@@ -167,7 +163,7 @@ class InForce:
 
         Whoever calls has to take the changes back and to settle the updates.
         """
-        unused, self._unverified = self._unverified, []
+        unused, self.unverified = self.unverified, []
         for each in unused:
             self._forget(each)
         return unused
@@ -208,7 +204,7 @@ class InForce:
         """
         entries = [Unverified.from_json(each) for each in state]
         self._settled.lineage = lineage
-        self._unverified = [each for each in entries if each.applied]
+        self.unverified = [each for each in entries if each.applied]
         for each in entries:
             saved = each.waits_for in {ActionKind.SAVE_CHECKPOINT, ActionKind.STOP}
             if saved:
@@ -225,7 +221,7 @@ class InForce:
 
     def follow(self, name: str) -> None:
         """Note that a parameter was changed before, and may vary with time."""
-        self._ticking[name] = self._parameters[name]
+        self.ticking[name] = self._parameters[name]
 
     # Within.
 
@@ -244,14 +240,14 @@ class InForce:
         """
         for name in names:
             now = self._now(name)
-            for entry in self._unverified:
+            for entry in self.unverified:
                 each = entry.applied.get(name)
                 # A group that is gone, or all of them, is a deviation, and nothing to expect.
                 if each is not None and now is not None and now.keys() == each.new.by_group.keys():
                     entry.applied[name] = replace(each, new=replace(each.new, by_group=now))
 
     def _verify(self, boundary: Boundary) -> None:
-        unverified, self._unverified = self._unverified, []
+        unverified, self.unverified = self.unverified, []
         used, self._used = self._used, {}
         # Later changes of a parameter at the same boundary went over the earlier ones, and what
         # they read back includes these: the last one stands for all.

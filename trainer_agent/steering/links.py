@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from midcourse.link.v1 import link_pb2
+
+START_AGENT_VARIABLE: Final = "MIDCOURSE_START_AGENT"
+"""Environment variable; ``0`` leaves it to others to start the agent, as a sidecar."""
+_NO: Final = frozenset({"0", "false", "no", "off"})
 
 CLOSE_TIMEOUT = 5.0
 """Longest wait, in seconds, for the agent to take the last messages at the end of training."""
@@ -53,10 +58,14 @@ class LinkFactory(Protocol):
 def default_link(
     *, job_id: str, hello: Callable[[], link_pb2.TrainerHello], control_plane: str
 ) -> Link:
-    """Make a link to an agent on this host, which is started if there is none."""
+    """Make a link to an agent on this host, which is started if there is none.
+
+    Unless the environment says MIDCOURSE_START_AGENT=0: then somebody else starts one.
+    """
     from trainer_agent.link import TrainerLink
 
-    return TrainerLink(job_id=job_id, hello=hello, control_plane=control_plane)
+    spawn = os.environ.get(START_AGENT_VARIABLE, "").strip().lower() not in _NO
+    return TrainerLink(job_id=job_id, hello=hello, control_plane=control_plane, spawn=spawn)
 
 
 class MuteLink:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from trainer_agent.parameters import Boundary
     from trainer_agent.steering.controller import ParameterController
     from trainer_agent.steering.links import Link
+    from trainer_agent.telemetry.pace import Measure
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class Reporter:
         start: Where training begins.
         step_metrics: What every step reports, by name: each is asked right after the optimizer
             step, and says None where the host does not know the value.
+        measures: Each adds what it knows of a step, likewise.
         max_epochs: Epochs planned; None: unknown.
 
     Attributes:
@@ -58,6 +60,7 @@ class Reporter:
         controller: ParameterController,
         start: Boundary,
         step_metrics: Mapping[str, Callable[[], float | None]],
+        measures: Sequence[Measure],
         max_epochs: float | None,
     ) -> None:
         self.identity = identity
@@ -73,6 +76,7 @@ class Reporter:
         self._batch = StepBatch()
         self._sent_nanos = 0
         self._step_metrics = tuple(step_metrics.items())
+        self._measures = tuple(measures)
         self._used: dict[str, float] = {}
         self._told: dict[str, float] = {}
 
@@ -97,14 +101,16 @@ class Reporter:
             value = value_of()
             if value is not None:
                 used[name] = value
+        for measure in self._measures:
+            measure(used)
         self._used = used
 
     def step_done(self, *, at_once: bool) -> None:
         """Report the step that has ended, with others or at once."""
         step, max_steps, epoch = self.boundary
         now = self.step_nanos
-        self._told = self._used
-        self._batch.add(step, now, epoch, self._told)
+        self._told = used = self._used
+        self._batch.add(step, now, epoch, used)
         if max_steps != self._reported_max_steps and max_steps is not None:
             self._reported_max_steps = max_steps
             self._batch.plan(max_steps)

@@ -15,13 +15,17 @@ import os
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import DecodeError
 
 from midcourse.control.v1 import update_pb2
 from trainer_agent.parameters import Refused
 from trainer_agent.steering import checkpoints
+from trainer_agent.steering.lineage import decoded, encoded
+
+if TYPE_CHECKING:
+    from midcourse.agent.v1 import session_pb2
 
 FILE_VARIABLE = "MIDCOURSE_ROLL_BACK_FILE"
 """Environment variable: where a launcher that supervises this process looks for a roll back."""
@@ -44,6 +48,8 @@ class HandOver:
     counted; 0: somebody asked for it."""
     local: Sequence[Mapping[str, Any]] = ()
     """What the process did by itself and has no revision for yet, as ``LocalUpdates`` saves it."""
+    outcomes: Sequence[session_pb2.UpdateOutcome] = ()
+    """How updates ended in it that nobody has confirmed to have on disk."""
 
     def write(self, path: str) -> None:
         """Write it to a file, whole or not at all.
@@ -56,6 +62,7 @@ class HandOver:
             "update": _text(self.update),
             "in_a_row": self.in_a_row,
             "local": list(self.local),
+            "outcomes": [encoded(each) for each in self.outcomes],
         }
         new = Path(f"{path}.new")
         with new.open("w", encoding="utf-8") as file:
@@ -79,6 +86,7 @@ class HandOver:
                 update=_update(data["update"]),
                 in_a_row=int(data["in_a_row"]),
                 local=tuple(dict(each) for each in data["local"]),
+                outcomes=tuple(decoded(each) for each in data["outcomes"]),
             )
         except (KeyError, TypeError, ValueError, DecodeError) as error:
             raise ValueError(f"{path} is no record of a roll back: {error!r}") from error

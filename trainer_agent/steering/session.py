@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from midcourse.agent.v1 import session_pb2
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from trainer_agent.steering.actions import ActionKind, Actions
     from trainer_agent.steering.controller import ParameterController
     from trainer_agent.steering.roll_back import HandOver
+    from trainer_agent.telemetry.pace import Measure
 
 __all__ = ["HOLD_SECONDS", "Identity", "SteeringSession"]
 
@@ -44,6 +45,7 @@ class SteeringSession:
         link_factory: Makes the link.
         step_metrics: What every step reports, by name: each is asked right after the optimizer
             step, and says None where the host does not know the value.
+        measures: Each adds what it knows of a step, likewise.
         max_epochs: Epochs planned; None: unknown.
         ranks: The ranks of the run; None: this is the only one. The others than the first need a
             :class:`MuteLink`.
@@ -59,6 +61,7 @@ class SteeringSession:
         step_metrics: Mapping[str, Callable[[], float | None]] | None = None,
         max_epochs: float | None = None,
         *,
+        measures: Sequence[Measure] = (),
         ranks: Ranks | None = None,
         monotonic_clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
@@ -66,7 +69,9 @@ class SteeringSession:
         self._ranks: Ranks = ranks or Alone()
         self._alone = self._ranks.size == 1
         self._monotonic_clock = monotonic_clock
-        self._reporter = Reporter(identity, controller, start, step_metrics or {}, max_epochs)
+        self._reporter = Reporter(
+            identity, controller, start, step_metrics or {}, measures, max_epochs
+        )
         self._faults: set[str] = set()
         self._learned: list[link_pb2.RankMessage] = []
         self._stop_wanted = False
@@ -91,8 +96,8 @@ class SteeringSession:
 
     @property
     def roll_back(self) -> HandOver | None:
-        """Where the run has to go back to, which ends this process; None: nowhere."""
-        return self._controller.going_back.to
+        """What is to be left to the next process, as this one has to end and go back; None: not."""
+        return self._controller.going_back.hand_over(self._reporter.boundary)
 
     @property
     def is_first(self) -> bool:
@@ -151,7 +156,10 @@ class SteeringSession:
         controller, reporter = self._controller, self._reporter
         reporter.boundary = boundary
         reporter.step_nanos = time.time_ns()
-        messages = self._news()
+        received = self._link.poll()
+        messages: Messages = ()
+        if received or self._learned or self._stop_wanted or controller.has_deadlines:
+            messages = self._news(received)
         if not self._alone:
             messages = self._exchange(messages)
         if messages:
@@ -169,7 +177,7 @@ class SteeringSession:
         self._quiet = not asked
         return asked
 
-    def hold(self, *, patiently: bool = False) -> None:
+    def hold(self, *, patiently: bool = False, begun: bool = False) -> None:
         """Wait at this boundary and do what arrives, as long as the run is paused.
 
         Returns also where the loop has something to do first: see ``actions.wanted`` and
@@ -177,21 +185,32 @@ class SteeringSession:
 
         Args:
             patiently: The loop can do nothing here: what is wanted has to wait for the next step.
+            begun: The next step has begun already, and will be finished.
         """
         controller, actions = self._controller, self._controller.actions
-        while actions.paused and controller.going_back.to is None:
+        while actions.paused and not controller.going_back.wanted:
             if actions.stopping or (actions.wanted and not patiently):
                 break
             self._link.wait(HOLD_SECONDS)
-            messages = self._hold(self._news())
-            if messages:
-                self._take(messages)
-                try:
-                    controller.at_boundary(self._reporter.boundary)
-                except Exception as error:
-                    self.leave_ranks(error)
-                    raise
-            self._reporter.send_news()
+            self.look(begun=begun)
+
+    def look(self, *, begun: bool = False) -> None:
+        """Do what has arrived, at the boundary where the run stands; waits for nothing.
+
+        What ``hold`` does again and again, for a loop that has its own way of waiting.
+
+        Args:
+            begun: The next step has begun already, and will be finished.
+        """
+        messages = self._hold(self._news(self._link.poll()))
+        if messages:
+            self._take(messages)
+            try:
+                self._controller.at_boundary(self._reporter.boundary, begun=begun)
+            except Exception as error:
+                self.leave_ranks(error)
+                raise
+        self._reporter.send_news()
 
     def action_done(
         self, kind: ActionKind, result: update_pb2.ActionResult, *, telling: bool = True
@@ -271,11 +290,8 @@ class SteeringSession:
 
     # What the ranks tell one another.
 
-    def _news(self) -> Messages:
-        """Return what this rank has learned since it was last asked."""
-        received = self._link.poll()
-        if not (received or self._learned or self._stop_wanted or self._controller.has_deadlines):
-            return ()
+    def _news(self, received: Sequence[link_pb2.AgentMessage]) -> Messages:
+        """Return what this rank has learned since it was last asked, what came in included."""
         learned, self._learned = self._learned, []
         if self._stop_wanted:
             self._stop_wanted = False

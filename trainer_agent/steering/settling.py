@@ -77,6 +77,16 @@ class Settlements:
         self.lineage.settle(outcome, superseded=superseded)
         self._untold.append(outcome)
 
+    def take_over(self, outcomes: Iterable[session_pb2.UpdateOutcome]) -> None:
+        """Tell how updates ended in a process that went back to before what is gone on from here.
+
+        What the checkpoint contains is told by itself; of the rest nothing is in force.
+        """
+        for outcome in outcomes:
+            if not self.lineage.knows(outcome.revision):
+                outcome.rolled_back = outcome.HasField("applied")
+                self._tell(outcome, superseded=True)
+
     def reject(
         self, update: update_pb2.Update, problem: Problem, boundary: Boundary, names: Iterable[str]
     ) -> None:

@@ -14,6 +14,8 @@ from trainer_agent.parameters import (
     Refused,
     UndoError,
     apply_all,
+    check_each,
+    coupled_to,
 )
 from trainer_agent.steering import guard_rails
 
@@ -44,22 +46,36 @@ class Transactions:
             if (parameter := self._parameters.get(change.parameter)) is not None
         )
 
+    def goes_over(self, changes: Sequence[Change], made: Sequence[Change]) -> Change | None:
+        """Return the first of some changes that would go over what others made; None: none would.
+
+        They may name the same thing in two ways, and the learning rate may follow a batch size.
+        """
+        for change in changes:
+            parameter = self._parameters.get(change.parameter)
+            affected = {*getattr(parameter, "affects", ()), *coupled_to(change)}
+            for other in made:
+                if change.parameter == other.parameter:
+                    if change.group == other.group or None in {change.group, other.group}:
+                        return change
+                elif (affected | {change.parameter}) & {other.parameter, *coupled_to(other)}:
+                    return change
+        return None
+
     def check(
         self, changes: Sequence[Change], boundary: Boundary, author: str, *, force: bool
     ) -> None:
-        """Say whether each of the changes, by itself, could be made.
+        """Say whether changes could be made, as far as that can be told before they are.
 
         Raises:
             ChangeFailed: One could not.
         """
-        for index, change in enumerate(changes):
-            try:
-                parameter = self._parameters.get(change.parameter)
-                if parameter is not None:
-                    self._check_rails(change, parameter, author, force=force)
-                    parameter.check(change, boundary)
-            except Refused as refused:
-                raise ChangeFailed(index, change, refused) from refused
+        check_each(
+            self._parameters,
+            changes,
+            boundary,
+            lambda change: self._check_rails(change, author, force=force),
+        )
 
     def make(
         self, changes: Sequence[Change], boundary: Boundary, author: str, *, force: bool
@@ -78,25 +94,26 @@ class Transactions:
         """
 
         def check(change: Change) -> None:
-            parameter = self._parameters.get(change.parameter)
-            if parameter is not None:  # what there is not is refused when it is applied
-                self._check_rails(change, parameter, author, force=force)
+            self._check_rails(change, author, force=force)
 
-        for index, change in enumerate(changes):
+        for change in changes:
             try:
                 check(change)
             except Refused as refused:
-                raise ChangeFailed(index, change, refused) from refused
+                raise ChangeFailed(change, refused) from refused
         applied = apply_all(self._parameters, changes, boundary, check_following=check)
-        for index, each in enumerate(applied):
-            rails = self._rails.get(each.change.parameter)
+        made: dict[str, list[Applied]] = {}
+        for each in applied:
+            made.setdefault(each.change.parameter, []).append(each)
+        for name, of_one in made.items():
+            rails = self._rails.get(name)
             if rails is None:
                 continue
             try:
-                guard_rails.check_made(rails, each)
+                guard_rails.check_made(rails, of_one, author, force=force)
             except Refused as refused:
                 self.undo(applied)
-                raise ChangeFailed(index, each.change, refused) from refused
+                raise ChangeFailed(of_one[-1].change, refused) from refused
         return applied
 
     def undo(self, applied: Sequence[Applied]) -> None:
@@ -116,9 +133,9 @@ class Transactions:
         if stuck:
             raise UndoError(stuck) from causes[0]
 
-    def _check_rails(
-        self, change: Change, parameter: LiveParameter, author: str, *, force: bool
-    ) -> None:
-        rails = self._rails.get(change.parameter)
-        if rails is not None:
+    def _check_rails(self, change: Change, author: str, *, force: bool) -> None:
+        name = change.parameter
+        parameter, rails = self._parameters.get(name), self._rails.get(name)
+        # What there is not is refused when it is applied.
+        if parameter is not None and rails is not None:
             guard_rails.check_change(rails, change, parameter, author, force=force)

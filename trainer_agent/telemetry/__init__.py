@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from trainer_agent.telemetry.gpu import GpuSampler, find_gpu
-from trainer_agent.telemetry.pace import Pace, StepMetrics, samples_per_step
+from trainer_agent.telemetry.pace import Measure, Pace, samples_per_step
 
 
 class Telemetry:
@@ -31,9 +31,9 @@ class Telemetry:
         """Make those of a run of transformers, given its ``TrainingArguments``."""
         return cls(samples_per_step(args), find_gpu())
 
-    def step_metrics(self) -> StepMetrics:
-        """Return what every step reports; to be asked in order, right after an optimizer step."""
-        return {**self._pace.metrics(), **({} if self._gpu is None else self._gpu.metrics())}
+    def measures(self) -> list[Measure]:
+        """Return what measures every step; to be asked in order, right after an optimizer step."""
+        return [self._pace.measure, *([] if self._gpu is None else [self._gpu.measure])]
 
     def interrupted(self) -> None:
         """Note that something else than training took its time: evaluating, saving, a pause."""

@@ -8,10 +8,7 @@ import importlib
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
-
-if TYPE_CHECKING:
-    from trainer_agent.telemetry.pace import StepMetrics
+from typing import Any, Final
 
 logger = logging.getLogger(__name__)
 
@@ -41,44 +38,32 @@ class GpuSampler:
 
     Args:
         sources: Return samples, by metric; an empty one: nothing is known just now.
-        names: All metrics there may be.
         clock: Seconds.
     """
 
     def __init__(
         self,
         sources: list[Callable[[], dict[str, float]]],
-        names: tuple[str, ...] = (GPU_ALLOCATED, GPU_RESERVED, GPU_USED, GPU_UTILIZATION),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._sources = sources
-        self._names = names
         self._clock = clock
-        self._sample: dict[str, float] = {}
         self._next = 0.0
 
-    def metrics(self) -> StepMetrics:
-        """Return what steps report, each sample once; to be asked in this order."""
-        first, *others = self._names
-        return {
-            first: functools.partial(self._first, first),
-            **{name: functools.partial(self._sample.pop, name, None) for name in others},
-        }
-
-    def _first(self, name: str) -> float | None:
+    def measure(self, told: dict[str, float]) -> None:
+        """Add a sample to what a step reports, where it is time for one."""
         now = self._clock()
         if now < self._next:
-            return None
+            return
         for source in self._sources[:]:
             try:
-                self._sample.update(source())
+                told.update(source())
             except Exception as error:  # noqa: BLE001 - whatever a driver does, the run goes on
                 self._sources.remove(source)
                 what = f"{type(error).__name__}: {error}"
                 logger.warning("the GPU can not be watched any more: %s", what)
         taken = self._clock() - now
         self._next = now + max(INTERVAL, taken / MOST_OF_TIME) if self._sources else float("inf")
-        return self._sample.pop(name, None)
 
 
 def find_gpu() -> GpuSampler | None:

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-StepMetrics = dict[str, Callable[[], float | None]]
-"""What every step reports, by name: each is asked right after the optimizer step."""
+Measure = Callable[[dict[str, float]], None]
+"""Adds what it knows of the step that has just run to what the step reports."""
 
 STEP_SECONDS: Final = "step_seconds"
 """Seconds from one optimizer step to the next, with the data that was waited for."""
@@ -43,10 +43,6 @@ class Pace:
         self._window: tuple[int, float, int | None] = (0, 0.0, None)
         self._counter: tuple[str, float, float] | None = None
 
-    def metrics(self) -> StepMetrics:
-        """Return what every step reports, to be asked right after each optimizer step."""
-        return {STEP_SECONDS: self._step_seconds}
-
     def interrupted(self) -> None:
         """Note that something else than training takes its time now, or just has.
 
@@ -62,17 +58,17 @@ class Pace:
         """
         return {**self._samples_per_second(), **self._tokens_per_second(logs)}
 
-    def _step_seconds(self) -> float | None:
+    def measure(self, told: dict[str, float]) -> None:
+        """Add how long the step took, right after each optimizer step."""
         now, last = self._clock(), self._last
         self._last = now
         if last is None:
             # Tokens of a step whose time is not known would make the rest look fast.
             self._counter = None
-            return None
-        seconds = now - last
+            return
+        told[STEP_SECONDS] = seconds = now - last
         self._steps += 1
         self._trained += seconds
-        return seconds
 
     def _samples_per_second(self) -> dict[str, float]:
         steps, trained, before = self._window

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from transformers import Trainer
 from transformers.trainer_callback import DefaultFlowCallback
 
+from midcourse.control.v1 import update_pb2
 from tests.support.plain_trainer import Points, plain_trainer
 from tests.support.scripted_link import LinkScript, delivery
 from tests.support.tiny_runs import outcome
@@ -27,7 +28,7 @@ from tests.trainer_agent.parameters.steered import (
     scripted,
     steer,
 )
-from trainer_agent import RuntimeParameterUpdateCallback
+from trainer_agent import RuntimeParameterUpdateCallback, attach
 from trainer_agent.parameters import Boundary, Release, Set
 from trainer_agent.parameters.cadence import find
 from trainer_agent.run import Run
@@ -171,7 +172,7 @@ def test_release_of_a_number_of_steps_that_is_past() -> None:
     ("name", "args", "words"),
     [
         ("logging_steps", {"logging_strategy": "epoch"}, "logs at the end of each epoch"),
-        ("eval_steps", {}, "eval_strategy is 'no': the trainer evaluates never"),
+        ("eval_steps", {}, "eval_strategy is 'no': the trainer evaluates at no step"),
         (
             "save_steps",
             {
@@ -227,3 +228,86 @@ def test_random_sequences(asked: list[tuple[str, int | None]]) -> None:
         found[name].apply(Release(name) if value is None else Set(name, value), Boundary(1))
         model[name] = began[name] if value is None else value
         assert vars(state) == model
+
+
+LENGTHENED = [
+    pytest.param([change("max_steps", 16), None], {}, 16, id="max_steps"),
+    pytest.param(
+        [change("gradient_accumulation_steps", 2), None],
+        {"max_steps": -1, "num_train_epochs": 2, "gradient_accumulation_steps": 4},
+        4 + (32 - 16) // 2,
+        id="accumulation",
+    ),
+]
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize(("changes", "args", "length"), LENGTHENED)
+def test_a_schedule_over_what_remains_goes_by_what_was_changed_just_before(
+    changes: list[Any], args: dict[str, Any], length: int, together: bool, tmp_path: Path
+) -> None:
+    def rates(steps: int | None, folder: str) -> dict[int, float]:
+        schedule = update_pb2.Change(parameter="learning_rate")
+        schedule.schedule.shape = update_pb2.SCHEDULE_SHAPE_LINEAR
+        if steps is not None:
+            schedule.schedule.steps = steps
+        asked = [each or schedule for each in changes]
+        script = [delivery(1, *asked)]
+        if not together:
+            script = [delivery(number, each) for number, each in enumerate(asked, 1)]
+        links = LinkScript({4: script})
+        trainer = plain_trainer(tmp_path / folder, **args)
+        attach(trainer, "job", link_factory=links)
+        trainer.train()
+        assert all_applied(links.link)
+        assert trainer.state.global_step == length
+        return links.link.metric("learning_rate")
+
+    assert rates(None, "all") == rates(length - 4, "as-many")
+
+
+EPOCHS: dict[str, Any] = {
+    "max_steps": -1,
+    "num_train_epochs": 2,
+    "gradient_accumulation_steps": 4,
+    "save_strategy": "steps",
+    "save_steps": 1,
+}
+FINER = change("gradient_accumulation_steps", 2)
+
+
+@pytest.mark.parametrize("steps", [6, 8, 12, 20])
+def test_a_run_ends_where_it_was_told_to_whatever_becomes_of_the_batch_size(
+    steps: int, tmp_path: Path
+) -> None:
+    """Also where that is what was planned before (8), or would be planned afterwards (12)."""
+    script = {2: [change("max_steps", steps)], 4: [FINER], 5: [change("global_batch_size", 4)]}
+    trainer, link = steer(tmp_path, script, **EPOCHS)
+    assert all_applied(link)
+    assert trainer.state.global_step == trainer.state.max_steps == steps
+    again, _ = steer(tmp_path / "again", {}, resume=str(tmp_path / "checkpoint-5"), **EPOCHS)
+    assert again.state.global_step == steps
+    outcome(again).assert_same(outcome(trainer))
+
+
+def test_released_the_end_is_what_the_batch_size_makes_it(tmp_path: Path) -> None:
+    script = {2: [change("max_steps", 20)], 4: [FINER], 6: [release("max_steps")]}
+    trainer, link = steer(tmp_path / "released", script, **EPOCHS)
+    assert all_applied(link)
+    assert trainer.state.global_step == 4 + 8
+    released = link.outcomes[-1].applied.transitions[0]
+    assert (released.old_value.integer, released.new_value.integer) == (20, 12)
+    last = max(link.metric("learning_rate").items())
+    assert last[0] == 12
+    assert 0 < last[1] < 0.02, "the schedule ends with the run"
+
+
+def test_a_release_that_is_taken_back_leaves_what_was_set(tmp_path: Path) -> None:
+    script = {
+        2: [change("max_steps", 20)],
+        4: [FINER],
+        6: [release("max_steps"), change("logging_steps", 0)],
+    }
+    trainer, link = steer(tmp_path, script, **EPOCHS)
+    assert link.outcomes[-1].HasField("rejected")
+    assert trainer.state.global_step == 20

@@ -79,6 +79,11 @@ def test_schedules_without_a_warm_up_say_so(kind: str) -> None:
         assert "has no warm-up" in str(parameter.spec().unavailable_reason)
 
 
+def test_a_schedule_that_began_without_a_warm_up_says_so() -> None:
+    for parameter in Plan("linear", 0).found.values():
+        assert "began without a warm-up" in str(parameter.spec().unavailable_reason)
+
+
 def test_schedules_of_the_scripts_own_say_so() -> None:
     plan = Plan("linear")
     run = Run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +15,21 @@ from torch._C._distributed_c10d import HashStore
 from midcourse.agent.v1 import session_pb2
 from midcourse.link.v1 import link_pb2
 from tests.support.plain_loop import PlainLoop
-from tests.support.scripted_link import ScriptedLink, delivery, pause, roll_back, set_change, stop
+from tests.support.scripted_link import (
+    LinkScript,
+    ScriptedLink,
+    delivery,
+    pause,
+    roll_back,
+    set_change,
+    stop,
+)
 from tests.trainer_agent.steering.test_controller import Brittle
+from trainer_agent import loop_session
+from trainer_agent.loop import Loop
 from trainer_agent.parameters import Boundary, Change
-from trainer_agent.ranks import Apart, shared_instance_id
+from trainer_agent.parameters.user import Parameter
+from trainer_agent.ranks import Alone, Apart, Ranks, shared_instance_id
 from trainer_agent.ranks import group as ranks_group
 from trainer_agent.ranks.group import GroupRanks
 from trainer_agent.steering.actions import ActionKind, Actions
@@ -207,3 +219,50 @@ def test_a_rank_that_has_lost_the_others_does_not_speak_for_the_run_nor_stops_al
     (first, faults), (second, _) = pool.map(run, ranks, timeout=60)
     assert (first, second) == (True, False)
     assert "broken here" in faults[0].message
+
+
+def test_what_waits_on_both_gives_way_on_both_where_one_alone_knows_why(
+    pool: ThreadPoolExecutor, ranks: list[GroupRanks]
+) -> None:
+    """What a parameter shares with others may be otherwise on each rank."""
+    sharing = Late()
+    vars(sharing)["affects"] = frozenset({"learning_rate"})
+    prepare = functools.partial(
+        on_the_second, {"extra": {"brittle": Late()}}, {"extra": {"brittle": sharing}}
+    )
+    waits = {"changes": [set_change(2.0, parameter="brittle")]}
+    found = outcomes(pool, ranks, prepare, waits, OTHER)
+    assert found == [["1 SUPERSEDED", "2 applied"]] * 2
+
+
+def test_a_state_that_one_rank_can_not_take_over_has_the_other_wait_for_nothing(
+    pool: ThreadPoolExecutor, ranks: list[GroupRanks], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has an update to be confirmed, on which the ranks would vote."""
+    place = threading.local()
+    monkeypatch.setattr(loop_session, "met", lambda *_: (place.ranks, None))
+
+    def train(each: Ranks, states: Sequence[Mapping[str, Any]], steps: range) -> dict[str, Any]:
+        place.ranks = each
+        state: dict[str, Any] = {}
+        level: dict[str, Any] = {"value": 1.0}
+        own = Parameter("level", lambda: level["value"], lambda value: level.update(value=value))
+        updates = {2: [delivery(1, set_change(2.0, parameter="level"))]}
+        links = LinkScript({} if states else updates)
+        with Loop(job="job", link_factory=links) as loop:
+            loop.expose(own)
+            if states:
+                loop.load_state_dict(states[each.rank])
+            for step in steps:
+                loop.step(step)
+                state = loop.state_dict() if step == 2 else state
+        assert bool(states and each.rank == 0) is any(link.faults for link in links.links)
+        return state
+
+    state = train(Alone(), (), range(1, 3))
+    assert len(state["controller"]["unverified"]) == 1
+    damaged = {**state, "controller": {"version": -1}}
+    begun = time.monotonic()
+    run = functools.partial(train, states=[state, damaged], steps=range(3, 8))
+    list(pool.map(run, ranks, timeout=60))
+    assert time.monotonic() - begun < SECONDS / 2, "somebody was waited for"

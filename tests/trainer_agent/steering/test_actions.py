@@ -345,6 +345,38 @@ def test_a_stop_ends_a_pause(tmp_path: Path) -> None:
     assert outcomes(links)[2].applied.action_result.checkpoint == str(tmp_path / "checkpoint-3")
 
 
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 4)])
+def test_a_stop_in_front_of_a_step_whose_data_is_taken_comes_after_it(
+    before: int, after: int, tmp_path: Path
+) -> None:
+    """The run goes on from there as if nothing had happened, with what that step used first."""
+    args: dict[str, Any] = {
+        "gradient_accumulation_steps": before,
+        "per_device_train_batch_size": 1,
+        "train_dataset": Points(16),
+        "max_steps": -1,
+        "num_train_epochs": 2,
+    }
+    change = delivery(1, set_change(after, parameter="gradient_accumulation_steps"))
+    whole, trained = run(tmp_path / "whole", {2: [change]}, **args)
+    assert outcomes(whole)[1].applied.step == 3
+    # To save, a held run returns to the framework, which has then taken the next step's data.
+    held = [change, delivery(2, action=pause()), delivery(3, action=save_checkpoint())]
+    while_held = [[delivery(4, action=stop()), delivery(5, set_change(0.5))]]
+    links, stopped = run(tmp_path / "stopped", {2: held}, while_held, **args)
+    told = outcomes(links)
+    assert told[1].applied.step == 3
+    assert told[4].applied.action_result.checkpoint == str(tmp_path / "stopped" / "checkpoint-3")
+    assert told[5].expired.cause == update_pb2.EXPIRY_CAUSE_JOB_ENDED
+    assert stopped.state.global_step == 3
+    for step in (2, 3):
+        checkpoint = str(tmp_path / "stopped" / f"checkpoint-{step}")
+        _, again = run(tmp_path / f"from-{step}", {}, resume_from=checkpoint, **args)
+        assert again.state.global_step == trained.state.global_step
+        for name, weight in trained.model.named_parameters():  # type: ignore[union-attr]
+            assert torch.equal(weight, dict(again.model.named_parameters())[name])  # type: ignore[union-attr]
+
+
 def test_pausing_and_resuming_twice_is_no_failure(tmp_path: Path) -> None:
     links, _ = run(
         tmp_path,

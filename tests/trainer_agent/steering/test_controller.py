@@ -1,13 +1,20 @@
 from __future__ import annotations
 
+import io
 import json
 from typing import Any
 
 import pytest
+import torch
 
 from midcourse.control.v1 import update_pb2
 from tests.support.plain_loop import START_RATE, PlainLoop
-from tests.support.scripted_link import multiply_change, ramp_change, set_change
+from tests.support.scripted_link import (
+    multiply_change,
+    ramp_change,
+    save_checkpoint,
+    set_change,
+)
 from trainer_agent.parameters import (
     EVERY_GROUP,
     Applied,
@@ -18,6 +25,7 @@ from trainer_agent.parameters import (
     Reading,
     UndoError,
 )
+from trainer_agent.steering.actions import ActionKind, Actions
 from trainer_agent.steering.held import MAX_HELD
 
 
@@ -455,3 +463,23 @@ def test_the_outcome_of_what_is_in_force_and_not_verified_is_still_to_come(
     loop.step()
     assert loop.controller.unsettled() == [2]
     assert loop.outcome(1).HasField("applied")
+
+
+def test_what_rides_in_a_checkpoint_is_of_plain_types_alone() -> None:
+    """A checkpoint of torch that is loaded with weights_only takes nothing else, enums neither."""
+    saving = Actions({ActionKind.SAVE_CHECKPOINT: None})
+    loop = PlainLoop(falling, actions=saving)
+    planned = set_change(0.25)
+    planned.schedule.shape = update_pb2.SCHEDULE_SHAPE_COSINE
+    loop.deliver(1, planned)
+    loop.at_boundary()
+    loop.step()
+    loop.deliver(2, set_change(0.1, update_pb2.SET_MODE_HOLD, 5), action=save_checkpoint())
+    loop.deliver(3, action=save_checkpoint())
+    loop.at_boundary()
+    state = loop.controller.state_dict()
+    assert len(state["unverified"]) == 2
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    assert torch.load(file, weights_only=True) == state

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from midcourse.control.v1 import update_pb2
 from tests.support.plain_loop import START_RATE, PlainLoop
 from tests.support.plain_trainer import plain_trainer
 from tests.support.scripted_link import (
@@ -129,3 +130,38 @@ def test_what_a_change_comes_to_is_taken_back_with_all_the_rest() -> None:
     loop.at_boundary()
     assert loop.outcome(1).rejected.reason == "GUARD_RAIL"
     assert loop.rate == START_RATE
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        (multiply_change(2.0), multiply_change(2.0)),
+        (multiply_change(0.5), multiply_change(0.5)),
+        (set_change(1.4), multiply_change(1.1)),
+        (set_change(5.0, update_pb2.SET_MODE_PEAK),),
+    ],
+    ids=["up", "down", "value and factor", "peak"],
+)
+def test_the_largest_factor_is_that_of_the_whole_update(changes: Any) -> None:
+    loop = loop_with(GuardRails(max_relative_change=3))
+    loop.deliver(1, *changes)
+    loop.step()
+    rejected = loop.outcome(1).rejected
+    assert (rejected.reason, rejected.parameter) == ("GUARD_RAIL", "learning_rate")
+    assert f"the value in force ({START_RATE!r})" in rejected.message
+    assert loop.rate == START_RATE
+
+
+@pytest.mark.parametrize(
+    ("changes", "options"),
+    [
+        ((multiply_change(2.0), multiply_change(2.0)), {"force": True}),
+        ((multiply_change(2.5), multiply_change(0.5)), {}),
+        ((multiply_change(3.0),), {}),
+    ],
+)
+def test_the_whole_update_may_go_as_far_as_one_change(changes: Any, options: Any) -> None:
+    loop = loop_with(GuardRails(max_relative_change=3))
+    loop.deliver(1, *changes, **options)
+    loop.steps(2)
+    assert loop.outcome(1).HasField("applied")

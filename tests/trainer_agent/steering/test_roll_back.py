@@ -104,9 +104,10 @@ def test_the_next_process_goes_on_and_says_so(
     assert (applied.step, applied.action_result.checkpoint) == (5, left.checkpoint)
     assert applied.transitions[0].old_value.number == pytest.approx(0.01 * (6 / 10))
     assert applied.transitions[0].new_value.number == 0.05
-    assert 1 not in outcomes, "it was applied after the checkpoint, and is superseded"
+    assert outcomes[1].applied == told(first)[1].applied
+    assert outcomes[1].rolled_back, "it was applied after the checkpoint, and is superseded"
     assert second.link.metric("learning_rate")[5] == 0.05
-    assert [each.revision for each in second.link.outcomes] == [2, 2]
+    assert [each.revision for each in second.link.outcomes] == [1, 2, 2]
     state = second.link.hello().state
     assert [(each.first, each.last) for each in state.in_force] == [(2, 2)]
     hello = second.link.first_hello
@@ -123,7 +124,8 @@ def test_what_no_step_has_used_is_not_left_open(
     first = begin(tmp_path, script)
     assert told(first)[1].rejected.reason == "ROLLED_BACK"
     second = go_on(tmp_path, file, monkeypatch)
-    assert [each.revision for each in second.link.outcomes] == [2]
+    assert told(second)[1] == told(first)[1]
+    assert [each.revision for each in second.link.outcomes] == [1, 2]
     assert 0.5 not in second.link.metric("learning_rate").values()
 
 
@@ -171,6 +173,50 @@ def test_a_record_that_can_not_be_written_is_told_and_training_goes_on(
     links = begin(tmp_path, {5: [delivery(1, action=roll_back()), delivery(2, set_change(0.05))]})
     assert told(links)[1].rejected.reason == "ROLL_BACK_FAILED"
     assert told(links)[2].HasField("applied")
+
+
+def test_a_run_that_can_not_go_back_by_itself_is_held_and_both_are_told(
+    tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(FILE_VARIABLE, str(tmp_path / "no" / "such" / "folder"))
+    links = LinkScript({}, [[], [delivery(9, action=resume())]])
+    trainer = plain_trainer(tmp_path / "run", model=Diverging({6: math.nan}), **SAVING)
+    attach(trainer, "job", link_factory=links, protection=Protection("roll_back"))
+    trainer.train()
+    assert not links.link.faults
+    back, held = links.link.local_updates
+    assert back.spec.action.WhichOneof("kind") == "roll_back"
+    assert held.spec.action.WhichOneof("kind") == "pause"
+    assert "can not be taken back" in held.spec.reason
+    outcomes = told(links)
+    assert outcomes[9].applied.step == 7, "it was held"
+    assert len(links.link.hello().state.local_updates) == 2, "until they have their revisions"
+
+
+def test_outcomes_that_nobody_has_confirmed_are_told_by_the_next_process(
+    tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent may have died with them; they must not be applied, or refused, a second time."""
+    later = delivery(7, set_change(0.3, parameter="weight_decay"))
+    script = {
+        2: [delivery(1, set_change(0.03)), delivery(2, set_change(-1.0))],
+        5: [delivery(3, set_change(0.05)), delivery(4, set_change(-1.0)), later],
+        7: [delivery(5, set_change(0.07)), delivery(6, action=roll_back("checkpoint-4"))],
+    }
+    first = told(begin(tmp_path, script))
+    unheard = [later, *(delivery(each, set_change(0.09)) for each in (3, 4, 5))]
+    second = go_on(tmp_path, file, monkeypatch, {6: unheard})
+    again = told(second)
+    assert set(again) == {3, 4, 5, 6, 7}, "the checkpoint has the others"
+    assert (first[7].applied.step, again[7].applied.step) == (6, 7), "sent after the roll back"
+    assert again[3].applied == first[3].applied
+    assert again[3].rolled_back
+    assert not again[4].rolled_back
+    assert again[4].rejected == first[4].rejected
+    assert again[5].rejected.reason == "ROLLED_BACK"
+    assert 0.09 not in second.link.metric("learning_rate").values()
+    state = second.link.hello().state
+    assert [(each.first, each.last) for each in state.in_force] == [(1, 1), (6, 7)]
 
 
 def test_a_process_that_does_not_resume_says_so(
@@ -264,7 +310,8 @@ def test_the_newest_checkpoint_is_found_by_its_step(tmp_path: Path) -> None:
 
 def test_a_damaged_record_is_no_record(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    whole = HandOver("there", update_pb2.Update(revision=1), 3, ({"update": "Eg"},))
+    ended = session_pb2.UpdateOutcome(revision=1, applied=update_pb2.Applied(step=2))
+    whole = HandOver("there", update_pb2.Update(revision=1), 3, ({"update": "Eg"},), (ended,))
     whole.write(str(path))
     assert HandOver.read(str(path)) == whole
     for damaged in (

@@ -22,16 +22,12 @@ from trainer_agent.parameters.base import (
     Applied,
     Boundary,
     BoundaryKind,
-    Change,
     Json,
     Kind,
-    Multiply,
     Reading,
     Refused,
-    Release,
-    Set,
-    Value,
 )
+from trainer_agent.parameters.changes import Change, Multiply, Release, Set, Value
 from trainer_agent.parameters.data import chunking
 from trainer_agent.parameters.data.loop import flow_of
 from trainer_agent.parameters.data.saved import HOLDER, Sizes
@@ -42,6 +38,7 @@ if TYPE_CHECKING:
     from trainer_agent.run import Run
 
 _VERSION: Final = 1
+_GLOBAL: Final = "global_batch_size"
 # How far around a value that is refused others are looked for.
 _NEIGHBOURS: Final = 1_000
 
@@ -164,6 +161,8 @@ class GradientAccumulationSteps(_DataParameter):
     )
     unit: ClassVar[str] = "micro-batches"
     boundary: ClassVar[BoundaryKind] = BoundaryKind.ACCUMULATION
+    rests_on: ClassVar[frozenset[str]] = frozenset({HOLDER, "per_device_train_batch_size"})
+    affects: ClassVar[frozenset[str]] = frozenset({_GLOBAL})
 
     def value_of(self, sizes: Sizes) -> int:
         """Return the accumulation."""
@@ -193,7 +192,7 @@ class GradientAccumulationSteps(_DataParameter):
         Raises:
             Refused: With the reason.
         """
-        _refuse_accumulation(self, self.flow, int(values[EVERY_GROUP]))
+        _refuse_accumulation(self.flow, int(values[EVERY_GROUP]))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs, of all parameters of the family."""
@@ -222,7 +221,8 @@ class GradientAccumulationSteps(_DataParameter):
 class GlobalBatchSize(GradientAccumulationSteps):
     """Samples of an update, over all ranks."""
 
-    name: ClassVar[str] = "global_batch_size"
+    name: ClassVar[str] = _GLOBAL
+    affects: ClassVar[frozenset[str]] = frozenset({HOLDER})
     description: ClassVar[str] = (
         "Samples that each optimizer step takes, over all devices and ranks. Realised by "
         "gradient_accumulation_steps, and takes effect where that does; a value that is no "
@@ -261,7 +261,7 @@ class GlobalBatchSize(GradientAccumulationSteps):
             Refused: With the reason.
         """
         value = int(values[EVERY_GROUP])
-        _refuse_accumulation(self, self.flow, self._divided(value))
+        _refuse_accumulation(self.flow, self._divided(value))
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: the accumulation's state has it."""
@@ -278,7 +278,6 @@ class GlobalBatchSize(GradientAccumulationSteps):
                 "NOT_DIVISIBLE",
                 f"{self.name} must be a multiple of {unit}, the samples of a micro-batch over all "
                 f"ranks; got {value}; the nearest possible: {possible}",
-                value_in_force=self.value_of(self.flow.sizes),
             )
         return value // unit
 
@@ -287,6 +286,7 @@ class PerDeviceBatchSize(_DataParameter):
     """Samples of a micro-batch on one device."""
 
     name: ClassVar[str] = "per_device_train_batch_size"
+    affects: ClassVar[frozenset[str]] = frozenset({_GLOBAL})
     description: ClassVar[str] = (
         "Samples that each device takes at a time. A change takes effect with the next epoch, "
         "which begins with a new data loader."
@@ -316,7 +316,7 @@ class PerDeviceBatchSize(_DataParameter):
         return self._flow is None or self._flow.ends_epoch
 
 
-def _refuse_accumulation(parameter: _DataParameter, flow: DataFlow, accumulation: int) -> None:
+def _refuse_accumulation(flow: DataFlow, accumulation: int) -> None:
     """Refuse an accumulation that can not begin before the run ends.
 
     Raises:
@@ -331,7 +331,6 @@ def _refuse_accumulation(parameter: _DataParameter, flow: DataFlow, accumulation
                 "NOT_ALIGNED",
                 f"the data has no known length, and transformers ends its plan after {horizon} "
                 f"micro-batches, which is no multiple of {accumulation}; choose a divisor of it",
-                value_in_force=parameter.value_of(flow.sizes),
             )
     wait = flow.updates_until_open(accumulation)
     if wait < left or accumulation == flow.sizes.accumulation:
@@ -347,5 +346,4 @@ def _refuse_accumulation(parameter: _DataParameter, flow: DataFlow, accumulation
         f"updates of {accumulation} micro-batches can begin after {wait} more updates, where the "
         f"micro-batches used in the epoch are a multiple of it or the epoch ends, and the run has "
         f"{left} left; nearest accumulation that can: {nearest}",
-        value_in_force=parameter.value_of(flow.sizes),
     )

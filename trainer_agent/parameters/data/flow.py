@@ -28,6 +28,7 @@ class Snapshot:
     state_batch: int | None
     max_steps: int
     expected_max_steps: int
+    steps_set: bool
     stretch: Stretch
     changed: bool
 
@@ -75,6 +76,8 @@ class DataFlow:
         """Micro-batches that the last update was to take, and took."""
         self.max_steps = 0
         """Steps in the run as planned here; if the state says otherwise somebody moved them."""
+        self.steps_set = False
+        """The steps of the run were set live, and stay so whatever becomes of the plan."""
         self._next_length: int | None = None
         self._stretch = Stretch()
 
@@ -109,7 +112,7 @@ class DataFlow:
     @property
     def steps_moved(self) -> bool:
         """Whether somebody else changed how many steps the run has."""
-        return bool(self.trainer.state.max_steps != self.max_steps)
+        return self.steps_set or bool(self.trainer.state.max_steps != self.max_steps)
 
     @property
     def in_hand(self) -> bool:
@@ -211,6 +214,7 @@ class DataFlow:
             state_batch=state.train_batch_size,
             max_steps=state.max_steps,
             expected_max_steps=self.max_steps,
+            steps_set=self.steps_set,
             stretch=self._stretch,
             changed=self.changed,
         )
@@ -224,6 +228,7 @@ class DataFlow:
         self.trainer.state.train_batch_size = snapshot.state_batch
         self.trainer.state.max_steps = snapshot.max_steps
         self.max_steps, self.changed = snapshot.expected_max_steps, snapshot.changed
+        self.steps_set = snapshot.steps_set
         self._follow(snapshot.stretch)
 
     def _put(self, sizes: Sizes) -> None:
@@ -236,13 +241,27 @@ class DataFlow:
         """Plan the rest of the run anew; one that was given a number of steps keeps it."""
         self.changed = True
         trainer, here = self.trainer, self.position.normalised(self._next_length)
-        if trainer.args.max_steps > 0 or self.steps_moved or here.length is None:
+        moved = self.steps_moved and not self.steps_set
+        if trainer.args.max_steps > 0 or moved or here.length is None:
             return
         done, accumulation = trainer.state.global_step, self.sizes.accumulation
         until = done + chunking.updates_left(here, trainer.args.num_train_epochs, accumulation)
-        trainer.state.max_steps = self.max_steps = until
+        self.max_steps = until
+        if not self.steps_set:
+            trainer.state.max_steps = until
+            self._stretch_to_plan()
+
+    def follow_plan(self) -> None:
+        """Go on as planned, where the steps of the run were set live and are the plan's again."""
+        self.steps_set = False
+        if self.changed:
+            self._stretch_to_plan()
+
+    def _stretch_to_plan(self) -> None:
+        trainer = self.trainer
         if self.plan is not None and depends_on_length(trainer.lr_scheduler):
-            self._follow(self._stretch.replanned(self.plan.max_steps, done, until))
+            done = trainer.state.global_step
+            self._follow(self._stretch.replanned(self.plan.max_steps, done, self.max_steps))
 
     def _follow(self, stretch: Stretch) -> None:
         if stretch != self._stretch:
