@@ -1,7 +1,7 @@
 """Train a small model in a plain PyTorch loop that can be watched and steered while it runs.
 
-    midcourse serve --insecure &
-    python examples/raw_loop.py --job my-loop --steps 5000
+    midcourse serve &
+    python examples/raw_loop.py --job my-loop --steps 100000
     midcourse set my-loop learning_rate=0.01
     midcourse set my-loop noise=0.2
     midcourse evaluate my-loop

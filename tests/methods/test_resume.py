@@ -44,6 +44,8 @@ SCRIPTS: dict[str, Script] = {
     "ramp-at-the-checkpoint": {SAVED: [delivery(1, ramp_change(5e-4, 4))]},
     "two": {3: [delivery(1, ramp_change(5e-4, 5))], 5: [delivery(2, multiply_change(0.5))]},
 }
+SHORT = {"peak", "hold-for-steps", "ramp-at-the-checkpoint", "two"}
+"""Those that between them have every operation and every place of the checkpoint."""
 
 
 class KilledError(Exception):
@@ -75,7 +77,10 @@ def checkpoint(output_dir: Path) -> str:
     return str(output_dir / f"checkpoint-{SAVED}")
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in SHORT else pytest.mark.long) for name in SCRIPTS],
+)
 def test_resumed_is_as_uninterrupted(name: str, tmp_path: Path) -> None:
     script = SCRIPTS[name]
     whole_link, resumed_link = LinkScript(script), LinkScript()

@@ -215,6 +215,12 @@ class FakeControlPlane(control_pb2_grpc.ControlPlaneServiceServicer):
         page, token = self._page(jobs, request.page_token)
         return pb.ListJobsResponse(jobs=page, next_page_token=token)
 
+    def UpdateJob(self, request: pb.UpdateJobRequest, context: Any) -> pb.UpdateJobResponse:
+        self._begin("UpdateJob", request, context)
+        job = self._job(request.name, context)
+        job.labels.update(request.set_labels)
+        return pb.UpdateJobResponse(job=job)
+
     def DeleteJob(self, request: pb.DeleteJobRequest, context: Any) -> pb.DeleteJobResponse:
         self._begin("DeleteJob", request, context)
         job = self._job(request.name, context)
@@ -258,6 +264,13 @@ class FakeControlPlane(control_pb2_grpc.ControlPlaneServiceServicer):
                 return
             elif not request.name or item.job.name in ("", request.name):
                 yield item
+
+    def _elsewhere(self, request: Any, context: Any) -> Any:
+        """What is only tested on the control plane itself."""
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "not faked")
+
+    BatchUpdateParameters = GetBatch = ListBatches = WatchBatch = CancelBatch = _elsewhere
+    UpdateJob = _elsewhere
 
     def UpdateParameters(
         self, request: pb.UpdateParametersRequest, context: Any

@@ -139,8 +139,7 @@ class Supervisor:
         if ended.code == CONFIGURATION:
             return USAGE  # it was told line by line
         if ended.code == 0:
-            if self._display.output_dir is not None:
-                self._display.say(f"done: what was trained is in {self._display.output_dir}")
+            self._report_end()
             return 0
         say, display = self._display.say, self._display
         if ended.asked is not None:
@@ -157,6 +156,20 @@ class Supervisor:
             return code
         self._crash(ended)
         return ended.code
+
+    def _report_end(self) -> None:
+        display = self._display
+        planned = display.max_steps
+        if display.output_dir is None:
+            return
+        if planned is None or display.step >= planned:
+            display.say(f"done: what was trained is in {display.output_dir}")
+            return
+        display.say(
+            f"stopped at step {display.step} of {planned}; what was trained until there is in "
+            f"{display.output_dir}"
+        )
+        self._how_to_go_on()
 
     def _crash(self, ended: Ended) -> None:
         say, display = self._display.say, self._display

@@ -184,6 +184,8 @@ def _updates(result: Mapping[str, Any]) -> Iterator[_Line]:
             f"Change {_number(update['revision'])} of {name}, {when}: {_what(update)} by "
             f"{_name(update.get('author', 'somebody'))}."
         )
+        if by := update.get("rolled_back_by"):
+            line += f" Change {_number(by)} rolled it back: it is in force no more."
         if rejected := update.get("rejected"):
             why = one_line(rejected.get("message") or rejected.get("reason", ""), 200)
             line += f" Rejected because: {why.rstrip('.')}."

@@ -70,6 +70,8 @@ def rendered_update(update: update_pb2.Update) -> dict[str, Any]:
             "cancel_requested": update.cancel_requested or None,
             **_outcome(update),
             "reapplied_at_steps": [number(each.step) for each in update.reapplied[:10]],
+            # 0 stands for none.
+            "rolled_back_by": number(update.rolled_back_by) if update.rolled_back_by else None,
         }
     )
 
@@ -136,7 +138,8 @@ UPDATE_HISTORY: Final = Tool(
     "update_history",
     "Reads the live changes of a job, the newest first: who asked, when, why, what for, the "
     "optimizer step that first used the new values, old and new value, or why it was not applied; "
-    "actions, such as a pause, too. The author guard is the training process itself.",
+    "actions, such as a pause, too. rolled_back_by is the revision of the roll back that took the "
+    "effect of a change away again. The author guard is the training process itself.",
     UpdateHistoryArguments,
     update_history,
 )

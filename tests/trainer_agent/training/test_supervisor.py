@@ -57,9 +57,19 @@ def supervise(script: str, max_restarts: int = 3, resume: str = "never") -> tupl
 
 
 def test_a_run_to_the_end() -> None:
-    code, said = supervise("begin(); print('hello')")
+    code, said = supervise("begin(); tell(kind='step', step=30, max_steps=30); print('hello')")
     assert code == 0
     assert said == "midcourse: done: what was trained is in out\n"
+
+
+def test_a_run_that_was_stopped_is_not_called_done() -> None:
+    code, said = supervise("begin(); save(12)")
+    assert code == 0
+    assert said.splitlines() == [
+        "midcourse: stopped at step 12 of 30; what was trained until there is in out",
+        "midcourse: go on from out/checkpoint-12 with:",
+        "    midcourse train --config run.yaml --job 'my run' --resume auto",
+    ]
 
 
 def test_a_crash_is_reported_with_its_last_lines_and_a_way_on() -> None:
