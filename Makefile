@@ -5,6 +5,7 @@ BIN := .venv/bin
 # In the environment itself, so that removing it asks for a new one.
 SETUP := .venv/.midcourse-setup
 PROTOS := .make/protos
+NODE_MODULES := examples/node/node_modules
 
 # Folders too: removing a .proto file must count as a change.
 PROTO_INPUTS := $(shell find protos/midcourse -name __pycache__ -prune -o \( -name '*.proto' -o -type d \) -print)
@@ -14,14 +15,15 @@ METHOD ?= sft
 # The model that `make demo-chat` asks; by default one that there is a key for, else a tiny local one.
 MODEL ?=
 # Tests wait for processes much of their time, so there are more of them than processors.
-WORKERS := -n 3 --dist loadfile
+# They get the files in the order that tests/conftest.py puts them into.
+WORKERS := -n 3 --dist loadfile --no-loadscope-reorder
 # More arguments for pytest, the demo or the benchmarks: make test ARGS='-k learning_rate'
 ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo demo-chat test test-long lint lint-code lint-types lint-imports lint-protos format \
-	protos bench bench-quick lock clean distclean
+.PHONY: help setup demo demo-chat demo-cluster test test-long test-node lint lint-code lint-types lint-imports lint-protos format \
+	protos bench bench-quick bench-scale lock clean distclean
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,11 +40,21 @@ demo: $(SETUP) ## Steer a real training run and show it (METHOD=sft, dpo, orpo, 
 demo-chat: $(SETUP) ## Ask a model about a run with a spike in it (MODEL=...)
 	@$(BIN)/python -m examples.demo_chat --model "$(MODEL)" $(ARGS)
 
+demo-cluster: $(SETUP) ## Three control planes on one PostgreSQL, and the death of one
+	@$(BIN)/python -m examples.demo_cluster $(ARGS)
+
 test: $(SETUP) ## Run the tests (ARGS='-k name' for some of them, ARGS='-n 0' in one process)
 	@$(BIN)/python -m pytest $(WORKERS) -m 'not long' $(ARGS)
 
 test-long: $(SETUP) ## Run all tests, those too that only vary others
 	@$(BIN)/python -m pytest $(WORKERS) $(ARGS)
+
+test-node: $(SETUP) $(NODE_MODULES) ## Run the Node example against a real control plane (needs node and npm)
+	@$(BIN)/python -m pytest tests/node $(ARGS)
+
+$(NODE_MODULES): examples/node/package.json examples/node/package-lock.json
+	@npm ci --prefix examples/node --no-audit --no-fund
+	@touch $@
 
 lint: lint-code lint-types lint-imports lint-protos ## Check code, types, imports and protos (-k: all in spite of errors)
 
@@ -85,6 +97,9 @@ bench: $(SETUP) ## Measure against floors and peers
 
 bench-quick: $(SETUP) ## The same in under two minutes, with wider error bars
 	@$(BIN)/python -m tests.bench --quick $(ARGS)
+
+bench-scale: $(SETUP) ## One control plane under 10,000 agents (ARGS='--agents 1000' for fewer)
+	@$(BIN)/python -m tests.bench.scale $(ARGS)
 
 lock: $(SETUP) ## Write constraints.txt from what is installed in .venv
 	@$(BIN)/python tools/lock.py

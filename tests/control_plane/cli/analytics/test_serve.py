@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
+from typer.testing import CliRunner, Result
 
 from analytics_service.client import Client, RetryPolicy, UnavailableError
 from analytics_service.config import AnalyticsSettings
 from control_plane.cli.exits import ExitCode
+from control_plane.cli.main import app
 from tests.support.processes import ROOT, Process, free_port, until
 
 SERVE = ("-m", "control_plane.cli", "analytics", "serve")
@@ -53,6 +58,29 @@ def failing(tmp_path: Path, *args: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
+@pytest.fixture
+def _restored_logging() -> Iterator[None]:
+    """Undo what a service does to the logging of its process."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.captureWarnings(False)
+    structlog.reset_defaults()
+
+
+def failing_here(tmp_path: Path, *args: str) -> Result:
+    """The same in this process, which has loaded what it takes."""
+    done = CliRunner().invoke(
+        app,
+        [*SERVE[2:], f"--database={tmp_path / 'a.db'}", "--listen=127.0.0.1:0", *args],
+    )
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    assert "Traceback" not in done.stderr
+    return done
+
+
 def test_every_problem_of_a_catalogue_is_told(tmp_path: Path) -> None:
     catalogue = tmp_path / "models.toml"
     catalogue.write_text('[[models]]\nid = "x"\ncolour = "red"\n')
@@ -63,6 +91,7 @@ def test_every_problem_of_a_catalogue_is_told(tmp_path: Path) -> None:
     assert any(f"{catalogue}:3: models[0].colour" in problem for problem in problems)
 
 
+@pytest.mark.usefixtures("_restored_logging")
 @pytest.mark.parametrize(
     ("args", "code", "said"),
     [
@@ -81,15 +110,16 @@ def test_every_problem_of_a_catalogue_is_told(tmp_path: Path) -> None:
 def test_what_is_wrong_is_one_line(
     tmp_path: Path, args: list[str], code: ExitCode, said: str
 ) -> None:
-    done = failing(tmp_path, *args)
-    assert done.returncode == code
+    done = failing_here(tmp_path, *args)
+    assert done.exit_code == code
     complaint = done.stderr.splitlines()[-1]
     assert complaint.startswith("midcourse: ")
     assert said in complaint
 
 
+@pytest.mark.usefixtures("_restored_logging")
 def test_a_model_that_is_not_there_leaves_no_database_behind(tmp_path: Path) -> None:
-    failing(tmp_path, "--default-model=nope")
+    failing_here(tmp_path, "--default-model=nope")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -100,15 +130,8 @@ def test_a_variable_that_is_set_to_nothing_says_nothing(monkeypatch: pytest.Monk
     assert (settings.default_model, settings.catalogue) == (None, None)
 
 
-def test_addresses_of_others_are_no_place_to_listen(tmp_path: Path) -> None:
+def test_addresses_of_others_are_no_place_to_listen() -> None:
     for option in ("--server", "--analytics"):
-        done = subprocess.run(
-            [sys.executable, "-m", "control_plane.cli", option, "h:1", "analytics", "serve"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == ExitCode.USAGE
+        done = CliRunner().invoke(app, [option, "h:1", "analytics", "serve"])
+        assert done.exit_code == ExitCode.USAGE
         assert "--listen" in done.stderr
