@@ -286,18 +286,20 @@ def _coupled_faults(
     if learning_rate is None:
         text = f"got {change.coupling}, but this job offers no {LEARNING_RATE} that could follow"
         return [(Reason.PARAMETER_UNKNOWN, ".coupling", text)]
-    scaled = MultiplyChange(LEARNING_RATE, _coupled_factor(change, in_force))
+    factor = coupled_factor(change, in_force)
+    # Where it is unknown, nothing is known to be wrong with it.
+    scaled = MultiplyChange(LEARNING_RATE, 1.0 if factor is None else factor)
     return [
         (reason, ".coupling", f"{LEARNING_RATE} would follow: {text}")
         for reason, _, text in guarding(scaled, learning_rate)
     ]
 
 
-def _coupled_factor(change: SetChange, in_force: Mapping[tuple[str, str], Value]) -> float:
-    """By what a coupling scales the learning rate; 1 where the batch size in force is unknown."""
+def coupled_factor(change: SetChange, in_force: Mapping[tuple[str, str], Value]) -> float | None:
+    """By what a coupling scales the learning rate; None where the size in force is unknown."""
     current = in_force.get((change.parameter, change.group))
     if isinstance(current, str) or not current or isinstance(change.value, str):
-        return 1.0
+        return None
     ratio = change.value / current
     return math.sqrt(ratio) if change.coupling is Coupling.SQRT else ratio
 

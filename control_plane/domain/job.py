@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
 from control_plane.domain.errors import Reason, Refusal, invalid
 from control_plane.domain.parameter import Change, ParameterSpec, Value
@@ -56,8 +57,23 @@ class MetricPoint:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadValue:
+    """A parameter's value as read from the trainer, when it had done so many steps."""
+
+    parameter: str
+    group: str
+    value: Value
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
 class SessionInfo:
-    """The connection between the job's trainer and the control plane."""
+    """The connection between the job's trainer and the control plane.
+
+    Attributes:
+        replica: The server that has the stream, or had it last.
+        last_revision: The job's newest update when the stream ended; 0 while it is open.
+    """
 
     epoch: int
     instance_id: str
@@ -68,6 +84,8 @@ class SessionInfo:
     connect_time: datetime
     last_seen_time: datetime
     connected: bool = True
+    replica: str = ""
+    last_revision: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +128,8 @@ class Job:
         settled_revision: Newest revision up to which every update is settled.
         replay_floor: Updates up to this revision belong to finished earlier runs
             and are not applied again.
+        label_edits: Labels that callers have set, or removed (None): their word counts, whatever
+            the job's agent says of the same keys.
     """
 
     id: str
@@ -131,19 +151,31 @@ class Job:
     effective: tuple[Effective, ...] = ()
     session: SessionInfo | None = None
     exit: TrainerExit | None = None
+    label_edits: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
     def etag(self) -> str:
         """Changes with every change of the job but its telemetry."""
         return f"{self.uid[:8]}-{self.version}"
 
+    def selectable(self) -> dict[str, str]:
+        """What selectors see of the job."""
+        return seen_by_selectors(self.id, self.method, self.state, self.labels)
+
     def in_force(self) -> dict[tuple[str, str], Value]:
         """Known values in force, by (parameter, group)."""
         return {(e.parameter, e.group): e.value for e in self.effective if e.value is not None}
 
-    def changed(self, now: datetime) -> Job:
-        """The job with its change count and time moved on."""
-        return replace(self, version=self.version + 1, update_time=now)
+    def changed(self, now: datetime, **fields: Any) -> Job:
+        """The job with some fields changed, and its change count and time moved on."""
+        return replace(self, version=self.version + 1, update_time=now, **fields)
+
+
+def seen_by_selectors(
+    job_id: str, method: str, state: JobState, labels: Mapping[str, str]
+) -> dict[str, str]:
+    """What selectors see of a job: its labels, and beneath them job, method and state."""
+    return {"job": job_id, "method": method, "state": state.value, **labels}
 
 
 def check_job_id(job_id: str, field_path: str = "job_id") -> None:
@@ -232,7 +264,7 @@ def trainer_may_have(job: Job, update: Update) -> bool:
     session = job.session
     if session is None or job.state in (JobState.FINISHED, JobState.FAILED):
         return False
-    return session.connected or update.create_time <= session.last_seen_time
+    return session.connected or update.revision <= session.last_revision
 
 
 def with_desired(desired: Iterable[Desired], update: Update) -> tuple[Desired, ...]:

@@ -1,4 +1,4 @@
-"""Resource names: jobs/{job} and jobs/{job}/updates/{revision}."""
+"""Resource names: jobs/{job}, jobs/{job}/updates/{revision} and batches/{batch}."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from control_plane.domain.errors import invalid
 from control_plane.domain.job import check_job_id
 
+_BATCH = re.compile(r"batches/([1-9][0-9]{0,17})")
 _UPDATE = re.compile(r"jobs/([^/]*)/updates/([0-9]{1,18})")
 
 
@@ -44,3 +45,20 @@ def parse_update(name: str, field: str) -> tuple[str, int]:
         raise invalid(field, f"got {name[:120]!r}, allowed: jobs/{{job}}/updates/{{revision}}")
     check_job_id(match.group(1), field)
     return match.group(1), int(match.group(2))
+
+
+def batch_name(key: int) -> str:
+    """The resource name of a batch."""
+    return f"batches/{key}"
+
+
+def parse_batch(name: str, field: str) -> int:
+    """The number of a batch.
+
+    Raises:
+        Refusal: INVALID_ARGUMENT, naming the field and the form.
+    """
+    match = _BATCH.fullmatch(name)
+    if match is None:
+        raise invalid(field, f"got {name[:120]!r}, allowed: batches/{{batch}}")
+    return int(match.group(1))

@@ -50,6 +50,9 @@ class Requirement:
                 return self.key
             case "absent":
                 return f"!{self.key}"
+            case _ if len(self.values) == 1:
+                (value,) = self.values
+                return f"{self.key}{'=' if self.operator == 'in' else '!='}{value}"
             case _:
                 return f"{self.key} {self.operator} ({','.join(sorted(self.values))})"
 
@@ -67,6 +70,9 @@ class Selector:
     def __str__(self) -> str:
         """The selector, in the grammar."""
         return ",".join(map(str, self.requirements))
+
+
+ANYTHING = Selector()
 
 
 class _Parser:

@@ -110,13 +110,18 @@ class MetricColumn:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """Progress and metrics since the last one."""
+    """Progress and metrics since the last one.
+
+    Attributes:
+        patient: It need not be acknowledged by itself: together with a later message will do.
+    """
 
     progress: Progress | None
     phase: Phase
     metrics: tuple[MetricColumn, ...] = ()
     dropped_samples: int = 0
     readings: tuple[Reading, ...] = ()
+    patient: bool = False
 
 
 @dataclass(frozen=True, slots=True)

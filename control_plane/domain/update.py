@@ -175,6 +175,7 @@ class Update:
     cancel_request: Cancelled | None = None
     outcome: Outcome | None = None
     reapplied: tuple[Applied, ...] = ()
+    trace_parent: str = ""
 
     @property
     def is_open(self) -> bool:

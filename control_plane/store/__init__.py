@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from control_plane.store import migrations
 from control_plane.store.errors import StoreError
 from control_plane.store.store import SqlStore
-from grpc_runtime.sql import DatabaseOpenError, open_database
+from control_plane.store.transaction import SqlTransaction
+from grpc_runtime.sql import DatabaseOpenError, DatabaseUnavailableError, open_database
 
 if TYPE_CHECKING:
     from control_plane.services.ports import Store
@@ -16,12 +17,19 @@ if TYPE_CHECKING:
 __all__ = ["StoreError", "open_store"]
 
 
-async def open_store(database: str | Path) -> Store:
+POLL_INTERVAL = 5.0
+"""Seconds; see `open_store`."""
+
+
+async def open_store(database: str | Path, *, poll_interval: float = POLL_INTERVAL) -> Store:
     """Opens the store, makes it if there is none, and brings its tables up to date.
 
     Args:
-        database: A path, or a URL such as sqlite:///state.db (relative) or
-            sqlite:////var/lib/state.db.
+        database: A path, sqlite:///state.db (relative), sqlite:////var/lib/state.db, or
+            postgresql://user:password@host:port/name. An SQLite file belongs to one process
+            at a time; a PostgreSQL database may be shared by replicas.
+        poll_interval: Seconds after which a replica looks for what others have written
+            though it has heard of nothing.
 
     Returns:
         The store; to be closed.
@@ -29,17 +37,20 @@ async def open_store(database: str | Path) -> Store:
     Raises:
         StoreError: If it can not be opened.
     """
-    scheme, separator, _ = str(database).partition("://")
-    if separator and scheme != "sqlite":
-        # Only the scheme is shown: the rest may hold a password.
-        raise StoreError(
-            f"this version stores in SQLite only; got a {scheme}:// address, "
-            "allowed: a path, or sqlite:///path"
-        )
     try:
         opened = await open_database(
             database, migrations=migrations, exclusive_owner="control plane"
         )
     except DatabaseOpenError as error:
         raise StoreError(str(error)) from error
-    return SqlStore(opened)
+    position = 0
+    if opened.dialect == "postgresql":
+        # From here on, everything that others write is heard of.
+        try:
+            position = await opened.read(
+                lambda connection: SqlTransaction(connection, writing=False).event_span()[1]
+            )
+        except DatabaseUnavailableError as error:
+            await opened.close()
+            raise StoreError(str(error)) from error
+    return SqlStore(opened, position=position, poll_interval=poll_interval)

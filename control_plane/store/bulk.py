@@ -1,17 +1,22 @@
-"""Writing many rows at once."""
+"""Writing many rows at once, and reading them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from grpc_runtime.sql.prepared import execute
+from sqlalchemy import bindparam
+
+from grpc_runtime.sql.prepared import Prepared, execute
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Table
+    from sqlalchemy import BindParameter, Connection, Select, Table
     from sqlalchemy.engine import Dialect
+
+Conflict: TypeAlias = Literal["refuse", "leave", "replace"]
+"""What becomes of a row whose key is there already."""
 
 _CHUNKS = (256, 16, 1)
 """Rows in one statement. A driver gives up Python's lock for every statement that it runs, so
@@ -25,6 +30,7 @@ def write_rows(
     rows: Sequence[tuple[Any, ...]],
     *,
     replace: bool,
+    unless_newer: str = "",
 ) -> None:
     """Inserts rows, as they are: column types that convert values have no part in it.
 
@@ -35,42 +41,183 @@ def write_rows(
         rows: Their values.
         replace: What becomes of a row whose key is there already: replace the other
             columns, or leave it as it is.
+        unless_newer: A column; a row with more in it than the new one has stays as it is.
     """
+    conflict: Conflict = "replace" if replace else "leave"
+    _run(
+        connection,
+        rows,
+        lambda size: _insert(connection.dialect, table, columns, size, conflict, unless_newer),
+    )
+
+
+def insert_rows(
+    connection: Connection, table: Table, columns: tuple[str, ...], rows: Iterable[Sequence[Any]]
+) -> None:
+    """Inserts rows whose keys must not be there, the values converted as their columns say.
+
+    Raises:
+        sqlalchemy.exc.IntegrityError: If one is.
+    """
+    _run(
+        connection,
+        _converted(connection.dialect, table, columns, rows),
+        lambda size: _insert(connection.dialect, table, columns, size, "refuse"),
+    )
+
+
+def change_rows(
+    connection: Connection, table: Table, columns: tuple[str, ...], rows: Iterable[Sequence[Any]]
+) -> None:
+    """Changes rows, the values converted as their columns say.
+
+    Args:
+        connection: Where to.
+        table: Of what.
+        columns: The one by which a row is found, then those to change.
+        rows: Their values; none of them None, since PostgreSQL could not tell its type.
+    """
+    _run(
+        connection,
+        _converted(connection.dialect, table, columns, rows),
+        lambda size: _update(connection.dialect, table, columns, size),
+    )
+
+
+class Lookup:
+    """A select of what belongs to any of many keys."""
+
+    def __init__(self, make: Callable[[Sequence[Any]], Select[Any]], *, width: int = 1) -> None:
+        """Makes the lookup.
+
+        Args:
+            make: The select, as a function of the parameters that stand for the keys: a list of
+                them, or of tuples of them.
+            width: Columns of a key.
+        """
+        self._make = make
+        self._width = width
+        self._sizes: dict[int, Prepared] = {}
+
+    def rows(self, connection: Connection, keys: Sequence[Any], **values: Any) -> list[Any]:
+        """The rows for all keys, part by part in the order of the keys.
+
+        Args:
+            connection: Where to look.
+            keys: Any number.
+            **values: Parameters of the select beside the keys.
+        """
+        found: list[Any] = []
+        for start in range(0, len(keys), _CHUNKS[0]):
+            part = keys[start : start + _CHUNKS[0]]
+            size = min(size for size in _CHUNKS if size >= len(part))
+            # The last key again and again fills it up.
+            full = [*part, *[part[-1]] * (size - len(part))]
+            flat = full if self._width == 1 else chain.from_iterable(full)
+            named = {f"key_{i}": value for i, value in enumerate(flat)}
+            found += self._of(size).rows(connection, **named, **values)
+        return found
+
+    def _of(self, size: int) -> Prepared:
+        prepared = self._sizes.get(size)
+        if prepared is None:
+            flat: list[BindParameter[Any]]
+            flat = [bindparam(f"key_{i}") for i in range(size * self._width)]
+            keys: Sequence[Any] = flat
+            if self._width > 1:
+                keys = list(zip(*[iter(flat)] * self._width, strict=True))
+            prepared = self._sizes[size] = Prepared(self._make(keys))
+        return prepared
+
+
+def _run(
+    connection: Connection, rows: Sequence[Sequence[Any]], statement: Callable[[int], str]
+) -> None:
+    """Runs a statement for all rows, as many at a time as it can take."""
     start = 0
     for size in _CHUNKS:
-        sql = _statement(connection.dialect, table, columns, size, replace=replace)
         while len(rows) - start >= size:
-            if size == 1:
-                connection.exec_driver_sql(sql, list(rows[start:]))
-                return
             chunk = tuple(chain.from_iterable(rows[start : start + size]))
-            execute(connection, sql, chunk)
+            execute(connection, statement(size), chunk)
             start += size
 
 
+def _converted(
+    dialect: Dialect, table: Table, columns: tuple[str, ...], rows: Iterable[Sequence[Any]]
+) -> list[Sequence[Any]]:
+    """Rows with their values as the driver takes them."""
+    converting = _converting(dialect, table, columns)
+    converted: list[Sequence[Any]] = []
+    for row in rows:
+        values = list(row)
+        for index, convert in converting:
+            values[index] = convert(values[index])
+        converted.append(values)
+    return converted
+
+
 @lru_cache(maxsize=64)
-def _statement(
-    dialect: Dialect, table: Table, columns: tuple[str, ...], size: int, *, replace: bool
+def _converting(
+    dialect: Dialect, table: Table, columns: tuple[str, ...]
+) -> tuple[tuple[int, Callable[[Any], Any]], ...]:
+    """Which of the values need converting, and how."""
+    found: list[tuple[int, Callable[[Any], Any]]] = []
+    for index, name in enumerate(columns):
+        of_dialect = table.c[name].type.dialect_impl(dialect)
+        if (convert := of_dialect.bind_processor(dialect)) is not None:
+            found.append((index, convert))
+    return tuple(found)
+
+
+@lru_cache(maxsize=64)
+def _insert(
+    dialect: Dialect,
+    table: Table,
+    columns: tuple[str, ...],
+    size: int,
+    conflict: Conflict,
+    unless_newer: str = "",
 ) -> str:
-    """The statement that writes so many rows, its parameters row by row.
+    """The statement that inserts so many rows, its parameters row by row.
 
     SQLite and PostgreSQL share this syntax. Put together here, since SQLAlchemy takes a
     tenth of a second to do so for the hundreds of rows.
     """
     quote = dialect.identifier_preparer.quote
-    mark = "?" if dialect.paramstyle == "qmark" else "%s"
-    row = f"({', '.join([mark] * len(columns))})"
     names = ", ".join(quote(name) for name in columns)
-    action = "DO NOTHING"
-    if replace:
+    action = ""
+    if conflict == "leave":
+        action = "ON CONFLICT DO NOTHING"
+    elif conflict == "replace":
         key = ", ".join(quote(column.name) for column in table.primary_key)
         new = ", ".join(
             f"{quote(name)} = excluded.{quote(name)}"
             for name in columns
             if not table.c[name].primary_key
         )
-        action = f"({key}) DO UPDATE SET {new}"
+        action = f"ON CONFLICT ({key}) DO UPDATE SET {new}"
+        if unless_newer:
+            order = quote(unless_newer)
+            action += f" WHERE {quote(table.name)}.{order} <= excluded.{order}"
+    return f"INSERT INTO {quote(table.name)} ({names}) {_values(dialect, columns, size)} {action}"
+
+
+@lru_cache(maxsize=64)
+def _update(dialect: Dialect, table: Table, columns: tuple[str, ...], size: int) -> str:
+    """The statement that changes so many rows, its parameters row by row.
+
+    Both databases call the columns of a list of values column1, column2, ….
+    """
+    quote = dialect.identifier_preparer.quote
+    key, *others = (quote(name) for name in columns)
+    new = ", ".join(f"{name} = v.column{number}" for number, name in enumerate(others, start=2))
     return (
-        f"INSERT INTO {quote(table.name)} ({names}) VALUES {', '.join([row] * size)} "  # noqa: S608 - names of ours
-        f"ON CONFLICT {action}"
+        f"UPDATE {quote(table.name)} SET {new} FROM ({_values(dialect, columns, size)}) AS v "  # noqa: S608 - names of ours
+        f"WHERE {quote(table.name)}.{key} = v.column1"
     )
+
+
+def _values(dialect: Dialect, columns: tuple[str, ...], size: int) -> str:
+    mark = "?" if dialect.paramstyle == "qmark" else "%s"
+    row = f"({', '.join([mark] * len(columns))})"
+    return f"VALUES {', '.join([row] * size)}"

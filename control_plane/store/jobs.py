@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import astuple, fields, replace
 from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
-from control_plane.domain.job import Job, JobState
+from control_plane.domain.job import LIVE_STATES, Job, JobState, seen_by_selectors
 from control_plane.domain.session import Run
-from control_plane.store.bulk import write_rows
+from control_plane.store.bulk import Lookup, change_rows, write_rows
 from control_plane.store.queries import Queries
 from control_plane.store.schema import is_one_of, jobs, runs
 from grpc_runtime.sql.prepared import Prepared
 
+if TYPE_CHECKING:
+    from sqlalchemy import Select
+
 _FIELDS = tuple(field.name for field in fields(Job))
 _FIXED = frozenset({"key", "id", "uid", "create_time"})
 _CHANGING = tuple(name for name in _FIELDS if name not in _FIXED)
+# Beside the job's own: found by it, told by the session.
+_WRITTEN = (*(name for name in _FIELDS if name != "key"), "replica")
 _RUN_FIELDS = tuple(field.name for field in fields(Run))
 
 _JOB = select(*(jobs.c[name] for name in _FIELDS))
 _BY_ID = _JOB.where(jobs.c.id == bindparam("id"))
 _JOB_TO_READ = Prepared(_BY_ID)
-_JOB_TO_CHANGE = Prepared(_BY_ID.with_for_update())
-_INSERT = insert(jobs).values({name: bindparam(name) for name in _FIELDS if name != "key"})
+# The revisions of a job are given under this lock. It lets others refer to the row, as new
+# series of metrics do.
+_JOB_TO_CHANGE = Prepared(_BY_ID.with_for_update(key_share=True))
+_NAMED = Lookup(lambda ids: _JOB.where(jobs.c.id.in_(ids)))
+_NAMED_TO_CHANGE = Lookup(
+    lambda ids: _JOB.where(jobs.c.id.in_(ids)).order_by(jobs.c.id).with_for_update(key_share=True)
+)
+_ACCEPTING = ("key", "revision", "desired", "version", "update_time")
+_INSERT = insert(jobs).values({name: bindparam(name) for name in _WRITTEN})
 _SAVE = Prepared(
     update(jobs)
     .where(jobs.c.key == bindparam("job_key"))
-    .values({name: bindparam(name) for name in _CHANGING})
+    .values({name: bindparam(name) for name in (*_CHANGING, "replica")})
 )
 _DELETE = Prepared(delete(jobs).where(jobs.c.key == bindparam("job_key")))
 _RUNS = Prepared(
@@ -38,25 +51,47 @@ _RUNS = Prepared(
 )
 
 
+_UNHEARD = _JOB.where(is_one_of(jobs.c.state, LIVE_STATES)).where(
+    jobs.c.replica.not_in(bindparam("replicas", expanding=True))
+)
+
+
 @cache
-def _page(states: frozenset[JobState]) -> Prepared:
+def _page(states: frozenset[JobState], *, to_change: bool) -> Prepared:
     """Jobs of the states, if any are given, in the order of their ids."""
-    page = _JOB.where(jobs.c.id > bindparam("after"))
+    page = _in_order(_JOB, states)
+    # Locked in the order of the ids, as everybody does who locks several.
+    return Prepared(page.with_for_update(key_share=True) if to_change else page)
+
+
+@cache
+def _selectable(states: frozenset[JobState]) -> Prepared:
+    """What selectors see of such a page."""
+    return Prepared(
+        _in_order(select(jobs.c.id, jobs.c.method, jobs.c.state, jobs.c.labels), states)
+    )
+
+
+def _in_order(page: Select[Any], states: frozenset[JobState]) -> Select[Any]:
+    page = page.where(jobs.c.id > bindparam("after"))
     if states:
         page = page.where(is_one_of(jobs.c.state, states))
-    return Prepared(page.order_by(jobs.c.id).limit(bindparam("limit")))
+    return page.order_by(jobs.c.id).limit(bindparam("limit"))
 
 
 class JobQueries(Queries):
     """The part of a transaction that is about jobs."""
 
-    def __init__(self, connection: Connection, *, writing: bool) -> None:
+    def __init__(self, connection: Connection, *, origin: str = "", writing: bool) -> None:
         """See `Queries`."""
-        super().__init__(connection, writing=writing)
+        super().__init__(connection, origin=origin, writing=writing)
         self._read: set[int] = set()
+        self._ahead_jobs: dict[str, Job | None] = {}
 
     def job(self, job_id: str) -> Job | None:
         """The job, or None."""
+        if not self._writing and job_id in self._ahead_jobs:
+            return self._ahead_jobs[job_id]
         statement = _JOB_TO_CHANGE if self._writing else _JOB_TO_READ
         for row in statement.rows(self._connection, id=job_id):
             job = Job(*row)
@@ -66,10 +101,43 @@ class JobQueries(Queries):
 
     def jobs(self, *, after: str = "", limit: int, states: Iterable[JobState] = ()) -> list[Job]:
         """Jobs in the order of their ids, after an id; of the given states, if any are given."""
-        rows = _page(frozenset(states)).rows(self._connection, after=after, limit=limit)
+        page = _page(frozenset(states), to_change=self._writing)
+        rows = page.rows(self._connection, after=after, limit=limit)
         found = [Job(*row) for row in rows]
         self._read.update(job.key for job in found)
         return found
+
+    def unheard_jobs(self, replicas: Collection[str]) -> list[Job]:
+        """Jobs that seem to be alive and whose stream none of the replicas has open."""
+        rows = self._connection.execute(_UNHEARD, {"replicas": list(replicas)})
+        return [Job(*row) for row in rows]
+
+    def jobs_named(self, ids: Iterable[str]) -> list[Job]:
+        """Those of the jobs that exist, in the order of their ids."""
+        lookup = _NAMED_TO_CHANGE if self._writing else _NAMED
+        # Locked in the order of the ids, as everybody does who locks several.
+        rows = lookup.rows(self._connection, sorted(set(ids)))
+        found = {row[0]: Job(*row) for row in rows}
+        self._read.update(job.key for job in found.values())
+        return [found[job_id] for job_id in sorted(found)]
+
+    def read_ahead_jobs(self, ids: Iterable[str]) -> list[Job]:
+        """Reads jobs at once, for when each is asked for; returns those that exist."""
+        asked = list(ids)
+        found = self.jobs_named(asked)
+        self._ahead_jobs.update(dict.fromkeys(asked))
+        self._ahead_jobs.update((job.id, job) for job in found)
+        return found
+
+    def selectable_jobs(
+        self, *, after: str, limit: int, states: Iterable[JobState] = ()
+    ) -> list[tuple[str, dict[str, str]]]:
+        """(id, what selectors see) of jobs in the order of their ids, as from `jobs`."""
+        rows = _selectable(frozenset(states)).rows(self._connection, after=after, limit=limit)
+        return [(row[0], seen_by_selectors(*row)) for row in rows]
+
+    def check_scope(self, job: Job) -> None:
+        """Does nothing: this transaction is everybody's."""
 
     def insert_job(self, job: Job) -> Job:
         """Stores a new job and returns it with its key. The id must not be in use.
@@ -78,6 +146,7 @@ class JobQueries(Queries):
             sqlalchemy.exc.IntegrityError: If it is.
         """
         values = {name: getattr(job, name) for name in _FIELDS if name != "key"}
+        values["replica"] = _replica(job)
         inserted = self._connection.execute(_INSERT, values).inserted_primary_key
         assert inserted is not None
         self._read.add(inserted.key)
@@ -90,13 +159,27 @@ class JobQueries(Queries):
             RuntimeError: If it was not read in this transaction: what others have
                 changed since would be lost.
         """
+        self._check_read(job)
+        values = {name: getattr(job, name) for name in _CHANGING}
+        _SAVE.run(self._connection, job_key=job.key, replica=_replica(job), **values)
+
+    def save_accepting(self, jobs_: Sequence[Job]) -> None:
+        """Stores of jobs that were read before what accepting updates changes in them.
+
+        Raises:
+            RuntimeError: If one was not read in this transaction.
+        """
+        for job in jobs_:
+            self._check_read(job)
+        rows = [[getattr(job, name) for name in _ACCEPTING] for job in jobs_]
+        change_rows(self._connection, jobs, _ACCEPTING, rows)
+
+    def _check_read(self, job: Job) -> None:
         if job.key not in self._read:
             raise RuntimeError(
                 f"job {job.id!r} was not read in this transaction; read, change and save a job in "
                 "the same one"
             )
-        values = {name: getattr(job, name) for name in _CHANGING}
-        _SAVE.run(self._connection, job_key=job.key, **values)
 
     def delete_job(self, job: Job) -> None:
         """Deletes a job and everything that belongs to it but its events.
@@ -115,3 +198,8 @@ class JobQueries(Queries):
         columns = ("job_key", *_RUN_FIELDS)
         row = (job.key, *astuple(run))
         write_rows(self._connection, runs, columns, [row], replace=True)
+
+
+def _replica(job: Job) -> str:
+    """The replica that has the job's stream open; empty: none has."""
+    return job.session.replica if job.session is not None and job.session.connected else ""

@@ -94,6 +94,7 @@ class RetentionQueries(Queries):
                 newest position.
             limit: So that no transaction gets long.
         """
+        self._keep_series(alone=True)
         orphans = _OF_DELETED_JOBS.rows(self._connection, limit=limit)
         count = self._prune_series(orphans, _NEVER, limit)
         if samples_before is not None and count < limit:

@@ -29,12 +29,14 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeDecorator
 
+from control_plane.domain.access import Access
 from control_plane.domain.job import (
     Desired,
     Effective,
     JobState,
     MetricPoint,
     Progress,
+    ReadValue,
     SessionInfo,
     TrainerExit,
 )
@@ -50,7 +52,7 @@ from control_plane.domain.update import (
 )
 from control_plane.services.ports import EventKind
 from control_plane.store.codec import remembering
-from grpc_runtime.sql import Name, UtcTime
+from grpc_runtime.sql import KEY, Name, UtcTime
 
 
 def is_one_of(column: ColumnElement[Any], names: Collection[StrEnum]) -> ColumnElement[bool]:
@@ -91,7 +93,7 @@ jobs = Table(
     "jobs",
     metadata,
     Column("key", _Counter, primary_key=True, autoincrement=True),
-    Column("id", String, nullable=False, unique=True),
+    Column("id", KEY, nullable=False, unique=True),
     Column("uid", String, nullable=False),
     Column("create_time", UtcTime, nullable=False),
     Column("update_time", UtcTime, nullable=False),
@@ -109,9 +111,15 @@ jobs = Table(
     Column("effective", Json(tuple[Effective, ...]), nullable=False),
     Column("session", Json(SessionInfo)),
     Column("exit", Json(TrainerExit)),
+    Column("label_edits", Json(dict[str, str | None]), nullable=False),
+    # Who has the stream of the job's session open, as the session says; empty: nobody.
+    Column("replica", KEY, nullable=False),
     # Keys are never reused, so whatever refers to a deleted job can not hit another one.
     sqlite_autoincrement=True,
 )
+
+# Jobs that seem to be alive, by who would hear of them.
+Index("jobs_by_state", jobs.c.state, jobs.c.replica)
 
 updates = Table(
     "updates",
@@ -119,7 +127,7 @@ updates = Table(
     Column("job_key", BigInteger, ForeignKey(jobs.c.key, ondelete="CASCADE"), primary_key=True),
     Column("revision", BigInteger, primary_key=True),
     # NULL where the caller gave none: those are all different.
-    Column("request_id", String),
+    Column("request_id", KEY),
     Column("state", Name(UpdateState), nullable=False),
     # Without its deadline, which has a column of its own.
     Column("spec", Json(UpdateSpec), nullable=False),
@@ -132,12 +140,29 @@ updates = Table(
     Column("cancel_request", Json(Cancelled)),
     Column("outcome", Json(Outcome)),
     Column("reapplied", Json(tuple[Applied, ...]), nullable=False),
+    Column("trace_parent", String, nullable=False),
     UniqueConstraint("job_key", "request_id"),
     sqlite_with_rowid=False,
 )
 
 # Open updates of a job, applied ones above a revision, a history of some states.
 Index("updates_by_state", updates.c.job_key, updates.c.state, updates.c.revision)
+
+# Those of all jobs in the order of their times; for those of one author likewise.
+Index("updates_by_time", updates.c.create_time, updates.c.job_key, updates.c.revision)
+Index(
+    "updates_by_author",
+    *(updates.c.author, updates.c.create_time, updates.c.job_key, updates.c.revision),
+)
+
+# Most updates belong to no batch.
+IS_OF_A_BATCH = updates.c.batch != literal_column("''")
+Index(
+    "updates_by_batch",
+    *(updates.c.batch, updates.c.job_key, updates.c.state),
+    sqlite_where=IS_OF_A_BATCH,
+    postgresql_where=IS_OF_A_BATCH,
+)
 
 # Few, however long the histories grow.
 IS_OPEN = is_one_of(updates.c.state, sorted(OPEN_STATES))
@@ -147,6 +172,36 @@ Index(
     updates.c.deadline,
     sqlite_where=_IS_DUE,
     postgresql_where=_IS_DUE,
+)
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("key", _Counter, primary_key=True, autoincrement=True),
+    Column("spec", Json(UpdateSpec), nullable=False),
+    Column("selector", Text, nullable=False),
+    Column("best_effort", Boolean, nullable=False),
+    Column("author", String, nullable=False),
+    Column("request_id", KEY, nullable=False),
+    Column("digest", String, nullable=False),
+    Column("create_time", UtcTime, nullable=False),
+    Column("total", BigInteger, nullable=False),
+    Column("refused", BigInteger, nullable=False),
+    UniqueConstraint("author", "request_id"),
+    sqlite_autoincrement=True,
+)
+
+# Jobs that a batch chose and that did not take it.
+batch_refusals = Table(
+    "batch_refusals",
+    metadata,
+    Column(
+        "batch_key", BigInteger, ForeignKey(batches.c.key, ondelete="CASCADE"), primary_key=True
+    ),
+    Column("job_id", KEY, primary_key=True),
+    Column("reason", String, nullable=False),
+    Column("message", Text, nullable=False),
+    sqlite_with_rowid=False,
 )
 
 runs = Table(
@@ -169,6 +224,8 @@ events = Table(
     Column("job_uid", String, nullable=False),
     Column("revision", BigInteger),
     Column("time", UtcTime, nullable=False),
+    # The replica that has written it, which needs no telling.
+    Column("origin", KEY, nullable=False),
     # A position is never given twice, even when the events with the highest ones are gone.
     sqlite_autoincrement=True,
 )
@@ -186,6 +243,64 @@ telemetry = Table(
     Column("progress", Json(Progress)),
     Column("metrics", Json(tuple[MetricPoint, ...]), nullable=False),
     Column("dropped_samples", BigInteger, nullable=False),
+    Column("readings", Json(tuple[ReadValue, ...]), nullable=False),
+    # The session that it comes from: nothing of an older one takes its place.
+    Column("epoch", BigInteger, nullable=False),
+    Column("seen_time", UtcTime),
+)
+
+# What is kept of tokens; a secret itself is nowhere.
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("key", _Counter, primary_key=True, autoincrement=True),
+    Column("id", KEY, nullable=False, unique=True),
+    # SHA-256 of the secret.
+    Column("digest", KEY, nullable=False, unique=True),
+    Column("principal", String, nullable=False),
+    Column("access", Json(Access), nullable=False),
+    Column("description", Text, nullable=False),
+    Column("creator", String, nullable=False),
+    Column("create_time", UtcTime, nullable=False),
+    Column("expire_time", UtcTime),
+    Column("revoke_time", UtcTime),
+    Column("last_use_time", UtcTime),
+    sqlite_autoincrement=True,
+)
+
+# Who changed what, and who was refused.
+audit_records = Table(
+    "audit_records",
+    metadata,
+    Column("key", _Counter, primary_key=True, autoincrement=True),
+    Column("time", UtcTime, nullable=False),
+    Column("principal", KEY, nullable=False),
+    Column("peer", String, nullable=False),
+    Column("method", String, nullable=False),
+    Column("resource", KEY, nullable=False),
+    Column("summary", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("code", String, nullable=False),
+    Column("error_reason", String, nullable=False),
+    Column("request_id", String, nullable=False),
+    # What the resource belongs to, such as its job.
+    Column("root", KEY, nullable=False),
+    sqlite_autoincrement=True,
+)
+Index("audit_records_by_time", audit_records.c.time, audit_records.c.key)
+Index(
+    "audit_records_by_principal",
+    *(audit_records.c.principal, audit_records.c.time, audit_records.c.key),
+)
+Index("audit_records_by_root", audit_records.c.root, audit_records.c.time, audit_records.c.key)
+
+# Replicas that are alive: each counts on while it is.
+replicas = Table(
+    "replicas",
+    metadata,
+    Column("id", KEY, primary_key=True),
+    Column("beats", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
 )
 
 # What one metric did in one run. Samples carry only its number, which keeps them small.
@@ -196,7 +311,7 @@ series = Table(
     # NULL once the job is deleted: its samples may be many, so they go bit by bit.
     Column("job_key", BigInteger, ForeignKey(jobs.c.key, ondelete="SET NULL")),
     Column("run", BigInteger, nullable=False),
-    Column("name", String, nullable=False),
+    Column("name", KEY, nullable=False),
     # When its first sample was taken: tells which series have samples that are too old.
     Column("oldest_time", BigInteger, nullable=False),
     UniqueConstraint("job_key", "run", "name"),

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
 from itertools import islice
 from math import isnan, nan
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import Connection, bindparam, select
 
-from control_plane.domain.job import Job, MetricPoint, Progress
+from control_plane.domain.job import Job, MetricPoint, Progress, ReadValue
 from control_plane.domain.series import Sample
 from control_plane.services.ports import Telemetry, TelemetryBatch
-from control_plane.store.bulk import write_rows
+from control_plane.store.bulk import Lookup, write_rows
 from control_plane.store.codec import codec
 from control_plane.store.queries import Queries
 from control_plane.store.schema import jobs, samples, series, telemetry
+from grpc_runtime.sql.columns import microseconds
 from grpc_runtime.sql.prepared import Prepared
 
 SeriesId = tuple[int, int, str]
@@ -22,7 +24,9 @@ SeriesId = tuple[int, int, str]
 
 _progress = codec(Progress)
 _metrics = codec(tuple[MetricPoint, ...])
+_readings = codec(tuple[ReadValue, ...])
 
+# Not locked: where one is deleted meanwhile all of it is done again, without that one.
 _EXISTING = select(jobs.c.key).where(jobs.c.key.in_(bindparam("job_keys", expanding=True)))
 _SERIES = select(series.c.job_key, series.c.run, series.c.name, series.c.key).where(
     series.c.job_key.in_(bindparam("job_keys", expanding=True)),
@@ -34,8 +38,13 @@ _NAMES = Prepared(
     .distinct()
     .order_by(series.c.name)
 )
+_LATEST_OF = Lookup(
+    lambda keys: select(
+        telemetry.c.job_key, *(telemetry.c[field.name] for field in fields(Telemetry))
+    ).where(telemetry.c.job_key.in_(keys))
+)
 _LATEST = Prepared(
-    select(telemetry.c.progress, telemetry.c.metrics, telemetry.c.dropped_samples).where(
+    select(*(telemetry.c[field.name] for field in fields(Telemetry))).where(
         telemetry.c.job_key == bindparam("job_key")
     )
 )
@@ -58,12 +67,21 @@ _KEYS_AT_ONCE = 500
 class TelemetryQueries(Queries):
     """The part of a transaction that is about telemetry."""
 
+    def __init__(self, connection: Connection, *, origin: str = "", writing: bool) -> None:
+        """See `Queries`."""
+        super().__init__(connection, origin=origin, writing=writing)
+        self._ahead: dict[int, Telemetry | None] = {}
+
     def add_telemetry(self, batches: Iterable[TelemetryBatch]) -> None:
         """Stores samples and the newest telemetry. A sample again takes the older one's place.
 
-        Batches of jobs that are gone are left out without a word.
+        Batches of jobs that are gone are left out without a word, and so is the newest
+        telemetry of a session where that of a later one is there.
         """
-        given = list(batches)
+        # In one order, so that no two replicas wait for each other.
+        self._ahead.clear()
+        given = sorted(batches, key=lambda batch: batch.job_key)
+        self._keep_series()
         existing = self._existing({batch.job_key for batch in given})
         kept = [batch for batch in given if batch.job_key in existing]
         keys = self._series_keys(kept)
@@ -79,13 +97,23 @@ class TelemetryQueries(Queries):
             )
         ]
         columns = ("series_key", "step", "time", "value")
+        rows.sort(key=lambda row: row[:2])
         write_rows(self._connection, samples, columns, rows, replace=True)
         self._save_latest({batch.job_key: batch.latest for batch in kept})
 
     def telemetry(self, job: Job) -> Telemetry | None:
         """The newest telemetry of a job as stored, or None."""
+        if job.key in self._ahead:
+            return self._ahead[job.key]
         rows = _LATEST.rows(self._connection, job_key=job.key)
         return Telemetry(*rows[0]) if rows else None
+
+    def read_ahead_telemetry(self, of: Iterable[Job]) -> None:
+        """Reads the newest telemetry of many jobs at once, for when it is asked for."""
+        keys = [job.key for job in of]
+        self._ahead.update(dict.fromkeys(keys))
+        for job_key, *values in _LATEST_OF.rows(self._connection, keys):
+            self._ahead[job_key] = Telemetry(*values)
 
     def metric_names(self, job: Job) -> list[str]:
         """Names of the metrics that the job has samples of, in order."""
@@ -164,11 +192,14 @@ class TelemetryQueries(Queries):
                 None if newest.progress is None else _progress.encode(newest.progress),
                 _metrics.encode(newest.metrics),
                 newest.dropped_samples,
+                _readings.encode(newest.readings),
+                newest.epoch,
+                None if newest.seen_time is None else microseconds(newest.seen_time),
             )
             for job_key, newest in latest.items()
         ]
-        columns = ("job_key", "progress", "metrics", "dropped_samples")
-        write_rows(self._connection, telemetry, columns, rows, replace=True)
+        columns = ("job_key", *(field.name for field in fields(Telemetry)))
+        write_rows(self._connection, telemetry, columns, rows, replace=True, unless_newer="epoch")
 
 
 def _chunks(keys: Iterable[int]) -> Iterator[list[int]]:

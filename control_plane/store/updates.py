@@ -1,17 +1,20 @@
-"""A job's updates."""
+"""Updates: of one job, and across jobs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import fields, replace
 from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, func, insert, select, update
+from sqlalchemy import Connection, and_, bindparam, func, insert, or_, select, tuple_, update
 
+from control_plane.domain.job import seen_by_selectors
 from control_plane.domain.update import OPEN_STATES, Update, UpdateState
-from control_plane.store.queries import Queries
+from control_plane.services.ports import Place, Scanned
+from control_plane.store.bulk import Lookup, insert_rows
+from control_plane.store.jobs import JobQueries
 from control_plane.store.schema import IS_OPEN, is_one_of, jobs, updates
 from grpc_runtime.sql.prepared import Prepared
 
@@ -19,10 +22,13 @@ if TYPE_CHECKING:
     from sqlalchemy import BindParameter
 
     from control_plane.domain.job import Job
+    from control_plane.domain.update import UpdateSpec
 
 # An update knows its job by the id, which the job has. The deadline is read last.
 _FIELDS = tuple(field.name for field in fields(Update) if field.name != "job_id")
-_FIXED = frozenset({"revision", "request_id", "spec", "author", "batch", "create_time"})
+_FIXED = frozenset(
+    {"revision", "request_id", "spec", "author", "batch", "create_time", "trace_parent"}
+)
 _CHANGING = tuple(name for name in _FIELDS if name not in _FIXED)
 
 _OTHERS = updates.alias()
@@ -36,6 +42,16 @@ _OPEN_REVISIONS = select(_OTHERS.c.revision).where(
 )
 _OPEN = Prepared(
     _OF_JOB.where(updates.c.revision.in_(_OPEN_REVISIONS)).order_by(updates.c.revision)
+)
+_OPEN_OF = Lookup(
+    lambda keys: (
+        select(updates.c.job_key, *(updates.c[name] for name in _FIELDS), updates.c.deadline)
+        .where(updates.c.job_key.in_(keys), is_one_of(updates.c.state, OPEN_STATES))
+        .order_by(updates.c.job_key, updates.c.revision)
+    )
+)
+_FIRST_OPEN = Prepared(
+    select(func.min(updates.c.revision)).where(_OF_THE_JOB, is_one_of(updates.c.state, OPEN_STATES))
 )
 _COUNT_OPEN = Prepared(
     select(func.count())
@@ -66,6 +82,45 @@ _SAVE = Prepared(
 )
 _NO_END = 2**63 - 1
 
+_COLUMNS = tuple(column.name for column in updates.c)
+_AT = Lookup(
+    lambda keys: (
+        select(
+            updates.c.job_key, jobs.c.id, *(updates.c[name] for name in _FIELDS), updates.c.deadline
+        )
+        .join_from(updates, jobs)
+        .where(or_(*(and_(updates.c.job_key == k, updates.c.revision == r) for k, r in keys)))
+    ),
+    width=2,
+)
+_OPEN_COUNTS = Lookup(
+    lambda keys: (
+        select(updates.c.job_key, func.count())
+        .where(updates.c.job_key.in_(keys), is_one_of(updates.c.state, OPEN_STATES))
+        .group_by(updates.c.job_key)
+    )
+)
+_PLACE = tuple_(updates.c.create_time, updates.c.job_key, updates.c.revision)
+
+
+@cache
+def _scan(*, newest_first: bool, by_author: bool) -> Prepared:
+    """What tells whether updates are wanted, of all jobs in the order of their times."""
+    time = updates.c.create_time
+    place = tuple_(bindparam("time", type_=time.type), bindparam("job"), bindparam("revision"))
+    scan = select(
+        *(time, updates.c.job_key, updates.c.revision, updates.c.state),
+        *(jobs.c.id, jobs.c.method, jobs.c.state, jobs.c.labels),
+    ).join_from(updates, jobs)
+    if by_author:
+        scan = scan.where(updates.c.author == bindparam("author"))
+    if newest_first:
+        scan = scan.where(place > _PLACE, time >= bindparam("start"))
+        scan = scan.order_by(*(column.desc() for column in _PLACE.clauses))
+    else:
+        scan = scan.where(place < _PLACE, time < bindparam("end")).order_by(*_PLACE.clauses)
+    return Prepared(scan.limit(bindparam("limit")))
+
 
 @cache
 def _page(states: frozenset[UpdateState], *, newest_first: bool) -> Prepared:
@@ -79,11 +134,19 @@ def _page(states: frozenset[UpdateState], *, newest_first: bool) -> Prepared:
     return Prepared(page.order_by(order).limit(bindparam("limit")))
 
 
-class UpdateQueries(Queries):
+class UpdateQueries(JobQueries):
     """The part of a transaction that is about updates."""
+
+    def __init__(self, connection: Connection, *, origin: str = "", writing: bool) -> None:
+        """See `Queries`."""
+        super().__init__(connection, origin=origin, writing=writing)
+        self._ahead_updates: dict[tuple[int, int], Update] = {}
+        self._ahead_open: dict[int, list[Update]] = {}
 
     def update(self, job: Job, revision: int) -> Update | None:
         """The update, or None."""
+        if (ahead := self._ahead_updates.get((job.key, revision))) is not None:
+            return ahead
         rows = _ONE.rows(self._connection, job_key=job.key, revision=revision)
         return _update(job, rows[0]) if rows else None
 
@@ -110,7 +173,21 @@ class UpdateQueries(Queries):
 
     def open_updates(self, job: Job) -> list[Update]:
         """Updates that are pending or delivered, oldest first."""
+        if job.key in self._ahead_open:
+            return self._ahead_open[job.key]
         return [_update(job, row) for row in _OPEN.rows(self._connection, job_key=job.key)]
+
+    def read_ahead_open(self, ids: Iterable[str]) -> None:
+        """Reads jobs with their open updates at once, for when each is asked for."""
+        found = {job.key: job for job in self.read_ahead_jobs(ids)}
+        self._ahead_open.update((key, []) for key in found)
+        for job_key, *row in _OPEN_OF.rows(self._connection, list(found)):
+            self._ahead_open[job_key].append(_update(found[job_key], row))
+
+    def first_open(self, job: Job) -> int | None:
+        """Revision of the oldest update that is pending or delivered; None: there is none."""
+        [(revision,)] = _FIRST_OPEN.rows(self._connection, job_key=job.key)
+        return None if revision is None else int(revision)
 
     def count_open(self, job: Job) -> int:
         """How many updates are pending or delivered."""
@@ -133,12 +210,17 @@ class UpdateQueries(Queries):
         Raises:
             sqlalchemy.exc.IntegrityError: If one of them is.
         """
-        values = {name: getattr(update, name) for name in _FIELDS}
-        deadline = update.spec.deadline
-        if deadline is not None:
-            values["spec"] = replace(update.spec, deadline=None)
-        values["request_id"] = update.request_id or None
-        _INSERT.run(self._connection, job_key=job.key, deadline=deadline, **values)
+        _INSERT.run(self._connection, **dict(zip(_COLUMNS, _row(job, update), strict=True)))
+
+    def insert_updates(self, made: Iterable[tuple[Job, Update]]) -> None:
+        """Stores new updates, each of its job; as `insert_update` does.
+
+        Raises:
+            sqlalchemy.exc.IntegrityError: If a revision or request id is in use.
+        """
+        bare: dict[int, UpdateSpec] = {}
+        rows = [_row(job, update, bare) for job, update in made]
+        insert_rows(self._connection, updates, _COLUMNS, rows)
 
     def save_update(self, job: Job, update: Update) -> None:
         """Stores an update that was read before.
@@ -146,19 +228,92 @@ class UpdateQueries(Queries):
         Raises:
             LookupError: If there is no such update.
         """
+        self._ahead_updates.pop((job.key, update.revision), None)
         values = {name: getattr(update, name) for name in _CHANGING}
         if not _SAVE.run(self._connection, of_job=job.key, number=update.revision, **values):
             raise LookupError(f"job {job.id!r} has no update with revision {update.revision}")
 
+    def updates_at(self, places: Collection[tuple[int, int]]) -> dict[tuple[int, int], Update]:
+        """Those of the updates that exist, by (job key, revision)."""
+        found = {}
+        for job_key, job_id, *row in _AT.rows(self._connection, list(places)):
+            update = _update_of(job_id, row)
+            found[job_key, update.revision] = update
+        return found
+
+    def read_ahead_updates(self, places: Collection[tuple[int, int]]) -> None:
+        """Reads updates, by (job key, revision), at once, for when they are asked for."""
+        self._ahead_updates.update(self.updates_at(places))
+
+    def count_open_of(self, of: Iterable[Job]) -> dict[int, int]:
+        """How many updates are pending or delivered, by job key; without those of none."""
+        rows = _OPEN_COUNTS.rows(self._connection, [job.key for job in of])
+        return {job_key: int(count) for job_key, count in rows}
+
+    def scan_updates(
+        self,
+        *,
+        newest_first: bool,
+        beyond: Place,
+        until: datetime,
+        author: str = "",
+        limit: int,
+    ) -> list[Scanned]:
+        """Updates of all jobs in the order of their times, beyond a place in that order.
+
+        Args:
+            newest_first: The order.
+            beyond: The place.
+            until: Where to end: the oldest time, or, oldest first, the first that is too young.
+            author: Only what this one asked for; empty: all.
+            limit: How many to look at.
+        """
+        values: dict[str, Any] = {"author": author} if author else {}
+        values["start" if newest_first else "end"] = until
+        scan = _scan(newest_first=newest_first, by_author=bool(author))
+        rows = scan.rows(
+            self._connection,
+            time=beyond.time,
+            job=beyond.job_key,
+            revision=beyond.revision,
+            limit=limit,
+            **values,
+        )
+        return [
+            Scanned(Place(*row[:3]), row[3], row[4], seen_by_selectors(*row[4:])) for row in rows
+        ]
+
+
+def _row(job: Job, update: Update, bare: dict[int, UpdateSpec] | None = None) -> tuple[Any, ...]:
+    """An update as a row; `bare`: specs without their deadlines, by the identity of the others."""
+    spec, deadline = update.spec, update.spec.deadline
+    if deadline is not None:
+        known = None if bare is None else bare.get(id(spec))
+        without = replace(spec, deadline=None) if known is None else known
+        if bare is not None:
+            bare[id(spec)] = without
+        spec = without
+    others = {
+        "job_key": job.key,
+        "spec": spec,
+        "deadline": deadline,
+        # NULL, as an empty text could be there only once.
+        "request_id": update.request_id or None,
+    }
+    return tuple(others[name] if name in others else getattr(update, name) for name in _COLUMNS)
+
 
 def _update(job: Job, row: Sequence[Any]) -> Update:
+    return _update_of(job.id, row)
+
+
+def _update_of(job_id: str, row: Sequence[Any]) -> Update:
     *values, deadline = row
-    update = Update(job.id, *values)
+    update = Update(job_id, *values)
     if deadline is None and update.request_id:
         return update
     return replace(
         update,
         spec=replace(update.spec, deadline=deadline),
-        # NULL in the database, where an empty text could be there only once.
         request_id=update.request_id or "",
     )

@@ -1,0 +1,388 @@
+"""Use cases around batches: one update each for many jobs, accepted together, then followed."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
+
+from control_plane.domain import batch as rules
+from control_plane.domain.acceptance import check_acceptable
+from control_plane.domain.batch import (
+    Batch,
+    BatchItem,
+    JobRefusal,
+    expected_transitions,
+    item_of,
+)
+from control_plane.domain.errors import Reason, Refusal, invalid, shutting_down
+from control_plane.domain.job import JobState
+from control_plane.domain.names import batch_name
+from control_plane.domain.update import (
+    MAX_REASON,
+    Cancelled,
+    Update,
+    UpdateSpec,
+    UpdateState,
+    check_author,
+    check_request_id,
+    check_spec,
+)
+from control_plane.services.bus import JOBS, session_topic, updates_topic
+from control_plane.services.followed_batch import BatchView, Followed, view_of
+from control_plane.services.updates import accept_all_in, cancel_in
+from control_plane.services.views import job_not_found, need_batch
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+    from datetime import datetime
+
+    from control_plane.domain.job import Job
+    from control_plane.domain.selector import Selector
+    from control_plane.services.ports import Clock, Member, Store, Transaction, WakeupBus
+    from control_plane.services.telemetry import TelemetryHub
+
+CHUNK = 1_000
+"""Most items in one message of a watch, and most updates withdrawn in one transaction."""
+_COALESCE_SECONDS = 0.1
+_LOOK_AGAIN_SECONDS = 5.0
+_NOT_ENDED = frozenset(JobState) - rules.ENDED
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSubmission:
+    """A caller's request for a batch; see `BatchUpdateParametersRequest`.
+
+    Attributes:
+        selector: Which jobs; without requirements: those of `jobs`.
+        jobs: Ids.
+    """
+
+    selector: Selector
+    jobs: tuple[str, ...]
+    spec: UpdateSpec
+    author: str
+    request_id: str = ""
+    best_effort: bool = False
+    validate_only: bool = False
+    trace_parent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchNews:
+    """What a watch of a batch tells: the batch, and items that are new to the watcher."""
+
+    view: BatchView
+    items: tuple[BatchItem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPage:
+    """A page of batches; `next_beyond` is the number to go on beyond, or None at the end."""
+
+    batches: tuple[BatchView, ...]
+    next_beyond: int | None
+
+
+class BatchService:
+    """Accepts, reads, follows and withdraws batches."""
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        bus: WakeupBus,
+        telemetry: TelemetryHub,
+        *,
+        max_open_updates: int,
+    ) -> None:
+        """Takes its parts.
+
+        Args:
+            store: Durable state.
+            clock: The time.
+            bus: Wakes sessions, watchers and those who wait.
+            telemetry: Tells how far jobs have come, and what is in force there.
+            max_open_updates: Most updates of a job that may be pending or delivered.
+        """
+        self._store = store
+        self._clock = clock
+        self._bus = bus
+        self._telemetry = telemetry
+        self._max_open = max_open_updates
+
+    async def submit(self, asked: BatchSubmission) -> BatchNews:
+        """Accepts a batch: it is valid and on disk when this returns.
+
+        Returns:
+            The batch with all its items, in the order of their jobs' ids.
+
+        Raises:
+            Refusal: Saying which rule was broken at which jobs; nothing has changed then.
+        """
+        check_author(asked.author)
+        rules.check_targets(str(asked.selector), asked.jobs)
+        if asked.request_id:
+            check_request_id(asked.request_id)
+        now = self._clock()
+        batch = Batch(
+            spec=asked.spec,
+            selector=str(asked.selector),
+            best_effort=asked.best_effort,
+            author=asked.author,
+            request_id=asked.request_id or f"server-{uuid.uuid4().hex}",
+            digest=rules.digest_of(
+                asked.spec, str(asked.selector), asked.jobs, best_effort=asked.best_effort
+            ),
+            create_time=now,
+        )
+        # One for all jobs, and unlike any that a caller can have used at one of them.
+        update_id = f"batch-{uuid.uuid4().hex}"
+        ids = await self._chosen(asked)
+
+        def work(tx: Transaction) -> tuple[BatchNews, bool]:
+            existing = tx.batch_by_request(batch.author, batch.request_id)
+            if existing is not None:
+                rules.check_same(existing, batch.digest)
+                return self._news(tx, existing), False
+            check_spec(asked.spec, now=now, steps_done=None)
+            jobs = [job for job in tx.jobs_named(ids) if _is_meant(job, asked)]
+            judged = self._judge(tx, jobs, asked, now)
+            admitted, refusals, items = judged.admitted, judged.refusals, judged.items
+            total = len(admitted) + len(refusals)
+            if not total:
+                raise _nobody(asked)
+            if refusals and not (asked.best_effort and admitted):
+                raise rules.not_admitted(refusals, total, best_effort=asked.best_effort)
+            made = replace(batch, total=total, refused=len(refusals))
+            if asked.validate_only:
+                return BatchNews(view_of(made, {}), tuple(items)), False
+            whys = {job_id: _why(refusal) for job_id, refusal in refusals.items()}
+            made = tx.insert_batch(made, whys)
+            name = batch_name(made.key)
+            updates = [
+                Update(
+                    *(job.id, job.revision + 1, asked.spec, asked.author, update_id, now, name),
+                    trace_parent=asked.trace_parent,
+                )
+                for job in admitted
+            ]
+            accept_all_in(tx, list(zip(admitted, updates, strict=True)), now)
+            accepted = {update.job_id: update for update in updates}
+            told = tuple(
+                item_of(accepted[item.job_id], item.transitions)
+                if item.job_id in accepted
+                else item
+                for item in items
+            )
+            states = {UpdateState.PENDING: len(updates)}
+            return BatchNews(view_of(made, states), told), True
+
+        news, accepted = await self._store.write(work)
+        if accepted:
+            self._notify(item.job_id for item in news.items if item.is_open)
+        return news
+
+    async def get(self, key: int) -> BatchView:
+        """A batch.
+
+        Raises:
+            Refusal: BATCH_NOT_FOUND.
+        """
+
+        def work(tx: Transaction) -> BatchView:
+            batch = need_batch(tx, key)
+            return view_of(batch, tx.batch_counts([batch])[key])
+
+        return await self._store.read(work)
+
+    async def list(self, *, beyond: int | None, limit: int) -> BatchPage:
+        """A page of batches, newest first."""
+
+        def work(tx: Transaction) -> BatchPage:
+            found = tx.batches(beyond=beyond, limit=limit + 1)
+            shown = found[:limit]
+            counts = tx.batch_counts(shown)
+            views = tuple(view_of(batch, counts[batch.key]) for batch in shown)
+            return BatchPage(views, shown[-1].key if len(found) > limit else None)
+
+        return await self._store.read(work)
+
+    async def watch(self, key: int) -> AsyncGenerator[BatchNews]:
+        """Yields all items of a batch, at most `CHUNK` at a time, then those that change.
+
+        Ends once all its updates are settled. What changes twice between two looks is told once.
+
+        Raises:
+            Refusal: BATCH_NOT_FOUND.
+        """
+        loop = asyncio.get_running_loop()
+        subscription = self._bus.subscribe(JOBS)
+        try:
+            followed = await self._store.read(lambda tx: Followed(tx, need_batch(tx, key)))
+            async for news in self._tell(followed, followed.all_jobs()):
+                yield news
+            while followed.view().progress.open:
+                if self._bus.draining:
+                    raise shutting_down()
+                # Also without a word: of what other servers write one may miss some.
+                await subscription.wait(_LOOK_AGAIN_SECONDS)
+                looked = loop.time()
+                async for news in self._tell(followed, await self._store.read(followed.look)):
+                    yield news
+                await asyncio.sleep(max(0.0, _COALESCE_SECONDS - (loop.time() - looked)))
+        finally:
+            subscription.close()
+
+    async def cancel(self, key: int, by: str, reason: str) -> BatchView:
+        """Withdraws those updates of a batch that are not in force yet.
+
+        Where a trainer may have one, only that trainer can say whether it came in time.
+
+        Raises:
+            Refusal: BATCH_NOT_FOUND, or BATCH_SETTLED.
+        """
+        if len(reason) > MAX_REASON:
+            raise invalid("reason", f"got {len(reason)} characters, at most {MAX_REASON}")
+        now = self._clock()
+        by_whom = Cancelled(by, reason)
+        followed = await self._store.read(lambda tx: Followed(tx, need_batch(tx, key)))
+        waiting = [m for m in followed.members.values() if followed.is_open(m)]
+        if not waiting:
+            raise Refusal(
+                Reason.BATCH_SETTLED,
+                f"every update of {batch_name(key)} is settled already; to go back, send a new "
+                "update",
+                metadata={"batch": batch_name(key)},
+            )
+        for part in _chunks(waiting):
+
+            def work(tx: Transaction, part: Sequence[Member] = part) -> None:
+                jobs = {job.key: job for job in tx.jobs_named(m.job_id for m in part)}
+                for place, update in tx.updates_at([m.place for m in part]).items():
+                    if update.is_open and place[0] in jobs:
+                        cancel_in(tx, jobs[place[0]], update, by_whom, now)
+
+            await self._store.write(work)
+            self._notify(member.job_id for member in part)
+        return await self.get(key)
+
+    async def _chosen(self, asked: BatchSubmission) -> Sequence[str]:
+        """Ids of the jobs that are meant, as far as a look without locks can tell.
+
+        Raises:
+            Refusal: If they are too many.
+        """
+        if asked.jobs:
+            return asked.jobs
+
+        def work(tx: Transaction) -> list[str]:
+            found: list[str] = []
+            after = ""
+            while chunk := tx.selectable_jobs(after=after, limit=CHUNK, states=_NOT_ENDED):
+                found += [job_id for job_id, labels in chunk if asked.selector.matches(labels)]
+                after = chunk[-1][0]
+            return found
+
+        found = await self._store.read(work)
+        if len(found) > rules.MAX_JOBS:
+            raise invalid(
+                "selector",
+                f"{asked.selector} chooses {len(found)} jobs, at most {rules.MAX_JOBS} in a "
+                "batch; choose fewer, in several batches",
+            )
+        return found
+
+    def _judge(
+        self, tx: Transaction, jobs: Sequence[Job], asked: BatchSubmission, now: datetime
+    ) -> _Judged:
+        """Which jobs take the update."""
+        refusals = {job_id: job_not_found(job_id) for job_id in asked.jobs}
+        admitted: list[Job] = []
+        items: dict[str, BatchItem] = {}
+        standings = self._telemetry.standings(tx, jobs)
+        for job in jobs:
+            standing = standings[job.key]
+            refusals.pop(job.id, None)
+            try:
+                check_acceptable(
+                    asked.spec,
+                    job,
+                    standing,
+                    author=asked.author,
+                    now=now,
+                    max_open=self._max_open,
+                )
+            except Refusal as refusal:
+                refusals[job.id] = refusal
+                continue
+            admitted.append(job)
+            expected = expected_transitions(asked.spec, job, standing.in_force)
+            items[job.id] = BatchItem(job.id, transitions=expected)
+        items |= {each: BatchItem(each, refusal=_why(why)) for each, why in refusals.items()}
+        return _Judged(admitted, refusals, [items[job_id] for job_id in sorted(items)])
+
+    def _news(self, tx: Transaction, batch: Batch) -> BatchNews:
+        """A batch that is there already, with all its items as they stand now."""
+        followed = Followed(tx, batch)
+        items = followed.items(tx, self._telemetry, followed.all_jobs())
+        return BatchNews(followed.view(), items)
+
+    async def _tell(self, followed: Followed, job_ids: Sequence[str]) -> AsyncGenerator[BatchNews]:
+        """The items of some jobs as they stand now."""
+        for part in _chunks(job_ids):
+
+            def work(tx: Transaction, part: Sequence[str] = part) -> tuple[BatchItem, ...]:
+                return followed.items(tx, self._telemetry, part)
+
+            items = await self._store.read(work)
+            yield BatchNews(followed.view(), items)
+
+    def _notify(self, job_ids: Iterable[str]) -> None:
+        for job_id in job_ids:
+            self._bus.notify(session_topic(job_id))
+            self._bus.notify(updates_topic(job_id))
+        self._bus.notify(JOBS)
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """Who takes an update.
+
+    Attributes:
+        admitted: Jobs that do.
+        refusals: Why others do not, by job id.
+        items: What it would do at each of them all, in the order of their ids.
+    """
+
+    admitted: list[Job]
+    refusals: dict[str, Refusal]
+    items: list[BatchItem]
+
+
+def _is_meant(job: Job, asked: BatchSubmission) -> bool:
+    """Whether a batch is for a job: it may have changed since it was chosen."""
+    if asked.jobs:
+        return True
+    return job.state not in rules.ENDED and asked.selector.matches(job.selectable())
+
+
+def _nobody(asked: BatchSubmission) -> Refusal:
+    return Refusal(
+        Reason.JOB_NOT_SELECTED,
+        f"selector: {asked.selector} chooses no job that has not ended; list the jobs to see "
+        "their labels",
+        metadata={"selector": str(asked.selector)},
+    )
+
+
+def _why(refusal: Refusal) -> JobRefusal:
+    return JobRefusal(refusal.reason, refusal.message)
+
+
+def _chunks(things: Sequence[T]) -> Iterator[Sequence[T]]:
+    for start in range(0, len(things), CHUNK):
+        yield things[start : start + CHUNK]

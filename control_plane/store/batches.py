@@ -1,0 +1,121 @@
+"""Batches: one update each for many jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING
+
+from sqlalchemy import bindparam, func, insert, select
+
+from control_plane.domain.batch import Batch, JobRefusal
+from control_plane.domain.names import batch_name
+from control_plane.services.ports import Member
+from control_plane.store.bulk import Lookup, insert_rows
+from control_plane.store.queries import Queries
+from control_plane.store.schema import (
+    IS_OF_A_BATCH,
+    batch_refusals,
+    batches,
+    jobs,
+    updates,
+)
+from grpc_runtime.sql.prepared import Prepared
+
+if TYPE_CHECKING:
+    from control_plane.domain.update import UpdateState
+
+_FIELDS = tuple(field.name for field in fields(Batch))
+_GIVEN = tuple(name for name in _FIELDS if name != "key")
+_REFUSAL = ("batch_key", "job_id", "reason", "message")
+
+_BATCH = select(*(batches.c[name] for name in _FIELDS))
+_BY_KEY = Prepared(_BATCH.where(batches.c.key == bindparam("key")))
+_BY_REQUEST = Prepared(
+    _BATCH.where(
+        batches.c.author == bindparam("author"), batches.c.request_id == bindparam("request_id")
+    )
+)
+_PAGE = Prepared(
+    _BATCH.where(batches.c.key < bindparam("beyond"))
+    .order_by(batches.c.key.desc())
+    .limit(bindparam("limit"))
+)
+_INSERT = insert(batches).values({name: bindparam(name) for name in _GIVEN})
+_OF_BATCH = (updates.c.batch == bindparam("batch")) & IS_OF_A_BATCH
+_MEMBERS = Prepared(
+    select(jobs.c.id, updates.c.job_key, updates.c.revision)
+    .join_from(updates, jobs)
+    .where(_OF_BATCH)
+)
+_STATES = Prepared(select(updates.c.job_key, updates.c.state).where(_OF_BATCH))
+_COUNTS = Lookup(
+    lambda names: (
+        select(updates.c.batch, updates.c.state, func.count())
+        .where(updates.c.batch.in_(names), IS_OF_A_BATCH)
+        .group_by(updates.c.batch, updates.c.state)
+    )
+)
+_REFUSALS = Prepared(
+    select(batch_refusals.c.job_id, batch_refusals.c.reason, batch_refusals.c.message)
+    .where(batch_refusals.c.batch_key == bindparam("key"))
+    .order_by(batch_refusals.c.job_id)
+)
+_NO_END = 2**63 - 1
+
+
+class BatchQueries(Queries):
+    """The part of a transaction that is about batches."""
+
+    def batch(self, key: int) -> Batch | None:
+        """The batch, or None."""
+        rows = _BY_KEY.rows(self._connection, key=key)
+        return Batch(*rows[0]) if rows else None
+
+    def batch_by_request(self, author: str, request_id: str) -> Batch | None:
+        """The batch that an author's request made, or None."""
+        rows = _BY_REQUEST.rows(self._connection, author=author, request_id=request_id)
+        return Batch(*rows[0]) if rows else None
+
+    def batches(self, *, beyond: int | None, limit: int) -> list[Batch]:
+        """Batches, newest first, beyond one in that order."""
+        before = _NO_END if beyond is None else beyond
+        return [Batch(*row) for row in _PAGE.rows(self._connection, beyond=before, limit=limit)]
+
+    def insert_batch(self, batch: Batch, refusals: Mapping[str, JobRefusal]) -> Batch:
+        """Stores a new batch, with the jobs that did not take it; returns it with its key.
+
+        Raises:
+            sqlalchemy.exc.IntegrityError: If its author has used its request id.
+        """
+        values = {name: getattr(batch, name) for name in _GIVEN}
+        inserted = self._connection.execute(_INSERT, values).inserted_primary_key
+        assert inserted is not None
+        rows = [
+            (inserted.key, job_id, refusal.reason, refusal.message)
+            for job_id, refusal in refusals.items()
+        ]
+        insert_rows(self._connection, batch_refusals, _REFUSAL, rows)
+        return replace(batch, key=inserted.key)
+
+    def batch_members(self, batch: Batch) -> list[Member]:
+        """The updates of a batch, in the order of their jobs' ids."""
+        rows = _MEMBERS.rows(self._connection, batch=batch_name(batch.key))
+        return sorted((Member(*row) for row in rows), key=lambda member: member.job_id)
+
+    def batch_states(self, batch: Batch) -> dict[int, UpdateState]:
+        """The states of a batch's updates, by job key."""
+        return dict(_STATES.rows(self._connection, batch=batch_name(batch.key)))
+
+    def batch_counts(self, of: Collection[Batch]) -> dict[int, dict[UpdateState, int]]:
+        """How many updates of each batch are in which state, by the batch's key."""
+        keys = {batch_name(batch.key): batch.key for batch in of}
+        counts: dict[int, dict[UpdateState, int]] = {key: {} for key in keys.values()}
+        for name, state, count in _COUNTS.rows(self._connection, list(keys)):
+            counts[keys[name]][state] = int(count)
+        return counts
+
+    def batch_refusals(self, batch: Batch) -> dict[str, JobRefusal]:
+        """Why jobs did not take a batch, by job id."""
+        rows = _REFUSALS.rows(self._connection, key=batch.key)
+        return {job_id: JobRefusal(reason, message) for job_id, reason, message in rows}
