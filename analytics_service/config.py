@@ -34,6 +34,24 @@ class AnalyticsSettings(ServiceSettings, env_prefix="MIDCOURSE_ANALYTICS_"):
     control_plane: str = Field(
         default="127.0.0.1:50051", description="Address of the control plane that is asked."
     )
+    control_plane_ca: str | None = Field(
+        default=None,
+        description=(
+            "PEM file with the authority of the control plane's certificate, or system; asks for"
+            " TLS. By default MIDCOURSE_TLS_CA."
+        ),
+    )
+    control_plane_cert: Path | None = Field(
+        default=None,
+        description=(
+            "PEM file with the certificate to connect to the control plane with, where that wants"
+            " one. By default MIDCOURSE_CLIENT_CERT."
+        ),
+    )
+    control_plane_key: Path | None = Field(
+        default=None,
+        description="PEM file with that certificate's key. By default MIDCOURSE_CLIENT_KEY.",
+    )
     default_model: str | None = Field(
         default=None,
         description=(

@@ -30,12 +30,17 @@ from analytics_service.providers import local
 from analytics_service.providers.registry import Providers
 from analytics_service.providers.retry import RetryPolicy
 from analytics_service.rpc.errors import DOMAIN, code_of, translate
+from analytics_service.rpc.policies import POLICY
 from analytics_service.rpc.servicer import AnalyticsServicer, UseCases
+from analytics_service.rpc.tokens import ControlPlaneTokens
 from analytics_service.store import open_store
 from analytics_service.upkeep import Retention, Upkeep
 from analytics_service.usage.prices import PriceBook
 from analytics_service.usage.service import UsageService
 from control_plane.client import Client
+from grpc_runtime import security
+from grpc_runtime.bearer import BearerAuthenticator
+from grpc_runtime.client.credentials import Credentials
 from grpc_runtime.listen import check_free
 from grpc_runtime.logging import configure_logging
 from grpc_runtime.server import Service, run
@@ -79,6 +84,7 @@ class Analytics:
         store: Store,
         service: Service,
         clock: Clock = utc_now,
+        bearer: BearerAuthenticator | None = None,
     ) -> None:
         """Puts the parts together; nothing runs before `running`."""
         self.settings = settings
@@ -93,7 +99,13 @@ class Analytics:
             local_unavailable=local.unavailable,
         )
         self._prices = PriceBook(loaded.catalogue, loaded.prices)
-        self._plane = Client(settings.control_plane, timeout=settings.tool_timeout)
+        self._plane = Client(
+            settings.control_plane,
+            timeout=settings.tool_timeout,
+            credentials=_plane_credentials(settings),
+        )
+        if bearer is not None:
+            bearer.verifier = ControlPlaneTokens(self._plane)
         replica = f"{os.getpid()}-{secrets.token_hex(4)}"
         around = Surroundings(
             store=store,
@@ -219,36 +231,61 @@ class Analytics:
         Args:
             settings: The settings.
             clock: Tells the time.
-            authenticator: Decides who a caller is; by default callers on this host are anonymous
-                and may do everything, and there are no others.
+            authenticator: Decides who a caller is; by default as the settings say.
 
         Raises:
             CatalogueError: The catalogue's file can not be used.
             ListenError: The address can not be listened on.
             DatabaseOpenError: The database can not be opened.
             Refusal: A model that the settings name is not known.
+            CredentialsError: The control plane can not be connected to as the settings say.
         """
         loaded = load_catalogue(settings.catalogue)
         check_models(settings, loaded.catalogue)
+        _plane_credentials(settings)
+        bearer = BearerAuthenticator()
         # The address first: whoever may not listen leaves no database behind.
         service = Service(
             settings.listen,
             domain=DOMAIN,
-            authenticator=authenticator,
+            authenticator=authenticator or security.authenticator(settings, bearer),
             translate=translate,
+            policy=POLICY,
+            tls=security.tls_files(settings),
             insecure=settings.insecure,
             max_message_bytes=settings.max_message_bytes,
             grace=settings.grace,
+            health_address=settings.health_listen,
         )
         await check_free(service.address)
         store = await open_store(settings.database, clock=clock)
         try:
-            made = cls(settings, loaded, store, service, clock)
+            made = cls(settings, loaded, store, service, clock, bearer)
         except BaseException:
             await store.close()
             raise
         async with made.running() as analytics:
             yield analytics
+
+
+def _plane_credentials(settings: AnalyticsSettings) -> Credentials:
+    """What to connect to the control plane with: never a token, as every caller brings its own.
+
+    Raises:
+        CredentialsError: A caller's token would cross a network in clear.
+    """
+    credentials = (
+        Credentials.from_environment()
+        .without_token()
+        .but(
+            ca=settings.control_plane_ca,
+            certificate=settings.control_plane_cert,
+            key=settings.control_plane_key,
+        )
+    )
+    forwards_tokens = "token" in settings.auth_kinds
+    credentials.check_for(settings.control_plane, forwards_tokens=forwards_tokens)
+    return credentials
 
 
 def check_models(settings: AnalyticsSettings, catalogue: Catalogue) -> None:

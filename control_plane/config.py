@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import ClassVar
 
 import platformdirs
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from grpc_runtime.service_settings import ServiceSettings
+from control_plane.domain.access import Access, Role, check_access, check_principal
+from control_plane.domain.errors import Refusal
+from grpc_runtime.service_settings import CertPrincipal, ServiceSettings
 
 
 def default_database() -> str:
@@ -26,7 +28,15 @@ class ServerSettings(ServiceSettings, env_prefix="MIDCOURSE_"):
     )
     database: str = Field(
         default_factory=default_database,
-        description="SQLite file (a path or sqlite:///PATH) that holds everything durable.",
+        description="SQLite file (a path or sqlite:///PATH) that holds everything durable, or "
+        "postgresql://USER:PASSWORD@HOST:PORT/NAME, which any number of servers may share.",
+    )
+    poll_interval: float = Field(
+        default=5.0,
+        ge=0.05,
+        le=300,
+        description="Seconds after which a server looks for what others have written to a shared "
+        "database though it has heard of nothing.",
     )
     heartbeat_interval: float = Field(
         default=5.0, ge=0.05, le=3_600, description="Seconds between two heartbeats of an agent."
@@ -60,6 +70,12 @@ class ServerSettings(ServiceSettings, env_prefix="MIDCOURSE_"):
         le=100_000,
         description="Most updates of a job that are not in force yet.",
     )
+    watch_patience: float = Field(
+        default=30.0,
+        ge=0.1,
+        le=3_600,
+        description="Seconds that a message of a watch may wait for a caller who does not read.",
+    )
     retain_samples_days: float = Field(
         default=90.0,
         ge=0,
@@ -72,3 +88,14 @@ class ServerSettings(ServiceSettings, env_prefix="MIDCOURSE_"):
         le=36_500,
         description="Days that watches can be resumed from; 0: for ever.",
     )
+
+    @field_validator("cert_principals")
+    @classmethod
+    def _make_sense(cls, value: dict[str, CertPrincipal]) -> dict[str, CertPrincipal]:
+        for name, grant in value.items():
+            try:
+                check_principal(grant.principal)
+                check_access(Access(Role(grant.role), grant.selector, tuple(grant.jobs)))
+            except Refusal as refusal:
+                raise ValueError(f"{name}: {refusal.message}") from None
+        return value

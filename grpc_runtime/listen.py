@@ -121,12 +121,16 @@ def check_exposure(
     """
     if address.is_local or insecure or (tls and authenticated):
         return
-    missing = " and ".join(
-        name for name, present in (("TLS", tls), ("authentication", authenticated)) if not present
+    given = (
+        ("TLS", "--tls-cert and --tls-key", tls),
+        ("authentication", "--auth token or --auth mtls", authenticated),
     )
+    missing = " and ".join(name for name, _, present in given if not present)
+    flags = "; ".join(f"{name}: {how}" for name, how, present in given if not present)
     raise ExposedError(
         f"refusing to listen on {address}: other hosts could connect without {missing}."
-        f" Configure {missing}, listen on 127.0.0.1, or pass --insecure if that is really meant"
+        f" Configure {missing} ({flags}), listen on 127.0.0.1, or pass --insecure if that is"
+        " really meant"
     )
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from grpc_runtime.auth import AnonymousAuthenticator, Authenticator
+from grpc_runtime.auth import AnonymousAuthenticator, Authenticator, Revocable
 from grpc_runtime.health import HealthServicer
 from grpc_runtime.interceptors import CallInterceptor, Translate
 from grpc_runtime.listen import Address, ListenError, check_exposure, check_free
@@ -29,6 +29,8 @@ from grpc_runtime.options import MAX_MESSAGE_BYTES, server_options
 from grpc_runtime.reflection import reflection_handlers
 
 if TYPE_CHECKING:
+    from grpc_runtime.observing import CallObserver
+    from grpc_runtime.policy import Policy
     from grpc_runtime.tls import TlsFiles
 
 T = TypeVar("T")
@@ -59,10 +61,12 @@ class Service:
         domain: str,
         authenticator: Authenticator | None = None,
         translate: Translate | None = None,
+        policy: Policy | None = None,
         tls: TlsFiles | None = None,
         insecure: bool = False,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         grace: float = 10.0,
+        health_address: str | Address | None = None,
     ) -> None:
         """Describes a server; nothing is opened before :meth:`start`.
 
@@ -73,13 +77,17 @@ class Service:
             authenticator: Decides who a caller is; by default callers on this host are anonymous
                 (with ``insecure``, all callers) and there are no others.
             translate: Maps the service's own exceptions to API errors.
+            policy: Decides who may call which method; None: who is known may call all of them.
             tls: Certificate and key; None for plain connections.
             insecure: Listen beyond loopback without TLS or authentication all the same.
             max_message_bytes: Largest message to take or to send.
             grace: Seconds from the start of a drain to the end of the last call.
+            health_address: Where to answer health checks and nothing else, without TLS and from
+                anybody: for probes that speak no TLS, such as Kubernetes'. None or empty: nowhere
+                but at ``address``.
 
         Raises:
-            AddressError: ``address`` cannot be read.
+            AddressError: An address cannot be read.
             ExposedError: Other hosts could connect unprotected; see
                 :func:`~grpc_runtime.listen.check_exposure`.
         """
@@ -92,7 +100,10 @@ class Service:
             authenticated=authenticator.verifies,
             insecure=insecure,
         )
-        self._interceptor = CallInterceptor(authenticator, domain=domain, translate=translate)
+        self._authenticator = authenticator
+        self._interceptor = CallInterceptor(
+            authenticator, domain=domain, translate=translate, policy=policy
+        )
         self._tls = tls
         self._options = server_options(max_message_bytes=max_message_bytes)
         self._grace = grace
@@ -100,10 +111,15 @@ class Service:
         self._on_drain: list[Callback] = []
         self._on_stopped: list[Callback] = []
         self._health = HealthServicer()
+        self._health_only: Service | None = None
+        if health_address:
+            self._health_only = Service(health_address, domain=domain, insecure=True)
+            self._health_only._health = self._health  # noqa: SLF001 - of this very class
         self._hurry = asyncio.Event()
         self._opening = asyncio.Lock()
         self._server: grpc.aio.Server | None = None
         self._supervision: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
         self._draining: asyncio.Task[None] | None = None
 
     def add(self, register: Callable[[Any, Any], None], servicer: object) -> None:
@@ -127,6 +143,20 @@ class Service:
         """Has a callback awaited after the last call has ended; the last one added runs first."""
         self._on_stopped.append(callback)
 
+    def observe(self, observer: CallObserver) -> None:
+        """Has somebody told of every call when it has ended."""
+        self._interceptor.observers.append(observer)
+
+    def end_calls(self, credential: str) -> None:
+        """Ends the calls under way of a credential, given by its id, with UNAUTHENTICATED."""
+        self._interceptor.open_calls.end(credential)
+
+    @property
+    def method_names(self) -> tuple[str, ...]:
+        """Full names of the methods of the services added, such as ``/package.Service/Method``."""
+        handlers: list[Any] = list(self._handlers)
+        return tuple(name for handler in handlers for name in handler._method_handlers)  # noqa: SLF001 - grpc has no other way to tell
+
     @property
     def service_names(self) -> tuple[str, ...]:
         """Full names of the services added."""
@@ -147,10 +177,24 @@ class Service:
         """
         if self._server is not None:
             raise RuntimeError("a Service can be started once only")
+        if self._health_only is not None:
+            # The first to listen and the last to stop: a probe has an answer at all times.
+            await self._health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+            await self._health_only.start()
+        try:
+            self._server = await self._open()
+        except BaseException:
+            if self._health_only is not None:
+                await self._health_only.stop(0)
+            raise
         for name in self.service_names:
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        self._server = await self._open()
+        if self._health_only is not None:
+            await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
         self._supervision = asyncio.create_task(self._supervise())
+        if isinstance(self._authenticator, Revocable):
+            watching = self._interceptor.open_calls.watch(self._authenticator.ended)
+            self._looking = asyncio.create_task(watching)
         _log.info("serving", address=str(self._address), services=list(self.service_names))
         return self._address
 
@@ -220,9 +264,15 @@ class Service:
         """
         self._require_server()
         assert self._supervision is not None
+        supervised = [self._supervision]
+        if self._health_only is not None and (other := self._health_only._supervision) is not None:  # noqa: SLF001
+            supervised.append(other)
         crash: Exception | None = None
         try:
-            await asyncio.shield(self._supervision)  # which goes on if this wait is cancelled
+            # They go on if this wait is cancelled.
+            ended, _ = await asyncio.wait(supervised, return_when=asyncio.FIRST_COMPLETED)
+            for supervision in ended:
+                supervision.result()
         except Exception as error:  # noqa: BLE001 - whatever it is, it is reported below
             crash = error
         await self.stop(0)
@@ -312,6 +362,10 @@ class Service:
             if not stopping.done():
                 await self._server.stop(None)
             await stopping
+        if self._health_only is not None:
+            await self._health_only.stop(0)
+        if self._looking is not None:
+            self._looking.cancel()
         failures: list[Exception] = []
         for callback in reversed(self._on_stopped):
             try:

@@ -86,31 +86,38 @@ class TrainerActions:
             RollBackExit: It goes back to a checkpoint.
         """
         session.hold()
-        self._go_back_if_asked(session)
+        while self._go_back_if_asked(session):
+            session.hold()
         self._raise_flags(session.actions.wanted, control)
 
     def hold_before_step(self, session: SteeringSession, control: TrainerControl) -> None:
-        """Hold a paused run where the framework would begin the next step.
+        """Hold a paused run where the framework has begun the next step, data in hand.
+
+        A stop ends the pause and comes after that step, which the framework does not give up
+        without having trained on a part of its data.
 
         Raises:
             RollBackExit: It goes back to a checkpoint.
         """
         actions = session.actions
         while actions.paused:  # which a stop ends
-            session.hold()
+            session.hold(begun=True)
             self._go_back_if_asked(session)
             if actions.stopping or not actions.wanted:
                 continue
             if not self.ask_directly(actions.wanted, control):
-                session.hold(patiently=True)
+                session.hold(patiently=True, begun=True)
                 self._go_back_if_asked(session)
-        if actions.stopping:
-            self._raise_flags(actions.wanted, control)
 
-    def _go_back_if_asked(self, session: SteeringSession) -> None:
+    def _go_back_if_asked(self, session: SteeringSession) -> bool:
+        """Go back where that is asked; returns whether it was, and could not be done.
+
+        Raises:
+            RollBackExit: It goes back.
+        """
         left = session.roll_back
         if left is None:
-            return
+            return False
         failure: Exception | None = None
         try:
             if session.is_first:
@@ -120,6 +127,7 @@ class TrainerActions:
         if session.leaves(failure):
             logger.warning("going back to %s", left.checkpoint)
             raise roll_back.RollBackExit
+        return True
 
     def _raise_flags(self, wanted: set[ActionKind], control: TrainerControl) -> None:
         """Have the framework do what is wanted, after this step."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from analytics_service._client.answer import Answer
     from analytics_service._client.money import Amount
+    from grpc_runtime.client.credentials import Credentials
     from midcourse.analytics.v1 import analytics_pb2 as pb
     from midcourse.analytics.v1 import model_pb2, session_pb2, usage_pb2
 
@@ -41,7 +42,7 @@ class AsyncClient:
         *,
         timeout: float = CALL_SECONDS,
         retry: RetryPolicy | None = None,
-        credentials: grpc.ChannelCredentials | None = None,
+        credentials: Credentials | grpc.ChannelCredentials | None = None,
     ) -> None:
         """Makes a client, as :class:`Client` is made; it connects with the first call."""
         self._transport = AsyncTransport(

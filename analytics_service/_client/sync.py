@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from analytics_service._client.answer import Answer
     from analytics_service._client.money import Amount
+    from grpc_runtime.client.credentials import Credentials
     from midcourse.analytics.v1 import analytics_pb2 as pb
     from midcourse.analytics.v1 import model_pb2, session_pb2, usage_pb2
 
@@ -42,7 +43,7 @@ class Client:
         *,
         timeout: float = CALL_SECONDS,
         retry: RetryPolicy | None = None,
-        credentials: grpc.ChannelCredentials | None = None,
+        credentials: Credentials | grpc.ChannelCredentials | None = None,
     ) -> None:
         """Makes a client; it connects with the first call.
 
@@ -52,7 +53,8 @@ class Client:
             timeout: Seconds that a call may take, all its tries together; answers have a time of
                 their own.
             retry: When to try again; by default 4 tries within about a second.
-            credentials: TLS for the channel; by default none.
+            credentials: Token, authorities and certificate to connect with (see
+                :class:`Credentials`); by default what the environment says.
         """
         self._transport = Transport(
             ANALYTICS,

@@ -15,7 +15,7 @@ from analytics_service.rpc import convert_chat, convert_model, convert_usage
 from analytics_service.rpc.names import is_id, parse_message, parse_session
 from analytics_service.usage.records import UsageGroup
 from analytics_service.usage.service import UsageService
-from grpc_runtime.auth import AnonymousAuthenticator, current_principal
+from grpc_runtime.auth import ADMIN, current_principal
 from grpc_runtime.errors import invalid_argument
 from grpc_runtime.paging import invalid_token, page_size, read_token, write_token
 from midcourse.analytics.v1 import analytics_pb2 as pb
@@ -233,12 +233,10 @@ class AnalyticsServicer(analytics_pb2_grpc.AnalyticsServiceServicer):
 
 def _caller(context: Context) -> Caller:
     principal = current_principal()
-    # Where nobody has to prove who they are, whoever is on this host may do everything.
-    is_local = principal == AnonymousAuthenticator.PRINCIPAL
     metadata = tuple(
         (key, value) for key, value in context.invocation_metadata() or () if key in _FORWARDED
     )
-    return Caller(principal.name, is_local or "admin" in principal.roles, metadata)
+    return Caller(principal.name, ADMIN in principal.roles, metadata)
 
 
 def _question(request: pb.ChatRequest) -> Question:

@@ -11,16 +11,14 @@ from pydantic_core import PydanticSerializationError
 from sqlalchemy import BigInteger, String, Text
 from sqlalchemy.types import TypeDecorator
 
+from grpc_runtime.sql import KEY
+
 if TYPE_CHECKING:
     from sqlalchemy import Dialect
 
 _PLACES = 12
 _MAX_UNITS = 2**63 - 1
 _EXACT = Context(prec=200, rounding=ROUND_HALF_EVEN)
-
-KEY = String().with_variant(String(collation="C"), "postgresql")
-"""Text that is compared and sorted by code point, as Python and SQLite do; so pages and keys
-come in the same order in every database, whatever its language is."""
 
 
 class Money(TypeDecorator[Decimal]):

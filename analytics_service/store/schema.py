@@ -31,10 +31,10 @@ from analytics_service.chat.conversation import (
     Part,
     Role,
 )
-from analytics_service.store.columns import KEY, Json, Money, OrAll, Words
+from analytics_service.store.columns import Json, Money, OrAll, Words
 from analytics_service.usage.records import CallOutcome, Period, Rates
 from analytics_service.usage.tokens import TokenUsage
-from grpc_runtime.sql import Name, UtcTime
+from grpc_runtime.sql import KEY, Name, UtcTime
 
 # SQLite counts up by itself only in columns of just this type; they are 64 bits wide all the same.
 _Counter = BigInteger().with_variant(Integer, "sqlite")

@@ -1,133 +1,150 @@
-"""Watching jobs across lost connections."""
+"""Watching jobs and batches across lost connections, blocking and asynchronous."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Protocol, Self
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 import grpc
 
+from control_plane._client.cursor import BatchCursor, Cursor, WatchCursor
 from grpc_runtime.client.errors import MidcourseError, UnavailableError
-from grpc_runtime.client.retry import RetryPolicy, is_transient
+from grpc_runtime.client.retry import is_transient
 from midcourse.control.v1 import control_pb2
+from midcourse.control.v1.control_pb2_grpc import ControlPlaneServiceStub
+
+if TYPE_CHECKING:
+    from grpc_runtime.client.aio import AsyncTransport
+    from grpc_runtime.client.transport import BaseTransport, Transport
+
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+
+_Method = Callable[[ControlPlaneServiceStub], Callable[..., Any]]
 
 
-class WatchCursor:
-    """Keeps a watch without gaps and duplicates over any number of streams. Pure.
+class _Stream(Protocol):
+    """What a blocking watch uses of a gRPC call."""
 
-    A snapshot has no position to go on from: it is held back until it is complete, so that one
-    that breaks off is never seen in part, and can begin anew.
+    def __next__(self) -> Any: ...
 
-    Attributes:
-        position: Where to go on; empty: at a snapshot.
-    """
-
-    def __init__(self, request: control_pb2.WatchJobsRequest) -> None:
-        self._request = request
-        self._held: list[control_pb2.WatchJobsResponse] = []
-        self.position = request.position
-
-    def next_request(self) -> control_pb2.WatchJobsRequest:
-        """Returns the request that opens the next stream."""
-        self._held.clear()
-        request = control_pb2.WatchJobsRequest()
-        request.CopyFrom(self._request)
-        request.position = self.position
-        return request
-
-    def feed(self, event: control_pb2.WatchJobsResponse) -> list[control_pb2.WatchJobsResponse]:
-        """Takes an event from the stream; returns those that can be handed out now."""
-        if event.position:
-            self.position = event.position
-        self._held.append(event)
-        if not self.position:
-            return []
-        ready, self._held = self._held, []
-        return ready
-
-    def is_last(self, event: control_pb2.WatchJobsResponse) -> bool:
-        """Says whether nothing can follow: the only job watched is gone."""
-        return bool(self._request.name) and event.type == control_pb2.JOB_EVENT_TYPE_DELETED
+    def cancel(self) -> bool: ...
 
 
-class ResponseStream(Protocol):
-    """What this module uses of a gRPC call."""
+class _AsyncStream(Protocol):
+    """What an asynchronous watch uses of a gRPC call."""
 
-    def __next__(self) -> control_pb2.WatchJobsResponse:
-        """Returns the next response."""
+    async def read(self) -> Any: ...
 
-    def cancel(self) -> bool:
-        """Ends the call."""
+    def cancel(self) -> bool: ...
 
 
-class JobWatch(Iterator[control_pb2.WatchJobsResponse]):
-    """The events of a watch, in order, without gaps or duplicates, through reconnects.
+class _BaseWatch(Generic[_Request, _Response]):
+    """What blocking and asynchronous watches have in common: where they are, and when to retry.
 
-    Iterating blocks until the next event. It ends when :meth:`close` is called, from any thread,
-    or when the one job watched is deleted.
+    Nothing is sent before the first event is asked for.
     """
 
     def __init__(
         self,
-        open_stream: Callable[[control_pb2.WatchJobsRequest], ResponseStream],
-        translate: Callable[[grpc.RpcError], MidcourseError],
-        request: control_pb2.WatchJobsRequest,
-        *,
-        policy: RetryPolicy,
+        transport: BaseTransport,
+        method: _Method,
+        cursor: Cursor[_Request, _Response],
         patience: float | None,
     ) -> None:
-        """Prepares a watch; nothing is sent before the first event is asked for.
+        """Prepares a watch.
 
         Args:
-            open_stream: Starts the call.
-            translate: Turns gRPC's errors into the client's.
-            request: What to watch.
-            policy: Delays between tries, and how often to try before the first success.
+            transport: Whose channel, metadata and policy of retries are used; before the first
+                success it is tried as often as a call is.
+            method: What to call.
+            cursor: What to watch, and from where on.
             patience: Seconds without a connection, after the first success, until the error is
                 raised; None: try for ever.
         """
-        self._open_stream = open_stream
-        self._translate = translate
-        self._cursor = WatchCursor(request)
-        self._policy = policy
+        self._open_stream = partial(transport.open_stream, ControlPlaneServiceStub, method)
+        self._policy = transport.retry
+        self._cursor = cursor
         self._patience = patience
-        self._stream: ResponseStream | None = None
-        self._ready: deque[control_pb2.WatchJobsResponse] = deque()
-        self._closed = threading.Event()
+        self._ready: deque[_Response] = deque()
         self._connected_once = False
         self._failures = 0
         self._down_since = 0.0
         self._interruption: MidcourseError | None = None
-        self._position = request.position
 
     @property
     def interruption(self) -> MidcourseError | None:
         """Why there is no stream at the moment; None while there is one."""
         return self._interruption
 
-    @property
-    def position(self) -> str:
-        """Where a later watch can go on after what was handed out; empty: at a snapshot."""
-        return self._position
+    def _take(self, event: _Response) -> None:
+        """Takes an event from the stream."""
+        self._connected_once = True
+        self._failures = 0
+        self._interruption = None
+        self._ready.extend(self._cursor.feed(event))
 
-    def __next__(self) -> control_pb2.WatchJobsResponse:
+    def _delay_after(self, error: MidcourseError) -> float:
+        """Returns the seconds until the next try.
+
+        Raises:
+            MidcourseError: There is none; ``error`` itself.
+        """
+        if not is_transient(error):
+            raise error
+        self._failures += 1
+        now = time.monotonic()
+        if self._interruption is None:
+            self._down_since = now
+        self._interruption = error
+        delay = self._policy.backoff(self._failures, error.retry_delay)
+        if not self._connected_once:
+            if self._failures >= self._policy.attempts:
+                raise error
+        elif self._patience is not None and now + delay - self._down_since > self._patience:
+            raise error
+        return delay
+
+
+class Watch(_BaseWatch[_Request, _Response], Iterator[_Response]):
+    """The events of a watch, through reconnects.
+
+    Iterating blocks until the next event. It ends when :meth:`close` is called, from any thread,
+    or when nothing can follow.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        method: _Method,
+        cursor: Cursor[_Request, _Response],
+        patience: float | None,
+    ) -> None:
+        super().__init__(transport, method, cursor, patience)
+        self._translate = transport.translate
+        self._stream: _Stream | None = None
+        self._closed = threading.Event()
+
+    def __next__(self) -> _Response:
         """Returns the next event.
 
         Raises:
             OutOfRangeError: The position is gone; watch anew from a snapshot.
             UnavailableError: Nobody answered, for longer than the watch's patience.
-            MidcourseError: The server refused the watch for another reason.
+            MidcourseError: The server refused the watch for another reason, or the client was
+                closed.
         """
         while not self._ready:
             if self._closed.is_set():
                 raise StopIteration
             self._receive()
         event = self._ready.popleft()
-        self._position = event.position or self._position
-        if self._cursor.is_last(event):
+        if self._cursor.hand_out(event):
             self.close()
         return event
 
@@ -148,32 +165,176 @@ class JobWatch(Iterator[control_pb2.WatchJobsResponse]):
         try:
             if self._stream is None:
                 self._stream = self._open_stream(self._cursor.next_request())
+                if self._closed.is_set():  # by another thread, which did not see the stream
+                    self._stream.cancel()
             event = next(self._stream)
         except StopIteration:
             self._stream = None
-            self._back_off(UnavailableError("the control plane ended the watch"))
+            if self._cursor.ends:
+                self._closed.set()
+            else:
+                self._closed.wait(self._delay_after(_ended()))
         except grpc.RpcError as error:
             self._stream = None
             if not self._closed.is_set():
-                self._back_off(self._translate(error))
+                self._closed.wait(self._delay_after(self._translate(error)))
         else:
-            self._connected_once = True
-            self._failures = 0
-            self._interruption = None
-            self._ready.extend(self._cursor.feed(event))
+            self._take(event)
 
-    def _back_off(self, error: MidcourseError) -> None:
-        if not is_transient(error):
-            raise error
-        self._failures += 1
-        now = time.monotonic()
-        if self._interruption is None:
-            self._down_since = now
-        self._interruption = error
-        delay = self._policy.backoff(self._failures, error.retry_delay)
-        if not self._connected_once:
-            if self._failures >= self._policy.attempts:
-                raise error
-        elif self._patience is not None and now + delay - self._down_since > self._patience:
-            raise error
-        self._closed.wait(delay)
+
+class AsyncWatch(_BaseWatch[_Request, _Response], AsyncIterator[_Response]):
+    """The events of a watch, through reconnects, for ``async for``.
+
+    It ends when :meth:`aclose` is called, from any task of the loop, or when nothing can follow.
+    A wait for an event that is cancelled loses none: the next one goes on from there.
+    """
+
+    def __init__(
+        self,
+        transport: AsyncTransport,
+        method: _Method,
+        cursor: Cursor[_Request, _Response],
+        patience: float | None,
+    ) -> None:
+        super().__init__(transport, method, cursor, patience)
+        self._result = transport.result
+        self._stream: _AsyncStream | None = None
+        self._closed = asyncio.Event()
+
+    async def __anext__(self) -> _Response:
+        """Returns the next event; see :meth:`Watch.__next__` for what is raised."""
+        while not self._ready:
+            if self._closed.is_set():
+                raise StopAsyncIteration
+            await self._receive()
+        event = self._ready.popleft()
+        if self._cursor.hand_out(event):
+            self._end()
+        return event
+
+    async def aclose(self) -> None:
+        """Ends the watch; an iteration that waits ends too."""
+        self._end()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        self._closed.set()
+        if self._stream is not None:
+            self._stream.cancel()
+
+    async def _receive(self) -> None:
+        """Takes one event from the stream, or waits for the time of the next try."""
+        if self._stream is None:
+            self._stream = self._open_stream(self._cursor.next_request())
+        try:
+            event = await self._result(self._stream.read())
+        except MidcourseError as error:
+            self._stream = None
+            if not self._closed.is_set():
+                await self._wait(self._delay_after(error))
+        except asyncio.CancelledError:
+            # The call is cancelled with the task that waits. What it may have brought meanwhile
+            # was not taken, so that the next stream brings it again.
+            self._stream = None
+            raise
+        else:
+            if event is not grpc.aio.EOF:
+                self._take(event)
+                return
+            self._stream = None
+            if self._cursor.ends:
+                self._closed.set()
+            else:
+                await self._wait(self._delay_after(_ended()))
+
+    async def _wait(self, seconds: float) -> None:
+        """Waits until the time is over or the watch is closed."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._closed.wait()
+        except TimeoutError:
+            return
+
+
+class JobWatch(Watch[control_pb2.WatchJobsRequest, control_pb2.WatchJobsResponse]):
+    """The events of a watch of jobs, in order, without gaps or duplicates, through reconnects.
+
+    It ends by itself when the one job watched is deleted.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        request: control_pb2.WatchJobsRequest,
+        *,
+        patience: float | None = None,
+    ) -> None:
+        """Prepares a watch; see :meth:`Client.watch_jobs`."""
+        self._jobs = WatchCursor(request)
+        super().__init__(transport, lambda stub: stub.WatchJobs, self._jobs, patience)
+
+    @property
+    def position(self) -> str:
+        """Where a later watch can go on after what was handed out; empty: at a snapshot."""
+        return self._jobs.seen
+
+
+class AsyncJobWatch(AsyncWatch[control_pb2.WatchJobsRequest, control_pb2.WatchJobsResponse]):
+    """As :class:`JobWatch`, for ``async for``."""
+
+    def __init__(
+        self,
+        transport: AsyncTransport,
+        request: control_pb2.WatchJobsRequest,
+        *,
+        patience: float | None = None,
+    ) -> None:
+        """Prepares a watch; see :meth:`Client.watch_jobs`."""
+        self._jobs = WatchCursor(request)
+        super().__init__(transport, lambda stub: stub.WatchJobs, self._jobs, patience)
+
+    @property
+    def position(self) -> str:
+        """As :attr:`JobWatch.position`."""
+        return self._jobs.seen
+
+
+class BatchWatch(Watch[control_pb2.WatchBatchRequest, control_pb2.WatchBatchResponse]):
+    """How a batch goes on: all its items, then those that change, through reconnects.
+
+    It ends by itself once all its updates are settled. After a reconnect all items come again.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        request: control_pb2.WatchBatchRequest,
+        *,
+        patience: float | None = None,
+    ) -> None:
+        """Prepares a watch; see :meth:`Client.watch_batch`."""
+        super().__init__(transport, lambda stub: stub.WatchBatch, BatchCursor(request), patience)
+
+
+class AsyncBatchWatch(AsyncWatch[control_pb2.WatchBatchRequest, control_pb2.WatchBatchResponse]):
+    """As :class:`BatchWatch`, for ``async for``."""
+
+    def __init__(
+        self,
+        transport: AsyncTransport,
+        request: control_pb2.WatchBatchRequest,
+        *,
+        patience: float | None = None,
+    ) -> None:
+        """Prepares a watch; see :meth:`Client.watch_batch`."""
+        super().__init__(transport, lambda stub: stub.WatchBatch, BatchCursor(request), patience)
+
+
+def _ended() -> MidcourseError:
+    """Returns why there is no stream after the server ended one in good order."""
+    return UnavailableError("the control plane ended the watch")

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
-from control_plane.cli import sending
+from control_plane.cli import fleet, sending
 from control_plane.cli.completion import complete_job
-from control_plane.cli.exits import CommandError, ExitCode
+from control_plane.cli.fleet import BestEffortOption, Fleet, FleetOption, YesOption
 from control_plane.cli.sending import (
     AtStepOption,
     DeadlineOption,
@@ -29,41 +29,16 @@ if TYPE_CHECKING:
 _JobArgument: TypeAlias = Annotated[
     str, typer.Argument(metavar="JOB", help="Id of the job.", autocompletion=complete_job)
 ]
-_SelectorOption: TypeAlias = Annotated[
-    str,
-    typer.Option(
-        "--selector",
-        "-l",
-        metavar="SELECTOR",
-        help="Instead of JOB: all jobs with these labels that have not finished, such as"
-        " 'team=nlp,state=running'. Nothing is sent unless all of them take it.",
-    ),
-]
 
 
-def _send(
-    session: Session, job: str, selector: str, action: update_pb2.Action, how: Sending
-) -> None:
-    from control_plane.client import job_id
-    from midcourse.control.v1 import job_pb2
-
+def _send(session: Session, job: str, to: Fleet, action: update_pb2.Action, how: Sending) -> None:
     how.check()
-    if bool(job) == bool(selector):
-        raise typer.BadParameter("name one JOB, or several by --selector")
+    to.check(job)
     with session.connect(job) as plane:
         if job:
             sending.send(session, plane, job, (), action, how)
-            return
-        jobs = [
-            job_id(each.name)
-            for each in plane.list_jobs(selector, page_size=1000)
-            if each.state != job_pb2.JOB_STATE_FINISHED
-        ]
-        if not jobs:
-            raise CommandError(
-                f"there is no job with {selector!r} that has not finished", ExitCode.NOT_FOUND
-            )
-        sending.send_to_all(session, plane, jobs, action, how)
+        else:
+            fleet.send(session, plane, to, (), action, how)
 
 
 def _verb_for(name: str, summary: str) -> Callable[..., None]:
@@ -72,7 +47,9 @@ def _verb_for(name: str, summary: str) -> Callable[..., None]:
     def command(
         session: Session,
         job: _JobArgument = "",
-        selector: _SelectorOption = "",
+        selector: FleetOption = "",
+        best_effort: BestEffortOption = False,
+        yes: YesOption = False,
         at_step: AtStepOption = None,
         max_step: MaxStepOption = None,
         deadline: DeadlineOption = None,
@@ -92,7 +69,8 @@ def _verb_for(name: str, summary: str) -> Callable[..., None]:
             request_id=request_id,
         )
         make = getattr(actions, name)
-        _send(session, job, selector, make(), Sending(options, wait, timeout, dry_run))
+        how = Sending(options, wait, timeout, dry_run)
+        _send(session, job, Fleet(selector, best_effort, yes), make(), how)
 
     command.__doc__ = summary
     return verb(command)
@@ -139,7 +117,9 @@ stop = _verb_for(
 def rollback(
     session: Session,
     job: _JobArgument = "",
-    selector: _SelectorOption = "",
+    selector: FleetOption = "",
+    best_effort: BestEffortOption = False,
+    yes: YesOption = False,
     to: Annotated[
         str,
         typer.Option(
@@ -167,4 +147,4 @@ def rollback(
         at_step=at_step, max_step=max_step, deadline=deadline, reason=reason, request_id=request_id
     )
     how = Sending(options, wait, timeout, dry_run)
-    _send(session, job, selector, actions.roll_back(to), how)
+    _send(session, job, Fleet(selector, best_effort, yes), actions.roll_back(to), how)

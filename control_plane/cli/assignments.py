@@ -3,6 +3,7 @@
 ::
 
     assignment  =  NAME "=" value
+                |  NAME "*" FACTOR      the same as NAME=xFACTOR
     value       =  "x" FACTOR      multiply by it, such as x0.5
                 |  "release"       give back to the training script's schedule
                 |  "current"       with --mode schedule: the value in force is the peak
@@ -27,6 +28,7 @@ Scalar: TypeAlias = bool | int | float | str
 
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 _FACTOR: Final = re.compile(r"[x×*](?P<factor>[-+]?(\d|\.\d).*)", re.DOTALL)
+_PRODUCT: Final = re.compile(r"(?P<name>[A-Za-z_][A-Za-z0-9_.]*)\*(?P<factor>[^=]+)")
 _SWITCHES: Final = {
     "true": True,
     "on": True,
@@ -68,12 +70,19 @@ class Current:
 Meaning: TypeAlias = Set | Multiply | Release | Current
 
 
+def is_assignment(text: str) -> bool:
+    """Says whether a text is meant as an assignment: neither sign stands in the id of a job."""
+    return "=" in text or "*" in text
+
+
 def split_assignment(text: str) -> tuple[str, str]:
     """Returns the name and the text of the value.
 
     Raises:
         AssignmentError: There is no ``=``, no value, or the name is none.
     """
+    if match := _PRODUCT.fullmatch(text):
+        return match["name"], f"x{match['factor']}"
     name, equals, value = text.partition("=")
     if not _NAME.fullmatch(name):
         raise AssignmentError(

@@ -7,18 +7,14 @@ from collections.abc import Iterable
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from control_plane.changes import from_value
+from control_plane import wording
 from control_plane.cli import format as fmt
 from midcourse.control.v1 import job_pb2, parameter_pb2, update_pb2
 
-LEARNING_RATE = "learning_rate"
+LEARNING_RATE = wording.LEARNING_RATE
 GUARD = "guard"
 """Author of what a training process changes by itself."""
 
-_FOLLOWS = {
-    update_pb2.COUPLING_LINEAR: f", {LEARNING_RATE} in proportion",
-    update_pb2.COUPLING_SQRT: f", {LEARNING_RATE} by the square root",
-}
 # Later ones come more seldom: an update waits for the last of them.
 _BOUNDARIES = {
     parameter_pb2.BOUNDARY_ACCUMULATION: "accumulation",
@@ -27,15 +23,10 @@ _BOUNDARIES = {
 }
 _METRICS_SHOWN = 4
 
-
-def value(wrapped: parameter_pb2.Value) -> str:
-    """Returns a parameter's value: 5e-05, true, a text."""
-    plain = from_value(wrapped)
-    if isinstance(plain, bool):
-        return "true" if plain else "false"
-    if plain is None or isinstance(plain, int | float):
-        return fmt.number(plain)
-    return plain
+# What was asked for reads the same in the control plane's own records.
+value = wording.value
+change = wording.change
+action = wording.action
 
 
 def job_state(state: job_pb2.JobState.ValueType) -> str:
@@ -94,41 +85,6 @@ def effective(job: job_pb2.Job, parameter: str) -> job_pb2.EffectiveParameter | 
     return next((e for e in job.effective.parameters if e.parameter == parameter), None)
 
 
-def change(asked: update_pb2.Change) -> str:
-    """Returns what was asked for: learning_rate → 5e-05, learning_rate × 0.5."""
-    name = f"{asked.parameter}[{asked.group}]" if asked.group else asked.parameter
-    match asked.WhichOneof("operation"):
-        case "set":
-            text = f"{name} → {value(asked.set.value)}"
-            if asked.set.mode == update_pb2.SET_MODE_PEAK:
-                return f"{name} peak → {value(asked.set.value)}"
-            if asked.set.mode == update_pb2.SET_MODE_HOLD:
-                return f"{text}, held{_for_steps(asked.set)}"
-            return text + _FOLLOWS.get(asked.coupling, "")
-        case "multiply":
-            return f"{name} × {fmt.number(asked.multiply.factor)}"
-        case "ramp":
-            return f"{name} → {value(asked.ramp.value)} over {asked.ramp.steps} steps"
-        case "schedule":
-            plan = asked.schedule
-            shape = update_pb2.ScheduleShape.Name(plan.shape)
-            words = [name, shape.removeprefix("SCHEDULE_SHAPE_").lower()]
-            if plan.HasField("peak"):
-                words.append(f"from {fmt.number(plan.peak)}")
-            words.append(f"to {fmt.number(plan.floor)}")
-            if plan.HasField("steps"):
-                words.append(f"over {plan.steps} steps")
-            return " ".join(words)
-        case "release":
-            return f"{name} released"
-        case None:
-            return f"{name}: nothing"
-
-
-def _for_steps(asked: update_pb2.SetChange) -> str:
-    return f" for {asked.hold_steps} steps" if asked.HasField("hold_steps") else ""
-
-
 def transitions(made: Iterable[update_pb2.ParameterTransition]) -> list[str]:
     """Returns old → new of each parameter; of several groups the first, and how many more."""
     by_name: dict[str, list[update_pb2.ParameterTransition]] = {}
@@ -153,13 +109,6 @@ def changes(update: update_pb2.Update) -> list[str]:
         return lines
     led_to = result(update.applied.action_result) if update.HasField("applied") else ""
     return [*lines, ": ".join(part for part in (action(update.spec.action), led_to) if part)]
-
-
-def action(asked: update_pb2.Action) -> str:
-    """Returns what is to be done once: pause, roll back to a checkpoint."""
-    words = (asked.WhichOneof("kind") or "nothing").replace("_", " ")
-    to = asked.roll_back.checkpoint
-    return f"{words} to {to}" if to else words
 
 
 def result(of: update_pb2.ActionResult) -> str:

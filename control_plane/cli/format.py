@@ -5,20 +5,12 @@ from __future__ import annotations
 import math
 from typing import Final
 
-UNKNOWN: Final = "–"
+from control_plane import wording
+
+UNKNOWN: Final = wording.UNKNOWN
+number = wording.number
 
 _AGES: Final = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"))
-
-
-def number(value: float | None, digits: int = 6) -> str:
-    """Formats a value with some significant digits: 5e-05, 0.0002, 1.5; whole ones in full."""
-    if value is None:
-        return UNKNOWN
-    if not math.isfinite(value):
-        return str(float(value))
-    if isinstance(value, int) or (value.is_integer() and abs(value) < 10**digits):
-        return str(int(value))
-    return f"{value:.{digits}g}"
 
 
 def rate(value: float | None) -> str:

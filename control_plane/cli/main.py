@@ -13,10 +13,18 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from control_plane.cli import actions, jobs, metrics, train, updates, watch
+from control_plane.cli import actions, batches, jobs, labels, metrics, tokens, train, updates, watch
 from control_plane.cli.analytics import budget, chat, models, sessions, usage
+from control_plane.cli.credentials import (
+    ClientCertOption,
+    ClientKeyOption,
+    TlsCaOption,
+    TokenFileOption,
+    connect_with,
+)
 from control_plane.cli.errors import from_client, report
 from control_plane.cli.exits import CommandError, ExitCode, help_text
+from control_plane.cli.health import health
 from control_plane.cli.lazy import AnalyticsServeCommand, LazyGroup, ServeCommand
 from control_plane.cli.session import (
     AnalyticsOption,
@@ -137,6 +145,10 @@ def root(
     server: ServerOption = None,
     analytics: AnalyticsOption = None,
     output: OutputOption = None,
+    token_file: TokenFileOption = None,
+    tls_ca: TlsCaOption = None,
+    client_cert: ClientCertOption = None,
+    client_key: ClientKeyOption = None,
     version: Annotated[  # noqa: ARG001 - its callback acts
         bool,
         typer.Option(
@@ -145,6 +157,7 @@ def root(
     ] = False,
 ) -> None:
     """Watch, correct and question training jobs while they run."""
+    connect_with(token_file, tls_ca, client_cert, client_key)
     context.obj = GlobalOptions(server, output, analytics)
     if context.invoked_subcommand is None:
         typer.echo(context.get_help(), nl=False)
@@ -189,11 +202,14 @@ _TRAIN, _RUNS, _CHANGES, _QUESTIONS, _SERVERS, _OTHER = (
     "Other",
 )
 app.command("train", context_settings=train.SETTINGS, rich_help_panel=_TRAIN)(train.train)
+app.command("simulate", context_settings=train.SETTINGS, rich_help_panel=_TRAIN)(train.simulate)
 app.command("jobs", rich_help_panel=_RUNS)(jobs.list_jobs)
 app.command("job", rich_help_panel=_RUNS)(jobs.show_job)
 app.command("watch", rich_help_panel=_RUNS)(watch.watch)
 app.command("metrics", rich_help_panel=_RUNS)(metrics.metrics)
 app.command("history", rich_help_panel=_RUNS)(updates.history)
+app.command("batches", rich_help_panel=_RUNS)(batches.list_batches)
+app.command("batch", rich_help_panel=_RUNS)(batches.batch)
 app.command("set", rich_help_panel=_CHANGES)(updates.set_parameters)
 app.command("pause", rich_help_panel=_CHANGES)(actions.pause)
 app.command("resume", rich_help_panel=_CHANGES)(actions.resume)
@@ -202,6 +218,7 @@ app.command("evaluate", rich_help_panel=_CHANGES)(actions.evaluate)
 app.command("stop", rich_help_panel=_CHANGES)(actions.stop)
 app.command("rollback", rich_help_panel=_CHANGES)(actions.rollback)
 app.command("cancel", rich_help_panel=_CHANGES)(updates.cancel)
+app.command("label", rich_help_panel=_CHANGES)(labels.label)
 app.command("delete", rich_help_panel=_CHANGES)(jobs.delete)
 app.command("chat", rich_help_panel=_QUESTIONS)(chat.chat)
 app.command("recommend", rich_help_panel=_QUESTIONS)(models.recommend)
@@ -211,6 +228,9 @@ app.command("usage", rich_help_panel=_QUESTIONS)(usage.usage)
 app.add_typer(budget.budget, name="budget", rich_help_panel=_QUESTIONS)
 app.command("serve", cls=ServeCommand, rich_help_panel=_SERVERS)(_serve)
 app.add_typer(_analytics, name="analytics", rich_help_panel=_SERVERS)
+app.add_typer(tokens.tokens, name="token", rich_help_panel=_SERVERS)
+app.command("whoami", rich_help_panel=_SERVERS)(tokens.whoami)
+app.command("health", rich_help_panel=_SERVERS)(health)
 app.command("version", rich_help_panel=_OTHER)(show_version)
 
 

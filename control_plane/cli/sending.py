@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, TypeAlias, cast
 
 import typer
 
 from control_plane.cli.durations import parse_duration
-from control_plane.cli.errors import from_client
-from control_plane.cli.exits import CommandError, ExitCode
 
 if TYPE_CHECKING:
     from control_plane.cli.session import Session
-    from control_plane.client import Client, MidcourseError, UpdateError, UpdateOptions
+    from control_plane.client import BatchOptions, Client, UpdateError, UpdateOptions
     from midcourse.control.v1 import parameter_pb2, update_pb2
 
 
@@ -34,7 +30,7 @@ AtStepOption: TypeAlias = Annotated[
     typer.Option(
         "--at-step",
         min=1,
-        help="First optimizer step to come after it; by default the next.",
+        help="First optimizer step to come after the change; by default the next.",
     ),
 ]
 MaxStepOption: TypeAlias = Annotated[
@@ -103,6 +99,17 @@ class Sending:
     timeout: float | None = None
     dry_run: bool = False
 
+    def batch_options(self) -> BatchOptions:
+        """Returns the same for many jobs; revisions are each job's own.
+
+        Raises:
+            typer.BadParameter: A revision is expected.
+        """
+        given = dict(self.options)
+        if given.pop("expected_revision", None) is not None:
+            raise typer.BadParameter("--expect-revision is about one job; leave --selector out")
+        return cast("BatchOptions", given)
+
     def check(self) -> None:
         """Makes sure that the options go together.
 
@@ -170,6 +177,8 @@ def send(
     response = control_pb2.UpdateParametersResponse(update=update)
     failure: UpdateError | None = None
     if sending.wait:
+        if changes and not sending.dry_run:
+            _tell_of_pause(session, plane, job)
         try:
             update = plane.wait_applied(job, update.revision, timeout=sending.timeout)
         except UpdateError as error:
@@ -194,82 +203,14 @@ def send(
         raise failure
 
 
-def send_to_all(
-    session: Session,
-    plane: Client,
-    jobs: Sequence[str],
-    action: update_pb2.Action,
-    sending: Sending,
-) -> None:
-    """Sends an action to several jobs, once all of them have been found to take it.
+def _tell_of_pause(session: Session, plane: Client, job: str) -> None:
+    """Says that it will take a while, where the job is held: a step has to use a change first."""
+    from control_plane.client import job_id
+    from midcourse.control.v1 import job_pb2
 
-    Raises:
-        CommandError: One of them does not take it, and nothing was sent; or what was sent to some
-            came to nothing.
-    """
-    from control_plane.cli import tables
-    from control_plane.client import MidcourseError
-    from midcourse.control.v1 import control_pb2
-
-    refusals: dict[str, MidcourseError] = {}
-    sent: list[update_pb2.Update] = []
-
-    @contextmanager
-    def noted(job: str) -> Iterator[None]:
-        try:
-            yield
-        except MidcourseError as error:
-            refusals[job] = error
-
-    checking: UpdateOptions = {**sending.options, "validate_only": True}
-    for job in jobs:
-        with noted(job):
-            sent.append(plane.update_parameters(job, action=action, **checking))
-    if refusals:
-        raise _failed(refusals, f"nothing was sent, as {len(refusals)} of {len(jobs)} refused it")
-    if not sending.dry_run:
-        sent.clear()
-        for job in jobs:
-            with noted(job):
-                sent.append(plane.update_parameters(job, action=action, **sending.options))
-        if sending.wait:
-            sent, failures = _settled(plane, sent, sending.timeout)
-            refusals.update(failures)
-    if session.output.is_json:
-        session.output.message(control_pb2.ListUpdatesResponse(updates=sent))
-    elif sending.dry_run:
-        session.output.line(f"valid for {', '.join(jobs)}; nothing was done")
-    else:
-        session.output.show(tables.sent(sent))
-    if refusals:
-        raise _failed(refusals, f"{len(refusals)} of {len(jobs)} failed")
-
-
-def _settled(
-    plane: Client, sent: Iterable[update_pb2.Update], timeout: float | None
-) -> tuple[list[update_pb2.Update], dict[str, MidcourseError]]:
-    """Returns updates as they stand in the end, and what went wrong, by job."""
-    from control_plane.client import MidcourseError, UpdateError, job_id
-
-    settled: list[update_pb2.Update] = []
-    failures: dict[str, MidcourseError] = {}
-    end = None if timeout is None else time.monotonic() + timeout
-    for update in sent:
-        job = job_id(update.name)
-        left = None if end is None else max(0.0, end - time.monotonic())
-        try:
-            settled.append(plane.wait_applied(job, update.revision, timeout=left))
-        except UpdateError as error:
-            settled.append(error.update)
-            failures[job] = error
-        except MidcourseError as error:
-            settled.append(update)
-            failures[job] = error
-    return settled, failures
-
-
-def _failed(failures: dict[str, MidcourseError], summary: str) -> CommandError:
-    """Returns one error for those of several jobs; its code is that of the first."""
-    details = [f"{job}: {from_client(error).message}" for job, error in failures.items()]
-    code = next((from_client(error).code for error in failures.values()), ExitCode.FAILURE)
-    return CommandError(summary, code, details)
+    held = not session.output.is_json and plane.get_job(job).state == job_pb2.JOB_STATE_PAUSED
+    if held:
+        session.output.line(
+            f"{job_id(job)} is paused: the first step after `midcourse resume {job_id(job)}` "
+            "confirms the change; waiting for it"
+        )

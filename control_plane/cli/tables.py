@@ -168,13 +168,23 @@ def history(
     updates: Iterable[update_pb2.Update],
     now: float,
     parameters: Sequence[parameter_pb2.ParameterSpec] = (),
+    *,
+    of_all: bool = False,
 ) -> FittingTable:
-    """Returns the table of a job's updates; `parameters` tell what open ones wait for."""
+    """Returns the table of updates.
+
+    Args:
+        updates: The updates.
+        now: Seconds since 1970.
+        parameters: Those of their job, which tell what open ones wait for.
+        of_all: They are of several jobs.
+    """
     table = FittingTable(
+        *(("JOB",) if of_all else ()),
         *("REV", "STATE", "CHANGE", "STEP", "LATENCY", "AUTHOR", "WHEN", "REASON"),
         right=("REV", "STEP", "LATENCY"),
-        wrap={"CHANGE": 15, "REASON": 12},
-        leave_out=("AUTHOR", "LATENCY", "WHEN"),
+        wrap={"JOB": 20, "CHANGE": 15, "REASON": 12},
+        leave_out=("LATENCY",) if of_all else ("AUTHOR", "LATENCY", "WHEN"),
     )
     for update in updates:
         said = describe.outcome(update) or describe.waiting(update, parameters)
@@ -182,6 +192,7 @@ def history(
         if said:
             reason.append(("\n" if reason.plain else "") + said, style="italic")
         table.add_row(
+            *((job_id(update.name),) if of_all else ()),
             str(update.revision),
             update_state(update),
             "\n".join(describe.changes(update)),
@@ -190,24 +201,6 @@ def history(
             update.author or fmt.UNKNOWN,
             describe.age(update, "create_time", now),
             reason,
-        )
-    return table
-
-
-def sent(updates: Iterable[update_pb2.Update]) -> FittingTable:
-    """Returns the table of updates that were sent to several jobs."""
-    table = FittingTable(
-        *("JOB", "REV", "STATE", "STEP", "RESULT"),
-        right=("REV", "STEP"),
-        wrap={"JOB": 20, "RESULT": 20},
-    )
-    for update in updates:
-        table.add_row(
-            job_id(update.name),
-            str(update.revision),
-            update_state(update),
-            str(update.applied.step) if update.applied.step else fmt.UNKNOWN,
-            describe.outcome(update) or ", ".join(describe.changes(update)),
         )
     return table
 

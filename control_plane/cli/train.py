@@ -1,4 +1,4 @@
-"""`midcourse train`: hands over to the launcher, which is a program of the trainer's side."""
+"""`midcourse train` and `midcourse simulate`: hand over to programs of the trainer's side."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from control_plane.cli.exits import CommandError, ExitCode
 from control_plane.cli.session import GlobalOptions
 
-# Everything is the launcher's to read, --help too.
+# Everything is the program's to read, --help too.
 SETTINGS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 
 
@@ -24,11 +24,20 @@ def train(context: typer.Context) -> NoReturn:
             " pip install 'midcourse[trainer]'",
             ExitCode.FAILURE,
         )
+    _hand_over(context, "trainer_agent.training")
+
+
+def simulate(context: typer.Context) -> NoReturn:
+    """Run light jobs, which train nothing, for demos and load."""
+    _hand_over(context, "trainer_agent.simulate")
+
+
+def _hand_over(context: typer.Context, module: str) -> NoReturn:
+    """Has a program take this process's place: signals, terminal and exit status are its own."""
     options = context.find_object(GlobalOptions)
     environment = dict(os.environ)
     if options is not None and options.server is not None:
         environment["MIDCOURSE_CONTROL_PLANE"] = options.server
-    # -P: a file of the current directory must not stand in for a module. The launcher takes this
-    # process's place: signals, terminal and exit status are its own.
-    command = [sys.executable, "-P", "-m", "trainer_agent.training", *context.args]
+    # -P: a file of the current directory must not stand in for a module.
+    command = [sys.executable, "-P", "-m", module, *context.args]
     os.execve(sys.executable, command, environment)  # noqa: S606 - no shell is meant

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
 
-from control_plane.cli import sending
-from control_plane.cli.completion import complete_assignment
+from control_plane.cli import fleet, sending
+from control_plane.cli.assignments import is_assignment
+from control_plane.cli.completion import complete_assignment, complete_job
 from control_plane.cli.exits import CommandError, ExitCode
-from control_plane.cli.jobs import JobArgument
+from control_plane.cli.fleet import BestEffortOption, Fleet, FleetOption, YesOption
+from control_plane.cli.jobs import JobArgument, SelectorOption
 from control_plane.cli.sending import (
     AtStepOption,
     DeadlineOption,
@@ -34,24 +37,33 @@ if TYPE_CHECKING:
 ModeName: TypeAlias = Literal["set", "peak", "hold", "ramp", "schedule"]
 ShapeName: TypeAlias = Literal["linear", "cosine", "constant"]
 
+_OF_ALL = 100
+"""Updates of all jobs that are listed unless more are asked for."""
+
 _ASSIGNMENT_HELP = (
-    "NAME=VALUE sets, NAME=x0.5 multiplies, NAME=release gives the value back to the script's"
-    " schedule. A text that looks like one of these: NAME='\"x2\"'."
+    "NAME=VALUE sets, NAME=x0.5 (or 'NAME*0.5') multiplies, NAME=release gives the value back to"
+    " the script's schedule. A text that looks like one of these: NAME='\"x2\"'."
 )
 
 
 @verb
 def set_parameters(
     session: Session,
-    job: JobArgument,
+    job: Annotated[
+        str,
+        typer.Argument(metavar="[JOB]", help="Id of the job.", autocompletion=complete_job),
+    ],
     assignments: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="NAME=VALUE...",
             help=_ASSIGNMENT_HELP,
             autocompletion=complete_assignment,
         ),
-    ],
+    ] = None,
+    selector: FleetOption = "",
+    best_effort: BestEffortOption = False,
+    yes: YesOption = False,
     mode: Annotated[
         ModeName,
         typer.Option(
@@ -117,11 +129,20 @@ def set_parameters(
     ] = False,
     dry_run: DryRunOption = False,
 ) -> None:
-    """Change parameters of a running job.
+    """Change parameters of a running job, or of many.
 
     All changes take effect at one optimizer step, or none does.
     """
     from control_plane.cli import requested
+
+    given = list(assignments or ())
+    if selector and is_assignment(job):
+        job, given = "", [job, *given]
+    to = Fleet(selector, best_effort, yes)
+    to.check(job)
+    if not given:
+        example = f"midcourse set JOB {job}" if is_assignment(job) else f"set {job} NAME=VALUE"
+        raise typer.BadParameter(f"name a job and what to change: {example}")
 
     options = sending.options(
         at_step=at_step,
@@ -136,17 +157,49 @@ def set_parameters(
     how.check()
     asked = requested.How(mode, steps, shape, warmup, floor, group, coupling)
     with session.connect(job) as plane:
-        specs = plane.get_job(job).parameters
-        changes = requested.changes(assignments, specs, asked)
-        sending.send(session, plane, job, changes, None, how, specs)
+        if job:
+            specs = plane.get_job(job).parameters
+            changes = requested.changes(given, specs, asked)
+            sending.send(session, plane, job, changes, None, how, specs)
+            return
+        # One of them tells how values are to be read; whether they suit each, the server says.
+        first = next(plane.list_jobs(selector, page_size=1), None)
+        changes = requested.changes(given, first.parameters if first else (), asked)
+        fleet.send(session, plane, to, changes, None, how)
 
 
 @verb
 def history(
     session: Session,
-    job: JobArgument,
+    job: Annotated[
+        str,
+        typer.Argument(
+            metavar="[JOB]",
+            help="Id of the job; by default all jobs.",
+            autocompletion=complete_job,
+        ),
+    ] = "",
+    selector: SelectorOption = "",
+    author: Annotated[
+        str, typer.Option("--author", help="Only what this principal asked for.")
+    ] = "",
+    since: Annotated[
+        float | None,
+        typer.Option(
+            "--since",
+            parser=duration,
+            metavar="DURATION",
+            help="Only what was asked for within this time, such as 2h.",
+        ),
+    ] = None,
     last: Annotated[
-        int | None, typer.Option("--last", "-n", min=1, help="Only the newest so many.")
+        int | None,
+        typer.Option(
+            "--last",
+            "-n",
+            min=1,
+            help=f"Only the newest so many; by default all of a job's, {_OF_ALL} of all jobs.",
+        ),
     ] = None,
     export: Annotated[
         Path | None,
@@ -160,27 +213,41 @@ def history(
         ),
     ] = None,
 ) -> None:
-    """List a job's updates, newest first."""
+    """List the updates of a job, or of all, newest first."""
     from itertools import islice
 
     from midcourse.control.v1 import control_pb2
 
-    if export is not None and last is not None:
-        raise typer.BadParameter("--export writes all that was applied; leave --last out")
+    if job and selector:
+        raise typer.BadParameter("name one JOB, or several by --selector")
+    if export is not None and not job:
+        raise typer.BadParameter("--export writes the recipe of one run; name its JOB")
+    if export is not None and (last is not None or author or since is not None):
+        raise typer.BadParameter(
+            "--export writes all that was applied; leave --last, --author and --since out"
+        )
+    most = last if job else last or _OF_ALL
     with session.connect(job) as plane:
-        updates = list(islice(plane.list_updates(job, page_size=min(last or 1000, 1000)), last))
+        found = plane.list_updates(
+            job or "-",
+            page_size=min(most or 1000, 1000),
+            selector=selector,
+            author=author,
+            start_time=None if since is None else timedelta(seconds=-since),
+        )
+        updates = list(islice(found, most))
         if export is not None:
             _export(session, plane, job, updates, export)
             return
-        known = None if session.output.is_json or not updates else plane.get_job(job)
+        specs = () if session.output.is_json or not job else plane.get_job(job).parameters
     if session.output.is_json:
         session.output.message(control_pb2.ListUpdatesResponse(updates=updates))
-    elif known is None:
-        session.output.line("no updates yet")
+    elif not updates:
+        session.output.line("no such updates" if selector or author or since else "no updates yet")
     else:
         from control_plane.cli import tables
 
-        session.output.show(tables.history(updates, time.time(), known.parameters))
+        session.output.show(tables.history(updates, time.time(), specs, of_all=not job))
 
 
 def _export(

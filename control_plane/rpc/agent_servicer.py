@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from control_plane.domain.errors import Reason, Refusal
 from control_plane.rpc import convert_session as convert
+from grpc_runtime.auth import note_request
 from grpc_runtime.errors import StatusError
 from midcourse.agent.v1 import session_pb2_grpc
 
@@ -40,6 +41,7 @@ class AgentServicer(session_pb2_grpc.AgentServiceServicer):
         first = await anext(aiter(request_iterator), None)
         if first is None:
             return
+        note_request(first)
         session = await self._sessions.open(first.sequence, convert.hello_of(first))
         tasks: list[asyncio.Future[Any]] = [
             asyncio.ensure_future(_read(session, request_iterator)),

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from control_plane.domain import selector
 from control_plane.domain.errors import invalid
 from control_plane.domain.names import parse_job, parse_update
 from control_plane.rpc import convert_job, convert_update
+from control_plane.rpc.batch_servicer import BatchMethods
+from control_plane.rpc.policies import scope_now
+from control_plane.rpc.streaming import send_all
+from control_plane.services.history import HistoryQuery
 from control_plane.services.metrics import MetricsQuery
 from control_plane.services.telemetry import EPOCH
 from control_plane.services.updates import MAX_WAIT, Submission
-from grpc_runtime.auth import current_principal
+from grpc_runtime.auth import current_principal, current_trace_parent
 from grpc_runtime.convert import MAX_COUNT, seconds_of, time_of
 from grpc_runtime.paging import page_size, read_token, write_token
 from midcourse.control.v1 import control_pb2 as pb
-from midcourse.control.v1 import control_pb2_grpc
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     import grpc
 
+    from control_plane.services.batches import BatchService
+    from control_plane.services.history import HistoryService
     from control_plane.services.jobs import JobService
     from control_plane.services.metrics import MetricsService
     from control_plane.services.updates import UpdateService
@@ -30,6 +38,9 @@ if TYPE_CHECKING:
     from control_plane.services.watch import WatchService
 
 _D = TypeVar("_D")
+
+ALL_JOBS = "jobs/-"
+"""What stands for the parent of the updates of all jobs."""
 
 _CANCEL_SECONDS = 5.0
 _MIN_PROGRESS_SECONDS = 0.1
@@ -46,10 +57,13 @@ class UseCases:
     updates: UpdateService
     watches: WatchService
     metrics: MetricsService
+    batches: BatchService
+    history: HistoryService
     heartbeat_interval: float
+    watch_patience: float
 
 
-class ControlPlaneServicer(control_pb2_grpc.ControlPlaneServiceServicer):
+class ControlPlaneServicer(BatchMethods):
     """Converts requests, calls one use case each, converts the answers."""
 
     def __init__(self, use_cases: UseCases) -> None:
@@ -58,7 +72,10 @@ class ControlPlaneServicer(control_pb2_grpc.ControlPlaneServiceServicer):
         self._updates = use_cases.updates
         self._watches = use_cases.watches
         self._metrics = use_cases.metrics
+        self._batches = use_cases.batches
+        self._history = use_cases.history
         self._heartbeat_interval = use_cases.heartbeat_interval
+        self._watch_patience = use_cases.watch_patience
 
     def _job(self, view: JobView) -> Any:
         return convert_job.job(view, self._heartbeat_interval)
@@ -100,6 +117,19 @@ class ControlPlaneServicer(control_pb2_grpc.ControlPlaneServiceServicer):
             next_page_token=write_token(page.next_after, query),
         )
 
+    async def UpdateJob(
+        self, request: pb.UpdateJobRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.UpdateJobResponse:
+        """Changes a job's labels."""
+        view = await self._jobs.label(
+            parse_job(request.name, "name"),
+            dict(request.set_labels),
+            tuple(request.remove_labels),
+            request.etag,
+            validate_only=request.validate_only,
+        )
+        return pb.UpdateJobResponse(job=self._job(view))
+
     async def DeleteJob(
         self, request: pb.DeleteJobRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.DeleteJobResponse:
@@ -109,9 +139,9 @@ class ControlPlaneServicer(control_pb2_grpc.ControlPlaneServiceServicer):
         )
         return pb.DeleteJobResponse()
 
-    async def WatchJobs(
+    async def WatchJobs(  # type: ignore[override]  # the stub knows generators only, not writers
         self, request: pb.WatchJobsRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> AsyncIterator[pb.WatchJobsResponse]:
+    ) -> None:
         """Streams jobs as they change."""
         interval = None
         if request.HasField("progress_interval"):
@@ -122,9 +152,10 @@ class ControlPlaneServicer(control_pb2_grpc.ControlPlaneServiceServicer):
             job_id=parse_job(request.name, "name") if request.name else "",
             position=convert_job.read_position(request.position) if request.position else None,
             progress_interval=interval,
+            scope=scope_now(),
         )
-        async for item in items:
-            yield convert_job.watch_item(item, self._heartbeat_interval)
+        to_proto = partial(convert_job.watch_item, heartbeat_interval=self._heartbeat_interval)
+        await send_all(context, items, to_proto, patience=self._watch_patience)
 
     async def UpdateParameters(
         self, request: pb.UpdateParametersRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -135,6 +166,7 @@ class ControlPlaneServicer(control_pb2_grpc.ControlPlaneServiceServicer):
                 job_id=parse_job(request.job, "job"),
                 spec=convert_update.spec_of(request.spec),
                 author=current_principal().name,
+                trace_parent=current_trace_parent(),
                 request_id=request.request_id,
                 expected_revision=request.expected_revision
                 if request.HasField("expected_revision")
@@ -154,16 +186,29 @@ class ControlPlaneServicer(control_pb2_grpc.ControlPlaneServiceServicer):
     async def ListUpdates(
         self, request: pb.ListUpdatesRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.ListUpdatesResponse:
-        """Lists a job's updates."""
-        states = _known(request.states, convert_update.STATES, "states")
-        query = f"updates|{request.parent}|{sorted(request.states)}|{request.order}"
+        """Lists updates of a job, or of all."""
+        asked = _history_query(request)
+        # What is asked for without where to begin, in one text that stays the same.
+        what = pb.ListUpdatesRequest()
+        what.CopyFrom(request)
+        what.ClearField("page_token")
+        what.ClearField("page_size")
+        query = f"updates|{what.SerializeToString(deterministic=True).hex()}"
         beyond = read_token(request.page_token, query)
+        limit = page_size(request.page_size)
+        if request.parent == ALL_JOBS:
+            found = await self._history.list(
+                asked, beyond=convert_update.read_place(beyond), limit=limit
+            )
+            return pb.ListUpdatesResponse(
+                updates=[convert_update.update(update) for update in found.updates],
+                next_page_token=write_token(convert_update.write_place(found.next_beyond), query),
+            )
         page = await self._updates.list(
             parse_job(request.parent, "parent"),
-            states,
-            newest_first=_newest_first(request.order),
+            asked,
             beyond=beyond if isinstance(beyond, int) else None,
-            limit=page_size(request.page_size),
+            limit=limit,
         )
         return pb.ListUpdatesResponse(
             updates=[convert_update.update(update) for update in page.updates],
@@ -237,6 +282,23 @@ def _metrics_query(request: pb.QueryMetricsRequest) -> MetricsQuery:
         end_time=micros("end_time"),
         last=request.last or None,
         max_points=points,
+    )
+
+
+def _history_query(request: pb.ListUpdatesRequest) -> HistoryQuery:
+    def time(name: Literal["start_time", "end_time"]) -> datetime | None:
+        return time_of(getattr(request, name), name) if request.HasField(name) else None
+
+    if request.selector and request.parent != ALL_JOBS:
+        raise invalid("selector", f"got one with one job, allowed: with {ALL_JOBS!r}")
+    return HistoryQuery(
+        selector=selector.parse(request.selector),
+        states=frozenset(_known(request.states, convert_update.STATES, "states")),
+        author=request.author,
+        start=time("start_time"),
+        end=time("end_time"),
+        newest_first=_newest_first(request.order),
+        scope=scope_now(),
     )
 
 

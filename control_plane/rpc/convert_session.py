@@ -199,40 +199,43 @@ def heartbeat_of(proto: pb.Heartbeat) -> Heartbeat:
         Refusal: If the columns of a metric differ in length, its name is too long, or a
             number is too large to be stored.
     """
-    columns = []
-    for index, each in enumerate(proto.metrics):
-        lengths = (len(each.steps), len(each.values), len(each.time_micros))
-        field = f"heartbeat.metrics[{index}]"
-        if len(set(lengths)) != 1:
-            raise invalid(
-                field,
-                f"got {lengths[0]} steps, {lengths[1]} values and {lengths[2]} times; "
-                "they must be equally many",
-            )
-        if not 0 < len(each.name) <= MAX_METRIC_NAME:
-            raise invalid(
-                f"{field}.name",
-                f"got {len(each.name)} characters, allowed: 1 to {MAX_METRIC_NAME}",
-            )
-        count_of(max(each.steps, default=0), f"{field}.steps")
-        for time in (min(each.time_micros, default=0), max(each.time_micros, default=0)):
-            if not _FIRST_MICROSECOND <= time <= _LAST_MICROSECOND:
-                raise invalid(
-                    f"{field}.time_micros",
-                    f"got {time}, allowed: a time between the years 1 and 9999",
-                )
-        columns.append(
-            MetricColumn(each.name, list(each.steps), list(each.values), list(each.time_micros))
-        )
     return Heartbeat(
         progress=progress_of(proto.progress, "heartbeat.progress")
         if proto.HasField("progress")
         else None,
         phase=_PHASES.get(proto.phase, Phase.UNKNOWN),
-        metrics=tuple(columns),
+        metrics=tuple(
+            _column_of(each, f"heartbeat.metrics[{index}]")
+            for index, each in enumerate(proto.metrics)
+        ),
         dropped_samples=count_of(proto.dropped_samples, "heartbeat.dropped_samples"),
         readings=tuple(reading_of(each) for each in proto.readings),
+        patient=proto.patient,
     )
+
+
+def _column_of(proto: pb.MetricColumn, field: str) -> MetricColumn:
+    name, steps, values = proto.name, list(proto.steps), list(proto.values)
+    times = list(proto.time_micros)
+    if not len(steps) == len(values) == len(times):
+        raise invalid(
+            field,
+            f"got {len(steps)} steps, {len(values)} values and {len(times)} times; "
+            "they must be equally many",
+        )
+    if not 0 < len(name) <= MAX_METRIC_NAME:
+        raise invalid(
+            f"{field}.name", f"got {len(name)} characters, allowed: 1 to {MAX_METRIC_NAME}"
+        )
+    if steps:
+        count_of(max(steps), f"{field}.steps")
+        for time in (min(times), max(times)):
+            if not _FIRST_MICROSECOND <= time <= _LAST_MICROSECOND:
+                raise invalid(
+                    f"{field}.time_micros",
+                    f"got {time}, allowed: a time between the years 1 and 9999",
+                )
+    return MetricColumn(name, steps, values, times)
 
 
 def event_of(proto: pb.TrainerEvent) -> TrainerEvent:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from control_plane.domain.errors import invalid
 from control_plane.domain.names import update_name
 from control_plane.domain.parameter import (
@@ -30,6 +32,8 @@ from control_plane.domain.update import (
     UpdateState,
 )
 from control_plane.rpc.convert_parameter import value, value_of
+from control_plane.services.ports import Place
+from control_plane.services.telemetry import EPOCH
 from grpc_runtime.convert import time_of, timestamp
 from midcourse.control.v1 import update_pb2 as pb
 
@@ -66,7 +70,7 @@ _CAUSES = {
 }
 _SHAPES_OUT = {domain: proto for proto, domain in _SHAPES.items()}
 _COUPLINGS_OUT = {domain: proto for proto, domain in _COUPLINGS.items()}
-_STATES_OUT = {domain: proto for proto, domain in STATES.items()}
+STATES_OUT = {domain: proto for proto, domain in STATES.items()}
 _CAUSES_OUT = {domain: proto for proto, domain in _CAUSES.items()}
 ACTIONS_OUT = {domain: proto for proto, domain in ACTIONS.items()}
 
@@ -240,21 +244,23 @@ def applied(of: Applied) -> pb.Applied:
     """An application as protobuf."""
     proto = pb.Applied(
         step=of.step,
-        transitions=[
-            pb.ParameterTransition(
-                parameter=t.parameter,
-                group=t.group,
-                old_value=value(t.old) if t.old is not None else None,
-                new_value=value(t.new) if t.new is not None else None,
-            )
-            for t in of.transitions
-        ],
+        transitions=[transition(each) for each in of.transitions],
         apply_time=timestamp(of.apply_time) if of.apply_time is not None else None,
         instance_id=of.instance_id,
     )
     if of.checkpoint or of.metrics:
         proto.action_result.CopyFrom(pb.ActionResult(checkpoint=of.checkpoint, metrics=of.metrics))
     return proto
+
+
+def transition(of: Transition) -> pb.ParameterTransition:
+    """A value before and after as protobuf."""
+    return pb.ParameterTransition(
+        parameter=of.parameter,
+        group=of.group,
+        old_value=value(of.old) if of.old is not None else None,
+        new_value=value(of.new) if of.new is not None else None,
+    )
 
 
 def reading_of(proto: pb.ParameterReading) -> Reading:
@@ -306,13 +312,14 @@ def update(of: Update) -> pb.Update:
         author=of.author,
         request_id=of.request_id,
         batch=of.batch,
-        state=_STATES_OUT[of.state],
+        state=STATES_OUT[of.state],
         create_time=timestamp(of.create_time),
         deliver_time=timestamp(of.deliver_time) if of.deliver_time is not None else None,
         settle_time=timestamp(of.settle_time) if of.settle_time is not None else None,
         cancel_requested=of.cancel_request is not None and of.is_open,
         reapplied=[applied(each) for each in of.reapplied],
         rolled_back_by=of.rolled_back_by or 0,
+        trace_parent=of.trace_parent,
     )
     match of.outcome:
         case Applied():
@@ -330,3 +337,19 @@ def update(of: Update) -> pb.Update:
         case None:
             pass
     return proto
+
+
+def write_place(place: Place | None) -> str | None:
+    """Where to go on among the updates of all jobs, for a page token."""
+    if place is None:
+        return None
+    micros = (place.time - EPOCH) // timedelta(microseconds=1)
+    return f"{micros}.{place.job_key}.{place.revision}"
+
+
+def read_place(text: str | int | None) -> Place | None:
+    """The place that a page token of ours names."""
+    if not isinstance(text, str):
+        return None
+    micros, job_key, revision = map(int, text.split("."))
+    return Place(EPOCH + timedelta(microseconds=micros), job_key, revision)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import structlog
 
 from control_plane.domain.errors import Refusal
-from control_plane.domain.job import Effective, Job, JobState, SessionInfo, check_labels
+from control_plane.domain.job import Effective, Job, JobState, SessionInfo
+from control_plane.domain.labels import with_agents_labels
 from control_plane.domain.roll_back import is_roll_back, went_back
 from control_plane.domain.session import (
     FullState,
@@ -77,7 +78,7 @@ class Admission:
     telemetry: Telemetry | None
 
 
-def admit(tx: Transaction, hello: Hello, now: datetime) -> Admission:
+def admit(tx: Transaction, hello: Hello, now: datetime, replica: str) -> Admission:
     """Begins a session: fences older ones and settles what the Hello tells.
 
     Raises:
@@ -88,15 +89,13 @@ def admit(tx: Transaction, hello: Hello, now: datetime) -> Admission:
     if job is None:
         job = tx.insert_job(new_job(hello.job_id, hello.labels, hello.method, now))
         tx.append_event(job_event(EventKind.CREATED, job, now))
-    else:
-        check_labels({**job.labels, **hello.labels})
     runs = tx.runs(job)
     check_instance(hello, runs, job)
     run = _run_of(tx, job, hello, runs)
     floor = job.revision if begins_anew(job, hello) else job.replay_floor
     job = replace(
         job,
-        labels={**job.labels, **hello.labels},
+        labels=with_agents_labels(job, hello.labels),
         method=hello.method or job.method,
         state=state_after(job.state, hello.state.phase),
         state_message="",
@@ -112,6 +111,7 @@ def admit(tx: Transaction, hello: Hello, now: datetime) -> Admission:
             agent_version=hello.agent_version,
             connect_time=now,
             last_seen_time=now,
+            replica=replica,
         ),
     ).changed(now)
     tx.save_job(job)
@@ -303,3 +303,10 @@ def lost(job: Job, message: str, now: datetime, last_seen: datetime, *, connecte
     if session is not None:
         session = replace(session, connected=connected, last_seen_time=last_seen)
     return replace(job, state=JobState.LOST, state_message=message, session=session).changed(now)
+
+
+def disconnected(job: Job, now: datetime) -> Job:
+    """The job once its stream has ended: no newer update was on its way by it."""
+    assert job.session is not None
+    session = replace(job.session, connected=False, last_revision=job.revision, last_seen_time=now)
+    return replace(job, session=session).changed(now)

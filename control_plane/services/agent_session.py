@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
@@ -24,9 +25,16 @@ from control_plane.domain.session import (
     TrainerOutcome,
     fenced,
     state_after,
+    superseded,
 )
 from control_plane.domain.update import Applied, Rejected, Update, deliver
-from control_plane.services.admission import Admission, lost, take_outcome, take_state
+from control_plane.services.admission import (
+    Admission,
+    disconnected,
+    lost,
+    take_outcome,
+    take_state,
+)
 from control_plane.services.bus import JOBS, session_topic, updates_topic
 from control_plane.services.jobs import job_event
 from control_plane.services.outbox import (
@@ -44,6 +52,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from control_plane.domain.update import LocalUpdate
+    from control_plane.services.joined_reads import JoinedReads
     from control_plane.services.telemetry import TelemetryHub
 
 T = TypeVar("T")
@@ -52,6 +61,9 @@ LOCAL_UPDATES_AT_ONCE = 20
 """How many changes of its own a training process may tell of at once …"""
 SECONDS_PER_LOCAL_UPDATE = 1.0
 """… and how often after that: a guard that never rests must not fill the history."""
+
+_FIRST_RETRY_SECONDS = 0.1
+_LONGEST_RETRY_SECONDS = 2.0
 
 _log: FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -74,6 +86,11 @@ class SessionLimits:
     max_message_bytes: int = 4 * 1024 * 1024
     max_samples: int = 10_000
 
+    @property
+    def lost_after(self) -> float:
+        """Seconds of silence that make a job LOST."""
+        return self.heartbeat_interval * self.lost_after_intervals
+
 
 @dataclass(frozen=True, slots=True)
 class SessionParts:
@@ -84,6 +101,7 @@ class SessionParts:
     bus: WakeupBus
     telemetry: TelemetryHub
     limits: SessionLimits
+    deliveries: JoinedReads[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +134,9 @@ class AgentSession:
         self.outbox = Outbox()
         self.ended: asyncio.Future[Refusal] = asyncio.get_running_loop().create_future()
         self._state = admission.job.state
+        self._waiting = 0
+        self.listens_since = parts.clock()
+        """When it last began to listen; not while it waits for the store."""
         self._numbers = MessageNumbers(hello_number)
         self._acks = AckTracker(hello_number)
         self._nonces: dict[int, int] = {}
@@ -140,9 +161,9 @@ class AgentSession:
         if gap:
             self.outbox.put(StateRequest(f"messages before number {number} are missing"))
 
-    def done(self, number: int) -> None:
+    def done(self, number: int, *, awaited: bool = True) -> None:
         """A message needs nothing more; acknowledges as far as possible."""
-        if self._acks.done(number):
+        if self._acks.done(number, awaited=awaited):
             self.outbox.acknowledge(self._acks.done_up_to)
 
     def bad_message(self, number: int, reason: Reason, message: str) -> None:
@@ -233,9 +254,13 @@ class AgentSession:
                 f"got {samples} samples in a heartbeat, at most {limit}",
             )
             return
-        await self._parts.telemetry.room()
+        with self._deaf():
+            await self._parts.telemetry.room()
         self._parts.telemetry.take(
-            self.job_key, self._run.number, heartbeat, lambda: self.done(number)
+            self.job_key,
+            self._run.number,
+            heartbeat,
+            lambda: self.done(number, awaited=not heartbeat.patient),
         )
         if heartbeat.phase is not Phase.UNKNOWN or self._state is JobState.LOST:
             await self._enter(heartbeat.phase)
@@ -311,10 +336,16 @@ class AgentSession:
         subscription = self._parts.bus.subscribe(session_topic(self.job_id))
         try:
             while True:
-                updates = await self._parts.store.read(self._open_updates)
-                if updates is None:
-                    self.end(_deleted(self.job_id))
+                try:
+                    updates = await self._patiently(
+                        lambda: self._parts.deliveries.read(self.job_id, self._open_updates)
+                    )
+                except Refusal as refusal:
+                    self.end(refusal)
                     return
+                if updates is None:
+                    await self._take_back()
+                    continue
                 unsent = [u for u in updates if u.cancel_request and u.revision not in self._sent]
                 if unsent:
                     await self._settle_unsent(unsent)
@@ -324,10 +355,29 @@ class AgentSession:
             subscription.close()
 
     def _open_updates(self, tx: Transaction) -> list[Update] | None:
-        """What is accepted and not settled; None: the job is gone."""
-        job = tx.job(self.job_id)
-        gone = job is None or job.key != self.job_key
-        return None if job is None or gone else tx.open_updates(job)
+        """What is accepted and not settled; None: another server took this one for dead.
+
+        Raises:
+            Refusal: If this session is not served any more.
+        """
+        job = self._fenced_job(tx)
+        if job.state is JobState.LOST:
+            # Perhaps another server has found it so; what is heard next shows otherwise.
+            self._state = job.state
+        return tx.open_updates(job) if job.session and job.session.connected else None
+
+    async def _take_back(self) -> None:
+        """Notes that the stream is open after all: only then may anything be sent by it."""
+        now = self._parts.clock()
+
+        def work(tx: Transaction) -> None:
+            job = self._fenced_job(tx)
+            if job.session is not None:
+                session = replace(job.session, connected=True, last_revision=0)
+                tx.save_job(replace(job, session=session).changed(now))
+                tx.append_event(job_event(EventKind.MODIFIED, job, now))
+
+        await self._write(work)
 
     async def _settle_unsent(self, updates: list[Update]) -> None:
         now = self._parts.clock()
@@ -390,7 +440,8 @@ class AgentSession:
             tx.save_job(lost(job, message, now, seen, connected=True))
             tx.append_event(job_event(EventKind.MODIFIED, job, now))
 
-        await self._write(work)
+        await self._parts.store.write(work)
+        self._notify()
         self._state = JobState.LOST
 
     async def close(self) -> None:
@@ -402,8 +453,7 @@ class AgentSession:
             if job is None or job.session is None or job.session.epoch != self.epoch:
                 return
             if job.key == self.job_key:
-                session = replace(job.session, connected=False, last_seen_time=now)
-                tx.save_job(replace(job, session=session).changed(now))
+                tx.save_job(disconnected(job, now))
                 tx.append_event(job_event(EventKind.MODIFIED, job, now))
 
         await self._parts.store.write(work)
@@ -412,21 +462,63 @@ class AgentSession:
         """The job, if this session is still the one that is served.
 
         Raises:
-            Refusal: SESSION_FENCED or JOB_DELETED.
+            Refusal: SESSION_FENCED, INSTANCE_SUPERSEDED or JOB_DELETED.
         """
         job = tx.job(self.job_id)
         if job is None or job.key != self.job_key:
             raise _deleted(self.job_id)
-        current = job.session.epoch if job.session else 0
-        if current != self.epoch:
-            raise fenced(self.job_id, self.epoch, current)
+        session = job.session
+        if session is not None and session.instance_id != self.instance_id:
+            raise superseded(job)
+        if session is None or session.epoch != self.epoch:
+            raise fenced(self.job_id, self.epoch, session.epoch if session else 0)
         return job
 
+    @property
+    def is_deaf(self) -> bool:
+        """Whether it does not listen at present, so that silence means nothing."""
+        return self._waiting > 0
+
+    @contextlib.contextmanager
+    def _deaf(self) -> Iterator[None]:
+        self._waiting += 1
+        try:
+            yield
+        finally:
+            self._waiting -= 1
+            self.listens_since = self._parts.clock()
+
+    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
+        """The result of a call that may be made again, once the store is there.
+
+        The stream stays meanwhile; what the agent says then waits in the stream, and in
+        the agent, both of which are bounded.
+        """
+        try:
+            return await call()
+        except Refusal as refusal:
+            if refusal.reason is not Reason.STORE_UNAVAILABLE:
+                raise
+            _log.warning("a session waits for the store", job=self.job_id, error=refusal.message)
+        with self._deaf():
+            bound = _FIRST_RETRY_SECONDS
+            while True:
+                await asyncio.sleep(random.uniform(0.5, 1) * bound)  # noqa: S311 - spreads the load, no secret
+                bound = min(2 * bound, _LONGEST_RETRY_SECONDS)
+                try:
+                    return await call()
+                except Refusal as refusal:
+                    if refusal.reason is not Reason.STORE_UNAVAILABLE:
+                        raise
+
     async def _write(self, work: Callable[[Transaction], T]) -> T:
-        result = await self._parts.store.write(work)
+        result = await self._patiently(lambda: self._parts.store.write(work))
+        self._notify()
+        return result
+
+    def _notify(self) -> None:
         self._parts.bus.notify(updates_topic(self.job_id))
         self._parts.bus.notify(JOBS)
-        return result
 
 
 def _deleted(job_id: str) -> Refusal:

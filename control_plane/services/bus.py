@@ -1,9 +1,17 @@
-"""The wake-up bus within one process."""
+"""The wake-up bus within one process.
+
+What other replicas write comes to it by `Store.follow` and `LocalBus.hear`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from control_plane.services.ports import Event
 
 JOBS = "jobs"
 """Topic of every durable event."""
@@ -61,6 +69,25 @@ class LocalBus:
         for subscriber in self._subscribers.get(topic, ()):
             subscriber.wake()
 
+    def notify_all(self) -> None:
+        """Wakes everybody."""
+        for topic in list(self._subscribers):
+            self.notify(topic)
+
+    def hear(self, events: Sequence[Event] | None) -> None:
+        """Wakes those whom events concern that nobody here has told of.
+
+        Args:
+            events: What has happened; None: nobody knows, so that everybody has to look.
+        """
+        if events is None:
+            self.notify_all()
+            return
+        self.notify(JOBS)
+        for job_id in {event.job_id for event in events}:
+            self.notify(session_topic(job_id))
+            self.notify(updates_topic(job_id))
+
     def subscribe(self, topic: str) -> LocalSubscription:
         """Begins to listen."""
         subscriber = LocalSubscription(self, topic)
@@ -70,8 +97,7 @@ class LocalBus:
     def drain(self) -> None:
         """Has everybody look up and see that the server is shutting down."""
         self.draining = True
-        for topic in list(self._subscribers):
-            self.notify(topic)
+        self.notify_all()
 
     def remove(self, topic: str, subscriber: LocalSubscription) -> None:
         """Forgets a subscriber."""

@@ -1,15 +1,16 @@
-"""Use cases around jobs: create, read, list, delete."""
+"""Use cases around jobs: create, read, list, label, delete."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 from control_plane.domain.errors import Reason, Refusal
 from control_plane.domain.job import Job, JobState, check_job_id, check_labels
+from control_plane.domain.labels import edited
 from control_plane.services.bus import JOBS, session_topic, updates_topic
 from control_plane.services.ports import Clock, Event, EventKind, Store, Transaction, WakeupBus
 from control_plane.services.views import JobView, need_job
@@ -45,8 +46,23 @@ def job_event(kind: EventKind, job: Job, now: datetime, revision: int | None = N
     return Event(kind, job.id, job.uid, revision, now)
 
 
+def check_etag(job: Job, etag: str) -> None:
+    """Refuses a change of a job that is not as the caller knows it; empty: however it is.
+
+    Raises:
+        Refusal: ETAG_MISMATCH.
+    """
+    if etag and etag != job.etag:
+        raise Refusal(
+            Reason.ETAG_MISMATCH,
+            f"job {job.id!r} has changed: its etag is {job.etag}, not {etag}; "
+            "read it again and decide anew",
+            metadata={"etag": job.etag},
+        )
+
+
 class JobService:
-    """Creates, reads, lists and deletes jobs."""
+    """Creates, reads, lists, labels and deletes jobs."""
 
     def __init__(
         self,
@@ -54,7 +70,7 @@ class JobService:
         clock: Clock,
         bus: WakeupBus,
         telemetry: TelemetryHub,
-        connected: Callable[[str], bool],
+        connected: Callable[[Job], bool],
     ) -> None:
         """Takes its parts.
 
@@ -63,7 +79,7 @@ class JobService:
             clock: The time.
             bus: Wakes watchers.
             telemetry: The newest progress and metrics.
-            connected: Says whether a job's stream is open on this server.
+            connected: Says whether a job's stream is open.
         """
         self._store = store
         self._clock = clock
@@ -71,9 +87,15 @@ class JobService:
         self._telemetry = telemetry
         self._connected = connected
 
+    def views(self, tx: Transaction, jobs: Sequence[Job]) -> list[JobView]:
+        """What callers see of jobs."""
+        self._telemetry.read_ahead(tx, jobs)
+        tx.read_ahead_updates([(job.key, job.revision) for job in jobs if job.revision])
+        return [self.view(tx, job) for job in jobs]
+
     def view(self, tx: Transaction, job: Job) -> JobView:
         """What callers see of a job."""
-        return self._telemetry.view(tx, job, connected=self._connected(job.id))
+        return self._telemetry.view(tx, job, connected=self._connected(job))
 
     async def create(
         self, job_id: str, labels: Mapping[str, str], method: str, *, validate_only: bool = False
@@ -83,7 +105,8 @@ class JobService:
         Raises:
             Refusal: If it exists, or its id or labels are not allowed.
         """
-        job = new_job(job_id, labels, method, self._clock())
+        made = new_job(job_id, labels, method, self._clock())
+        job = replace(made, label_edits=made.labels)  # a caller has said them
 
         def work(tx: Transaction) -> JobView:
             if tx.job(job_id) is not None:
@@ -93,6 +116,7 @@ class JobService:
                     metadata={"job": job_id},
                 )
             if validate_only:
+                tx.check_scope(job)
                 return JobView(job, None, (), 0, None)
             stored = tx.insert_job(job)
             tx.append_event(job_event(EventKind.CREATED, stored, job.create_time))
@@ -117,21 +141,50 @@ class JobService:
         wanted = tuple(states)
 
         def work(tx: Transaction) -> JobPage:
-            found: list[JobView] = []
+            found: list[Job] = []
             position = after
-            while True:
+            more = True
+            while more and len(found) <= limit:
                 chunk = tx.jobs(after=position, limit=_SCAN, states=wanted)
-                for job in chunk:
-                    if len(found) == limit:
-                        return JobPage(tuple(found), found[-1].job.id)
-                    view = self.view(tx, job)
-                    if selector.matches(view.labels()):
-                        found.append(view)
-                if len(chunk) < _SCAN:
-                    return JobPage(tuple(found), None)
-                position = chunk[-1].id
+                found += [job for job in chunk if selector.matches(job.selectable())]
+                more = len(chunk) == _SCAN
+                position = chunk[-1].id if chunk else position
+            views = self.views(tx, found[:limit])
+            return JobPage(tuple(views), views[-1].job.id if len(found) > limit else None)
 
         return await self._store.read(work)
+
+    async def label(
+        self,
+        job_id: str,
+        put: Mapping[str, str],
+        remove: Collection[str],
+        etag: str,
+        *,
+        validate_only: bool = False,
+    ) -> JobView:
+        """Sets and removes labels. They stay so, whatever the job's agent says of the same keys.
+
+        Raises:
+            Refusal: If there is no such job, it has changed, or a label is not allowed.
+        """
+        now = self._clock()
+
+        def work(tx: Transaction) -> tuple[JobView, bool]:
+            before = need_job(tx, job_id)
+            check_etag(before, etag)
+            job = edited(before, put, remove, now)
+            tx.check_scope(job)
+            changed = job is not before and not validate_only
+            if changed:
+                tx.save_job(job)
+                tx.append_event(job_event(EventKind.MODIFIED, job, now))
+            return self.view(tx, job), changed
+
+        view, changed = await self._store.write(work)
+        if changed:
+            self._bus.notify(JOBS)
+        return view
 
     async def delete(self, job_id: str, etag: str, *, validate_only: bool = False) -> None:
         """Deletes a job with its updates and metrics.
@@ -143,14 +196,8 @@ class JobService:
 
         def work(tx: Transaction) -> Job:
             job = need_job(tx, job_id)
-            if etag and etag != job.etag:
-                raise Refusal(
-                    Reason.ETAG_MISMATCH,
-                    f"job {job_id!r} has changed: its etag is {job.etag}, not {etag}; "
-                    "read it again and decide anew",
-                    metadata={"etag": job.etag},
-                )
-            if self._connected(job_id):
+            check_etag(job, etag)
+            if self._connected(job):
                 raise Refusal(
                     Reason.JOB_HAS_LIVE_SESSION,
                     f"the trainer of job {job_id!r} is connected; stop it first",

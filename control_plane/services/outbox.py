@@ -90,6 +90,10 @@ class Outbox:
         self._acknowledged: int | None = None
         self._filled = asyncio.Event()
 
+    def __len__(self) -> int:
+        """Messages that wait, acknowledgements apart."""
+        return len(self._messages)
+
     def put(self, message: ServerMessage) -> None:
         """Adds a message behind the others."""
         self._messages.append(message)
@@ -119,18 +123,22 @@ class AckTracker:
         """Begins after the message `first`, which is done with."""
         self.done_up_to = first
         self._open: deque[int] = deque()
-        self._done: set[int] = set()
+        self._done: dict[int, bool] = {}  # whether whoever sent it waits for being told
 
     def begin(self, sequence: int) -> None:
         """A message has come; numbers only grow."""
         self._open.append(sequence)
 
-    def done(self, sequence: int) -> bool:
-        """A message is done with; returns whether `done_up_to` moved."""
-        self._done.add(sequence)
-        moved = False
+    def done(self, sequence: int, *, awaited: bool = True) -> bool:
+        """A message is done with; returns whether it is time to say so.
+
+        Args:
+            sequence: Its number.
+            awaited: Whoever sent it waits for being told; if not, a later message's turn will do.
+        """
+        self._done[sequence] = awaited
+        due = False
         while self._open and self._open[0] in self._done:
             self.done_up_to = self._open.popleft()
-            self._done.discard(self.done_up_to)
-            moved = True
-        return moved
+            due |= self._done.pop(self.done_up_to)
+        return due

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from control_plane.domain.job import Job, JobState, MetricPoint, Progress
+    from control_plane.domain.access import Token
+    from control_plane.domain.audit import AuditPlace, AuditRecord
+    from control_plane.domain.batch import Batch, JobRefusal
+    from control_plane.domain.job import Job, JobState, MetricPoint, Progress, ReadValue
     from control_plane.domain.series import Sample
     from control_plane.domain.session import MetricColumn, Run
     from control_plane.domain.update import Update, UpdateState
@@ -51,11 +54,23 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Telemetry:
-    """The newest progress and metrics of a job, as stored."""
+    """The newest progress and metrics of a job, as stored.
+
+    Attributes:
+        progress: How far training has come; None: unknown.
+        metrics: The newest value of each.
+        dropped_samples: Samples lost on the way here.
+        readings: Newest values of parameters that were read since they were confirmed.
+        epoch: The session that it comes from.
+        seen_time: When anything was last heard; None: unknown.
+    """
 
     progress: Progress | None
     metrics: tuple[MetricPoint, ...]
     dropped_samples: int
+    readings: tuple[ReadValue, ...] = ()
+    epoch: int = 0
+    seen_time: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +83,51 @@ class TelemetryBatch:
     latest: Telemetry
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an update stands among those of all jobs, in the order of their times."""
+
+    time: datetime
+    job_key: int
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scanned:
+    """What tells whether an update is wanted: its state, its job, what selectors see of that."""
+
+    place: Place
+    state: UpdateState
+    job_id: str
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A batch's update at one job."""
+
+    job_id: str
+    job_key: int
+    revision: int
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """What `Transaction.updates_at` finds the update by."""
+        return self.job_key, self.revision
+
+
 class Transaction(Protocol):
     """Reads and writes within one transaction.
 
     All of it is visible to others after the commit, or none of it is. Writes are
     seen by later reads of the same transaction. Instances must not be kept after
     the function that they were handed to.
+
+    Attributes:
+        notes: Updates accepted or settled here, for whoever counts them after the commit.
     """
+
+    notes: list[Update]
 
     def job(self, job_id: str) -> Job | None:
         """The job, or None."""
@@ -82,11 +135,34 @@ class Transaction(Protocol):
     def jobs(self, *, after: str = "", limit: int, states: Iterable[JobState] = ()) -> list[Job]:
         """Jobs in the order of their ids, after an id; of the given states, if any are given."""
 
+    def unheard_jobs(self, replicas: Collection[str]) -> list[Job]:
+        """Jobs that seem to be alive and whose stream none of the replicas has open."""
+
+    def jobs_named(self, ids: Iterable[str]) -> list[Job]:
+        """Those of the jobs that exist, in the order of their ids."""
+
+    def selectable_jobs(
+        self, *, after: str, limit: int, states: Iterable[JobState] = ()
+    ) -> list[tuple[str, dict[str, str]]]:
+        """(id, what selectors see) of jobs in the order of their ids, as from `jobs`."""
+
+    def check_scope(self, job: Job) -> None:
+        """Makes sure that a job, as it would be, is one that the caller may touch.
+
+        Storing it does so too; this is for those who only want to know.
+
+        Raises:
+            Refusal: OUT_OF_SCOPE, in a transaction for a scoped caller.
+        """
+
     def insert_job(self, job: Job) -> Job:
         """Stores a new job and returns it with its key. The id must not be in use."""
 
     def save_job(self, job: Job) -> None:
         """Stores a job that was read in this same transaction."""
+
+    def save_accepting(self, jobs_: Sequence[Job]) -> None:
+        """Stores of jobs that were read before what accepting updates changes in them."""
 
     def delete_job(self, job: Job) -> None:
         """Deletes a job and everything that belongs to it but its events.
@@ -114,6 +190,15 @@ class Transaction(Protocol):
     def open_updates(self, job: Job) -> list[Update]:
         """Updates that are pending or delivered, oldest first."""
 
+    def read_ahead_open(self, ids: Iterable[str]) -> None:
+        """Reads jobs with their open updates at once, for when each is asked for.
+
+        For transactions that only read.
+        """
+
+    def first_open(self, job: Job) -> int | None:
+        """Revision of the oldest update that is pending or delivered; None: there is none."""
+
     def count_open(self, job: Job) -> int:
         """How many updates are pending or delivered."""
 
@@ -126,8 +211,66 @@ class Transaction(Protocol):
     def insert_update(self, job: Job, update: Update) -> None:
         """Stores a new update. Its revision and its request id must not be in use."""
 
+    def insert_updates(self, made: Iterable[tuple[Job, Update]]) -> None:
+        """Stores new updates, each of its job; as `insert_update` does."""
+
     def save_update(self, job: Job, update: Update) -> None:
         """Stores an update that was read before."""
+
+    def updates_at(self, places: Collection[tuple[int, int]]) -> dict[tuple[int, int], Update]:
+        """Those of the updates that exist, by (job key, revision)."""
+
+    def read_ahead_updates(self, places: Collection[tuple[int, int]]) -> None:
+        """Reads updates, by (job key, revision), at once, for when they are asked for."""
+
+    def count_open_of(self, of: Iterable[Job]) -> dict[int, int]:
+        """How many updates are pending or delivered, by job key; without those of none."""
+
+    def scan_updates(
+        self,
+        *,
+        newest_first: bool,
+        beyond: Place,
+        until: datetime,
+        author: str = "",
+        limit: int,
+    ) -> list[Scanned]:
+        """Updates of all jobs in the order of their times, beyond a place in that order.
+
+        Args:
+            newest_first: The order.
+            beyond: The place.
+            until: Where to end: the oldest time, or, oldest first, the first that is too young.
+            author: Only what this one asked for; empty: all.
+            limit: How many to look at.
+        """
+
+    def batch(self, key: int) -> Batch | None:
+        """The batch, or None."""
+
+    def batch_by_request(self, author: str, request_id: str) -> Batch | None:
+        """The batch that an author's request made, or None."""
+
+    def batches(self, *, beyond: int | None, limit: int) -> list[Batch]:
+        """Batches, newest first, beyond one in that order."""
+
+    def insert_batch(self, batch: Batch, refusals: Mapping[str, JobRefusal]) -> Batch:
+        """Stores a new batch, with the jobs that did not take it; returns it with its key.
+
+        Its author must not have used its request id.
+        """
+
+    def batch_members(self, batch: Batch) -> list[Member]:
+        """The updates of a batch, in the order of their jobs' ids."""
+
+    def batch_states(self, batch: Batch) -> dict[int, UpdateState]:
+        """The states of a batch's updates, by job key."""
+
+    def batch_counts(self, of: Collection[Batch]) -> dict[int, dict[UpdateState, int]]:
+        """How many updates of each batch are in which state, by the batch's key."""
+
+    def batch_refusals(self, batch: Batch) -> dict[str, JobRefusal]:
+        """Why jobs did not take a batch, by job id."""
 
     def runs(self, job: Job) -> list[Run]:
         """The job's training processes, in the order of their numbers."""
@@ -151,11 +294,15 @@ class Transaction(Protocol):
     def add_telemetry(self, batches: Iterable[TelemetryBatch]) -> None:
         """Stores samples and the newest telemetry. A sample again takes the older one's place.
 
-        Batches of jobs that are gone are left out without a word.
+        Batches of jobs that are gone are left out without a word, and so is the newest
+        telemetry of a session where that of a later one is there.
         """
 
     def telemetry(self, job: Job) -> Telemetry | None:
         """The newest telemetry of a job as stored, or None."""
+
+    def read_ahead_telemetry(self, of: Iterable[Job]) -> None:
+        """Reads the newest telemetry of many jobs at once, for when it is asked for."""
 
     def metric_names(self, job: Job) -> list[str]:
         """Names of the metrics that the job has samples of, in order."""
@@ -181,6 +328,65 @@ class Transaction(Protocol):
             last: Only the newest so many.
         """
 
+    def beat(self, replica: str) -> dict[str, int]:
+        """Counts a replica on by one; returns how far each replica has counted."""
+
+    def forget_replica(self, replica: str) -> None:
+        """Takes a replica that is gone off the list."""
+
+    def token(self, token_id: str) -> Token | None:
+        """The token, or None."""
+
+    def token_by_digest(self, digest: str) -> Token | None:
+        """The token whose secret has that digest, or None."""
+
+    def tokens(self, *, active_at: datetime | None, beyond: int | None, limit: int) -> list[Token]:
+        """Tokens, newest first, beyond one in that order.
+
+        Args:
+            active_at: Only those that are worth something at that time; None: all.
+            beyond: The key of the last one that is known; None: from the newest.
+            limit: How many.
+        """
+
+    def insert_token(self, token: Token, digest: str) -> Token:
+        """Stores a new token and returns it with its key."""
+
+    def revoke_token(self, key: int, time: datetime) -> None:
+        """Stores that a token was revoked."""
+
+    def tokens_used(self, times: Mapping[int, datetime]) -> None:
+        """Stores when tokens were last used, by their keys; never an earlier time for a later."""
+
+    def ended_tokens(self, now: datetime) -> set[str]:
+        """Ids of the tokens that are revoked or expired."""
+
+    def add_audit_records(self, records: Iterable[AuditRecord]) -> None:
+        """Stores new records."""
+
+    def scan_audit_records(
+        self,
+        *,
+        beyond: AuditPlace,
+        start: datetime,
+        principal: str = "",
+        root: str = "",
+        limit: int,
+    ) -> list[AuditRecord]:
+        """Records beyond a place, newest first.
+
+        Args:
+            beyond: The place.
+            start: The oldest time.
+            principal: Only of this one; empty: of all.
+            root: Only about what belongs to this (see `root_of`); empty: whatever. Only one of
+                the two.
+            limit: How many.
+        """
+
+    def prune_audit_records(self, before: datetime, limit: int) -> int:
+        """Deletes at most `limit` records, those before a time; returns how many were deleted."""
+
     def prune(
         self, *, samples_before: int | None, events_before: datetime | None, limit: int
     ) -> int:
@@ -199,7 +405,18 @@ class Store(Protocol):
     A write returns after its commit is on disk. Writes take effect one after the
     other, as if each had the store to itself; a function may be run again if the
     transaction has to be repeated, so it must have no other effects.
+
+    Writers that read a job in order to change it wait for one another. Whoever locks
+    several reads them in the order of their ids, so that no two wait for each other.
     """
+
+    @property
+    def replica(self) -> str:
+        """What this server is called among those that share the store."""
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether there can be others."""
 
     async def write(self, work: Callable[[Transaction], T]) -> T:
         """Runs `work` in a transaction; returns its result after the commit.
@@ -209,6 +426,15 @@ class Store(Protocol):
 
     async def read(self, work: Callable[[Transaction], T]) -> T:
         """Runs `work` on a consistent view of what is committed. It must not write."""
+
+    async def follow(self, heard: Callable[[Sequence[Event] | None], None]) -> None:
+        """Tells of what is committed without a caller here who would: runs until cancelled.
+
+        That is what other replicas write, and what callers wrote who have gone meanwhile.
+
+        Args:
+            heard: Is called with the events; None: some may have been missed.
+        """
 
     async def close(self) -> None:
         """Finishes what was begun and closes the files."""

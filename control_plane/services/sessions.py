@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,11 +22,13 @@ from control_plane.services.admission import Admission, admit, lost
 from control_plane.services.agent_session import AgentSession, SessionLimits, SessionParts
 from control_plane.services.bus import JOBS, updates_topic
 from control_plane.services.jobs import job_event
+from control_plane.services.joined_reads import JoinedReads
 from control_plane.services.outbox import (
     GoAway,
     Welcome,
 )
 from control_plane.services.ports import Clock, EventKind, Store, Transaction, WakeupBus
+from control_plane.services.replicas import Replicas
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -32,6 +36,11 @@ if TYPE_CHECKING:
     from control_plane.services.telemetry import TelemetryHub
 
 T = TypeVar("T")
+
+_CLOCKS_APART = timedelta(seconds=5)
+"""How far the clocks of servers that share a store may be apart."""
+_AT_ONCE = timedelta()
+_LOOKED_AT_ONCE = 500
 
 _log: FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -48,17 +57,37 @@ class SessionService:
         limits: SessionLimits,
     ) -> None:
         """Takes its parts; see `SessionLimits`."""
-        self._parts = SessionParts(store, clock, bus, telemetry, limits)
+        deliveries = JoinedReads[str](store, lambda tx, ids: tx.read_ahead_open(ids))
+        self._parts = SessionParts(store, clock, bus, telemetry, limits, deliveries)
         self._open: dict[str, AgentSession] = {}
+        self._unrecorded: list[AgentSession] = []
+        self._replicas = Replicas(store, clock, timedelta(seconds=limits.lost_after))
 
     @property
     def limits(self) -> SessionLimits:
         """What agents are told."""
         return self._parts.limits
 
-    def connected(self, job_id: str) -> bool:
-        """Whether a job's stream is open on this server."""
-        return job_id in self._open
+    @property
+    def count(self) -> int:
+        """Streams that are open on this server."""
+        return len(self._open)
+
+    @property
+    def queued(self) -> int:
+        """Messages that wait to be sent on them. May be asked from any thread."""
+        return sum(len(session.outbox) for session in list(self._open.values()))
+
+    def connected(self, job: Job) -> bool:
+        """Whether a job's stream is open, on this server or another that is alive."""
+        if job.id in self._open:
+            return True
+        session = job.session
+        return (
+            session is not None
+            and session.connected
+            and self._replicas.may_be_alive(session.replica)
+        )
 
     async def open(self, number: int, hello: Hello) -> AgentSession:
         """Begins a session; an older one of the same job ends.
@@ -70,7 +99,9 @@ class SessionService:
             raise shutting_down()
         check_protocol(hello.protocol_version)
         now = self._parts.clock()
-        admission = await self._parts.store.write(lambda tx: admit(tx, hello, now))
+        admission = await self._parts.store.write(
+            lambda tx: admit(tx, hello, now, self._replicas.own)
+        )
         session = AgentSession(self._parts, admission, number)
         older = self._open.get(session.job_id)
         if older is not None and older.epoch > session.epoch:
@@ -84,7 +115,7 @@ class SessionService:
                 else superseded(admission.job)
             )
         self._parts.telemetry.seen(session.job_key)
-        self._parts.telemetry.resume(session.job_key, admission.telemetry)
+        self._parts.telemetry.resume(session.job_key, session.epoch, admission.telemetry)
         if admission.is_new_run:
             self._parts.telemetry.begin_run(session.job_key, hello.start_step)
         if hello.state.progress is not None:
@@ -123,7 +154,13 @@ class SessionService:
         """The stream of a session has ended."""
         if self._open.get(session.job_id) is session:
             del self._open[session.job_id]
-        await session.close()
+        try:
+            await session.close()
+        except Refusal as refusal:
+            if refusal.reason is not Reason.STORE_UNAVAILABLE:
+                raise
+            # Else the job would seem to be connected for as long as this server lives.
+            self._unrecorded.append(session)
         self._parts.bus.notify(JOBS)
         _log.info("session closed", job=session.job_id, epoch=session.epoch)
 
@@ -141,12 +178,21 @@ class SessionService:
         Args:
             since_start: Seconds since this server began; before that nobody could be heard.
         """
-        limit = self._parts.limits.heartbeat_interval * self._parts.limits.lost_after_intervals
+        await self._replicas.beat()
+        while self._unrecorded:
+            await self._unrecorded[-1].close()
+            self._unrecorded.pop()
+        limit = self._parts.limits.lost_after
         now = self._parts.clock()
-        for session in list(self._open.values()):
+        for number, session in enumerate(list(self._open.values())):
+            if number % _LOOKED_AT_ONCE == 0:
+                await asyncio.sleep(0)  # nobody is to wait for a look at ten thousand
+            if session.is_deaf:
+                continue
             live = self._parts.telemetry.live(session.job_key)
             seen = live.last_seen if live is not None else None
-            silence = (now - seen).total_seconds() if seen is not None else since_start
+            heard = session.listens_since if seen is None else max(seen, session.listens_since)
+            silence = (now - heard).total_seconds()
             if silence > limit and session.state in LIVE_STATES:
                 try:
                     await session.mark_lost(silence)
@@ -155,18 +201,26 @@ class SessionService:
                         raise
         if since_start <= limit:
             return
-        jobs = await self._parts.store.read(_live_jobs)
+        alive = self._replicas.alive()
+        jobs = await self._parts.store.read(lambda tx: tx.unheard_jobs(alive))
         for job in jobs:
-            if job.id not in self._open:
-                await self._lose_unconnected(job, limit, now, since_start)
+            await self._lose_unconnected(job, limit, now, since_start)
+        await self._replicas.bury()
+
+    async def leave(self) -> None:
+        """Tells other servers that this one ends, so that they look after its jobs at once."""
+        await self._replicas.leave()
 
     async def _lose_unconnected(
         self, job: Job, limit: float, now: datetime, since_start: float
     ) -> None:
-        live = self._parts.telemetry.live(job.key)
+        live = self._parts.telemetry.current(job)
         heard = [now - timedelta(seconds=since_start)]
         heard += [live.last_seen] if live is not None and live.last_seen is not None else []
-        heard += [job.session.last_seen_time] if job.session is not None else []
+        heard += [self._replicas.since] if self._replicas.since is not None else []
+        if job.session is not None:
+            alive = self._replicas.heard(job.session.replica) if job.session.connected else None
+            heard += [job.session.last_seen_time] if alive is None else [alive]
         silence = (now - max(heard)).total_seconds()
         if silence <= limit:
             return
@@ -176,7 +230,14 @@ class SessionService:
             if current is None or current.session != job.session or current.state != job.state:
                 return
             message = f"nothing heard from its agent for {silence:.0f} s"
-            tx.save_job(lost(current, message, now, max(heard), connected=False))
+            gone = lost(current, message, now, max(heard), connected=False)
+            if current.session is not None and current.session.connected and gone.session:
+                # Its server has died. Nobody has noted what it had sent by then.
+                reached = max(heard) + (_CLOCKS_APART if self._parts.store.is_shared else _AT_ONCE)
+                sent = [u.revision for u in tx.open_updates(job) if u.create_time <= reached]
+                session = replace(gone.session, last_revision=max(sent, default=0))
+                gone = replace(gone, session=session)
+            tx.save_job(gone)
             tx.append_event(job_event(EventKind.MODIFIED, current, now))
 
         await self._parts.store.write(work)
@@ -186,12 +247,3 @@ class SessionService:
 def _go_away() -> GoAway:
     delay = random.uniform(0.2, 1.0)  # noqa: S311 - spreads reconnects, no secret
     return GoAway(delay, "the server is shutting down")
-
-
-def _live_jobs(tx: Transaction) -> list[Job]:
-    found: list[Job] = []
-    after = ""
-    while chunk := tx.jobs(after=after, limit=500, states=LIVE_STATES):
-        found += chunk
-        after = chunk[-1].id
-    return found

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import structlog
 
+from control_plane.domain.acceptance import Standing
 from control_plane.domain.errors import Reason, Refusal
-from control_plane.domain.job import Job, MetricPoint, Progress
-from control_plane.services.ports import Clock, Store, Telemetry, TelemetryBatch, Transaction
+from control_plane.domain.job import Job, MetricPoint, Progress, ReadValue
+from control_plane.services.ports import (
+    Clock,
+    Store,
+    Telemetry,
+    TelemetryBatch,
+    Transaction,
+)
 from control_plane.services.views import JobView
 
 if TYPE_CHECKING:
@@ -36,6 +43,7 @@ class Live:
         version: Grows with every change, over all jobs, so that watchers see what is new.
         last_seen: When anything was last heard of the job; None: not since the server began.
         readings: Newest values of parameters, by (parameter, group).
+        epoch: The session that tells all this.
     """
 
     progress: Progress | None = None
@@ -43,11 +51,19 @@ class Live:
     dropped_samples: int = 0
     version: int = 0
     last_seen: datetime | None = None
-    readings: dict[tuple[str, str], Value] = field(default_factory=dict)
+    readings: dict[tuple[str, str], ReadValue] = field(default_factory=dict)
+    epoch: int = 0
 
     def stored(self) -> Telemetry:
         """The same, as the store keeps it."""
-        return Telemetry(self.progress, tuple(self.metrics.values()), self.dropped_samples)
+        return Telemetry(
+            self.progress,
+            tuple(self.metrics.values()),
+            self.dropped_samples,
+            tuple(self.readings.values()),
+            self.epoch,
+            self.last_seen,
+        )
 
 
 @dataclass(slots=True)
@@ -84,10 +100,28 @@ class TelemetryHub:
         self._room.set()
         self._flushing = asyncio.Lock()
         self.version = 0
+        self.taken = 0
+        """Samples taken in."""
+        self.dropped = 0
+        """Samples that agents had to drop, as they say."""
+
+    @property
+    def waiting(self) -> int:
+        """Samples that wait for the store."""
+        return self._pending_samples
 
     def live(self, job_key: int) -> Live | None:
-        """The newest telemetry of a job, where this server has heard of it."""
+        """The telemetry of the newest session that a job has had with this server."""
         return self._live.get(job_key)
+
+    def current(self, job: Job) -> Live | None:
+        """The newest telemetry of a job, where its session is, or was last, with this server.
+
+        Else another server knows better: what is in the store is newer.
+        """
+        live = self._live.get(job.key)
+        epoch = job.session.epoch if job.session is not None else 0
+        return live if live is not None and live.epoch == epoch else None
 
     def seen(self, job_key: int) -> None:
         """Notes that something was heard of a job just now."""
@@ -101,14 +135,23 @@ class TelemetryHub:
         """Waits until there is room for more samples. Whoever reads a stream waits here."""
         await self._room.wait()
 
-    def resume(self, job_key: int, stored: Telemetry | None) -> None:
-        """Takes over what is stored of a job that this server has not heard of yet."""
+    def resume(self, job_key: int, epoch: int, stored: Telemetry | None) -> None:
+        """Begins a session; takes over what is stored, unless this server had the last one too.
+
+        Args:
+            job_key: The job.
+            epoch: The session.
+            stored: What is in the store; None: nothing.
+        """
         live = self._of(job_key)
-        if stored is None or live.version:
+        had_the_last = live.epoch == epoch - 1 and live.version > 0
+        live.epoch = epoch
+        if stored is None or had_the_last:
             return
         live.progress = stored.progress
         live.metrics = {point.name: point for point in stored.metrics}
         live.dropped_samples = stored.dropped_samples
+        live.readings = {(each.parameter, each.group): each for each in stored.readings}
 
     def begin_run(self, job_key: int, start_step: int) -> None:
         """Notes that a new training process goes on from a step, and what came after is void."""
@@ -133,6 +176,7 @@ class TelemetryHub:
         live = self._of(job_key)
         for transition in transitions:
             live.readings.pop((transition.parameter, transition.group), None)
+        self._store_soon(job_key)
 
     def take(
         self, job_key: int, run_number: int, heartbeat: Heartbeat, stored: Callable[[], None]
@@ -148,10 +192,17 @@ class TelemetryHub:
         live = self._of(job_key)
         if heartbeat.progress is not None:
             live.progress = heartbeat.progress
-        live.dropped_samples = max(live.dropped_samples, heartbeat.dropped_samples)
+        dropped = max(live.dropped_samples, heartbeat.dropped_samples)
+        self.dropped += dropped - live.dropped_samples
+        live.dropped_samples = dropped
         for reading in heartbeat.readings:
             if reading.value is not None:
-                live.readings[reading.parameter, reading.group] = reading.value
+                live.readings[reading.parameter, reading.group] = ReadValue(
+                    reading.parameter,
+                    reading.group,
+                    reading.value,
+                    live.progress.step if live.progress is not None else 0,
+                )
         for column in heartbeat.metrics:
             if not column.steps:
                 continue
@@ -162,6 +213,7 @@ class TelemetryHub:
                 EPOCH + timedelta(microseconds=column.times[-1]),
             )
             self._pending_samples += len(column.steps)
+            self.taken += len(column.steps)
         self._changed(live)
         pending = self._pending.setdefault((job_key, run_number), _Pending())
         pending.columns += heartbeat.metrics
@@ -172,20 +224,30 @@ class TelemetryHub:
 
     def view(self, tx: Transaction, job: Job, *, connected: bool) -> JobView:
         """A job with its telemetry."""
-        live = self._live.get(job.key)
         telemetry = self._telemetry(tx, job)
         if job.session is not None:
-            seen = live.last_seen if live is not None else None
-            session = replace(
-                job.session,
-                connected=connected,
-                last_seen_time=max(seen, job.session.last_seen_time)
-                if seen
-                else job.session.last_seen_time,
-            )
+            seen = job.session.last_seen_time
+            if telemetry.seen_time is not None:
+                seen = max(seen, telemetry.seen_time)
+            session = replace(job.session, connected=connected, last_seen_time=seen)
             job = replace(job, session=session)
         last = tx.update(job, job.revision) if job.revision else None
         return JobView(job, telemetry.progress, telemetry.metrics, telemetry.dropped_samples, last)
+
+    def read_ahead(self, tx: Transaction, jobs: Iterable[Job]) -> None:
+        """Has what is needed of many jobs read at once, where it is not in memory."""
+        tx.read_ahead_telemetry([job for job in jobs if self.current(job) is None])
+
+    def standings(self, tx: Transaction, jobs: Sequence[Job]) -> dict[int, Standing]:
+        """What updates of jobs are judged by, by job key."""
+        self.read_ahead(tx, jobs)
+        counts = tx.count_open_of(jobs)
+        return {
+            job.key: Standing(
+                self.in_force(tx, job), self.steps_done(tx, job), counts.get(job.key, 0)
+            )
+            for job in jobs
+        }
 
     def steps_done(self, tx: Transaction, job: Job) -> int | None:
         """Optimizer steps that a job has done; None: unknown."""
@@ -198,25 +260,31 @@ class TelemetryHub:
         A schedule moves a value on after it was confirmed; a metric of the parameter's
         name tells where it has come to.
         """
-        live = self._live.get(job.key)
-        values = job.in_force() | (live.readings if live is not None else {})
-        metrics = {metric.name: metric for metric in self._telemetry(tx, job).metrics}
+        telemetry = self._telemetry(tx, job)
+        values = job.in_force()
+        confirmed: dict[str, int] = {}
+        for each in job.effective:
+            confirmed[each.parameter] = max(each.step, confirmed.get(each.parameter, 0))
+        for reading in telemetry.readings:
+            # Another server may have stored what was confirmed, and not yet that it is newer.
+            if reading.step >= confirmed.get(reading.parameter, 0):
+                values[reading.parameter, reading.group] = reading.value
+        metrics = {metric.name: metric for metric in telemetry.metrics}
         for spec in job.parameters:
             key = (spec.name, "")
             if spec.groups and key not in values and (spec.name, spec.groups[0]) in values:
                 values[key] = values[spec.name, spec.groups[0]]  # which stands for the whole
             metric = metrics.get(spec.name)
-            confirmed = max((e.step for e in job.effective if e.parameter == spec.name), default=0)
-            if metric is not None and metric.step >= confirmed and math.isfinite(metric.value):
+            if metric is None or not math.isfinite(metric.value):
+                continue
+            if metric.step >= confirmed.get(spec.name, 0):
                 values[key] = metric.value
         return values
 
     def _telemetry(self, tx: Transaction, job: Job) -> Telemetry:
         """From memory, or where there is none, from the store."""
-        live = self._live.get(job.key)
-        if live is not None and (live.progress is not None or live.metrics):
-            return live.stored()
-        return tx.telemetry(job) or Telemetry(None, (), 0)
+        live = self.current(job)
+        return live.stored() if live is not None else tx.telemetry(job) or Telemetry(None, (), 0)
 
     async def run(self) -> None:
         """Flushes at intervals until cancelled."""

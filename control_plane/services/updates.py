@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from control_plane.domain.change_rules import check_changes
+from control_plane.domain.acceptance import check_acceptable
 from control_plane.domain.errors import Reason, Refusal, invalid, shutting_down
 from control_plane.domain.job import (
     Job,
-    check_accepts_updates,
-    check_action,
     trainer_may_have,
     with_desired,
     with_effective,
@@ -30,17 +28,16 @@ from control_plane.domain.update import (
     Outcome,
     Update,
     UpdateSpec,
-    UpdateState,
     answer_again,
     as_happened,
     check_author,
     check_request_id,
     check_revision,
-    check_spec,
     request_cancel,
     settle,
 )
 from control_plane.services.bus import JOBS, session_topic, updates_topic
+from control_plane.services.history import MOST_SCANNED
 from control_plane.services.jobs import job_event
 from control_plane.services.ports import Clock, EventKind, Store, Transaction, WakeupBus
 from control_plane.services.standing import desired_anew
@@ -49,6 +46,7 @@ from control_plane.services.views import need_job, need_update
 if TYPE_CHECKING:
     from control_plane.domain.session import Run
     from control_plane.domain.update import LocalUpdate
+    from control_plane.services.history import HistoryQuery
     from control_plane.services.telemetry import TelemetryHub
 
 _SCAN = 100
@@ -65,6 +63,7 @@ class Submission:
     request_id: str = ""
     expected_revision: int | None = None
     validate_only: bool = False
+    trace_parent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,15 +100,21 @@ def settle_in(tx: Transaction, job: Job, update: Update, outcome: Outcome, now: 
     if settled == update:
         return job
     tx.save_update(job, settled)
+    if update.is_open:
+        tx.notes.append(settled)
+    effective, desired = job.effective, job.desired
     if isinstance(outcome, Applied) and outcome.rolled_back_by is None:
-        job = replace(job, effective=with_effective(job, settled, outcome))
+        effective = with_effective(job, settled, outcome)
     elif not settled.is_wanted and any(d.revision == settled.revision for d in job.desired):
         dropped = {change.parameter for change in settled.spec.changes}
-        job = replace(job, desired=desired_anew(tx, job, dropped))
-    still_open = tx.open_updates(job)
-    job = replace(
-        job, settled_revision=still_open[0].revision - 1 if still_open else job.revision
-    ).changed(now)
+        desired = desired_anew(tx, job, dropped)
+    still_open = tx.first_open(job)
+    job = job.changed(
+        now,
+        effective=effective,
+        desired=desired,
+        settled_revision=job.revision if still_open is None else still_open - 1,
+    )
     tx.save_job(job)
     tx.append_event(job_event(EventKind.MODIFIED, job, now, update.revision))
     return job
@@ -145,12 +150,46 @@ def accept_in(tx: Transaction, job: Job, update: Update, now: datetime) -> Job:
     Returns:
         The job as it is then (stored).
     """
-    tx.insert_update(job, update)
-    desired = with_desired(job.desired, update)
-    job = replace(job, revision=update.revision, desired=desired).changed(now)
-    tx.save_job(job)
-    tx.append_event(job_event(EventKind.MODIFIED, job, now, update.revision))
-    return job
+    return accept_all_in(tx, [(job, update)], now)[0]
+
+
+def accept_all_in(
+    tx: Transaction, accepted: Sequence[tuple[Job, Update]], now: datetime
+) -> list[Job]:
+    """Stores new updates of different jobs within a transaction.
+
+    Returns:
+        The jobs as they are then (stored).
+    """
+    tx.insert_updates(accepted)
+    tx.notes.extend(update for _, update in accepted)
+    jobs = [
+        job.changed(now, revision=update.revision, desired=with_desired(job.desired, update))
+        for job, update in accepted
+    ]
+    tx.save_accepting(jobs)
+    for job in jobs:
+        tx.append_event(job_event(EventKind.MODIFIED, job, now, job.revision))
+    return jobs
+
+
+def cancel_in(tx: Transaction, job: Job, update: Update, by: Cancelled, now: datetime) -> Update:
+    """Withdraws an update within a transaction; see `request_cancel`.
+
+    Returns:
+        The update as it is then (stored).
+
+    Raises:
+        Refusal: If it is settled, or has happened already.
+    """
+    may_have_it = trainer_may_have(job, update)
+    asked = request_cancel(update, by, now, trainer_may_have_it=may_have_it)
+    if not asked.is_open:
+        settle_in(tx, job, update, by, now)
+    elif asked != update:
+        tx.save_update(job, asked)
+        tx.append_event(job_event(EventKind.MODIFIED, job, now, update.revision))
+    return asked
 
 
 def _due(tx: Transaction, now: datetime) -> list[tuple[str, int]]:
@@ -220,27 +259,19 @@ class UpdateService:
                 existing = tx.update_by_request(job, request_id)
                 if existing is not None:
                     return answer_again(existing, spec)
-            check_spec(spec, now=now, steps_done=self._telemetry.steps_done(tx, job))
-            check_accepts_updates(job)
             check_revision(submission.expected_revision, job.revision)
-            check_changes(
-                spec.changes,
-                job.parameters,
-                in_force=self._telemetry.in_force(tx, job),
-                principal=submission.author,
-                force=spec.force,
+            check_acceptable(
+                spec,
+                job,
+                self._telemetry.standings(tx, [job])[job.key],
+                author=submission.author,
+                now=now,
+                max_open=self._max_open,
             )
-            if spec.action is not None:
-                check_action(job, spec.action.kind)
-            if tx.count_open(job) >= self._max_open:
-                raise Refusal(
-                    Reason.TOO_MANY_PENDING,
-                    f"job {job.id!r} has {self._max_open} updates that are not in force yet, the "
-                    "most allowed; wait for some, or cancel some",
-                    metadata={"limit": str(self._max_open)},
-                    retry_delay=1.0,
-                )
-            update = Update(job.id, job.revision + 1, spec, submission.author, request_id, now)
+            update = Update(
+                *(job.id, job.revision + 1, spec, submission.author, request_id, now),
+                trace_parent=submission.trace_parent,
+            )
             if submission.validate_only:
                 return update
             accept_in(tx, job, update, now)
@@ -262,28 +293,38 @@ class UpdateService:
     async def list(
         self,
         job_id: str,
-        states: Iterable[UpdateState],
+        query: HistoryQuery,
         *,
-        newest_first: bool,
         beyond: int | None,
         limit: int,
     ) -> UpdatePage:
-        """A page of a job's updates."""
-        wanted = tuple(states)
+        """A page of a job's updates; the selector of the query has no part in it.
+
+        It may be short though there are more: it costs the same however few are wanted.
+        """
 
         def work(tx: Transaction) -> UpdatePage:
             job = need_job(tx, job_id)
-            found = tx.updates(
-                job,
-                newest_first=newest_first,
-                beyond=beyond,
-                limit=limit + 1,
-                states=wanted,
-            )
-            more = len(found) > limit
-            found = found[:limit]
             spans = tuple(_lineage(tx.runs(job)))
-            return UpdatePage(tuple(found), found[-1].revision if more else None, spans)
+            found: list[Update] = []
+            at, scanned = beyond, 0
+            while True:
+                size = limit - len(found) + 1 if query.is_plain else _SCAN
+                chunk = tx.updates(
+                    job,
+                    newest_first=query.newest_first,
+                    beyond=at,
+                    limit=size,
+                    states=query.states,
+                )
+                for update in chunk:
+                    if len(found) == limit or scanned == MOST_SCANNED:
+                        return UpdatePage(tuple(found), at, spans)
+                    at, scanned = update.revision, scanned + 1
+                    if query.wants_time_and_author(update):
+                        found.append(update)
+                if len(chunk) < size:
+                    return UpdatePage(tuple(found), None, spans)
 
         return await self._store.read(work)
 
@@ -323,16 +364,7 @@ class UpdateService:
         def work(tx: Transaction) -> Update:
             job = need_job(tx, job_id)
             update = need_update(tx, job, revision)
-            by_whom = Cancelled(by, reason)
-            asked = request_cancel(
-                update, by_whom, now, trainer_may_have_it=trainer_may_have(job, update)
-            )
-            if not asked.is_open:
-                settle_in(tx, job, update, by_whom, now)
-            elif asked != update:
-                tx.save_update(job, asked)
-                tx.append_event(job_event(EventKind.MODIFIED, job, now, revision))
-            return asked
+            return cancel_in(tx, job, update, Cancelled(by, reason), now)
 
         update = await self._store.write(work)
         self._notify(job_id)
@@ -346,7 +378,7 @@ class UpdateService:
             return
 
         def work(tx: Transaction) -> None:
-            for job_id, revision in due:
+            for job_id, revision in sorted(due):
                 found = _expirable(tx, job_id, revision)
                 if found is not None:
                     settle_in(tx, *found, deadline_passed(found[1]), now)

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from control_plane.domain.errors import Reason, Refusal
+from control_plane.domain.names import batch_name
 
 if TYPE_CHECKING:
+    from control_plane.domain.batch import Batch
     from control_plane.domain.job import Job, MetricPoint, Progress
     from control_plane.domain.update import Update
     from control_plane.services.ports import Transaction
@@ -31,11 +33,6 @@ class JobView:
     dropped_samples: int
     last_update: Update | None
 
-    def labels(self) -> dict[str, str]:
-        """What selectors see: the labels, and beneath them job, method and state."""
-        job = self.job
-        return {"job": job.id, "method": job.method, "state": job.state.value, **job.labels}
-
 
 def need_job(tx: Transaction, job_id: str) -> Job:
     """The job.
@@ -45,12 +42,33 @@ def need_job(tx: Transaction, job_id: str) -> Job:
     """
     job = tx.job(job_id)
     if job is None:
-        raise Refusal(
-            Reason.JOB_NOT_FOUND,
-            f"there is no job {job_id!r}; list the jobs to see their names",
-            metadata={"job": job_id},
-        )
+        raise job_not_found(job_id)
     return job
+
+
+def job_not_found(job_id: str) -> Refusal:
+    """The refusal for a job that there is none of."""
+    return Refusal(
+        Reason.JOB_NOT_FOUND,
+        f"there is no job {job_id!r}; list the jobs to see their names",
+        metadata={"job": job_id},
+    )
+
+
+def need_batch(tx: Transaction, key: int) -> Batch:
+    """The batch.
+
+    Raises:
+        Refusal: BATCH_NOT_FOUND.
+    """
+    batch = tx.batch(key)
+    if batch is None:
+        raise Refusal(
+            Reason.BATCH_NOT_FOUND,
+            f"there is no {batch_name(key)}; list the batches to see their names",
+            metadata={"batch": batch_name(key)},
+        )
+    return batch
 
 
 def need_update(tx: Transaction, job: Job, revision: int) -> Update:

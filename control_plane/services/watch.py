@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from control_plane.domain.access import EVERYTHING, Scope
 from control_plane.domain.errors import Reason, Refusal, shutting_down
 from control_plane.domain.update import Update
 from control_plane.services.bus import JOBS
@@ -75,6 +76,8 @@ class WatchService:
         self._bus = bus
         self._jobs = jobs
         self._telemetry = telemetry
+        self.count = 0
+        """Watches under way."""
 
     async def watch(
         self,
@@ -83,7 +86,8 @@ class WatchService:
         job_id: str = "",
         position: int | None = None,
         progress_interval: float | None = None,
-    ) -> AsyncIterator[WatchItem]:
+        scope: Scope = EVERYTHING,
+    ) -> AsyncGenerator[WatchItem]:
         """Yields a snapshot (unless it goes on from a position), then every change in order.
 
         Args:
@@ -91,17 +95,20 @@ class WatchService:
             job_id: Only this job; empty: all.
             position: Go on after this; None: begin with a snapshot.
             progress_interval: Seconds between progress items; None: none.
+            scope: The jobs that the caller may see.
 
         Raises:
             Refusal: POSITION_GONE.
         """
 
         def wanted(view: JobView) -> bool:
-            return (not job_id or view.job.id == job_id) and selector.matches(view.labels())
+            return (not job_id or view.job.id == job_id) and selector.matches(view.job.selectable())
 
-        shown = _Shown(before=position is not None, job_id=job_id)
+        shown = _Shown(before=position is not None, job_id=job_id, scope=scope)
         seen_version = self._telemetry.version
+        elsewhere: dict[int, object] = {}
         subscription = self._bus.subscribe(JOBS)
+        self.count += 1
         try:
             if position is None:
                 position = await self._newest()
@@ -129,8 +136,9 @@ class WatchService:
                 if progress_interval is not None and now >= progress_due:
                     progress_due = now + progress_interval
                     since, seen_version = seen_version, self._telemetry.version
-                    if seen_version != since:
-                        async for view in self._moved(wanted, job_id, since):
+                    # What other servers have heard does not move the version of this one.
+                    if seen_version != since or self._store.is_shared:
+                        async for view in self._moved(wanted, job_id, since, elsewhere):
                             yield WatchItem(
                                 WatchKind.PROGRESS, position, view, view.job.id, view.job.uid
                             )
@@ -140,6 +148,7 @@ class WatchService:
                         due = min(due, progress_due)
                     await subscription.wait(max(0.0, due - loop.time()))
         finally:
+            self.count -= 1
             subscription.close()
 
     async def _newest(self) -> int:
@@ -151,7 +160,7 @@ class WatchService:
             at = after
 
             def work(tx: Transaction, at: str = at) -> list[JobView]:
-                return [self._jobs.view(tx, job) for job in tx.jobs(after=at, limit=_CHUNK)]
+                return self._jobs.views(tx, tx.jobs(after=at, limit=_CHUNK))
 
             views = await self._store.read(work)
             for view in views:
@@ -162,9 +171,20 @@ class WatchService:
             after = views[-1].job.id
 
     async def _moved(
-        self, wanted: Callable[[JobView], bool], job_id: str, since: int
+        self,
+        wanted: Callable[[JobView], bool],
+        job_id: str,
+        since: int,
+        elsewhere: dict[int, object],
     ) -> AsyncIterator[JobView]:
-        """Jobs whose telemetry is newer than a version."""
+        """Jobs whose telemetry is newer than a version.
+
+        Args:
+            wanted: Which jobs.
+            job_id: Only this job; empty: all.
+            since: The version.
+            elsewhere: How far those were that are heard by other servers; is brought up to date.
+        """
         if job_id:
 
             def one(tx: Transaction) -> list[JobView]:
@@ -176,8 +196,14 @@ class WatchService:
         else:
             found = [view async for view in self._all(wanted)]
         for view in found:
-            live = self._telemetry.live(view.job.key)
-            if live is not None and live.version > since:
+            live = self._telemetry.current(view.job)
+            if live is not None:
+                moved = live.version > since
+            else:
+                now = view.progress, [(m.name, m.step, m.time) for m in view.metrics]
+                moved = elsewhere.get(view.job.key, now) != now
+                elsewhere[view.job.key] = now
+            if moved:
                 yield view
 
     async def _events(self, position: int) -> list[_Hydrated]:
@@ -189,14 +215,19 @@ class WatchService:
                     "the position to go on from is not kept any more; begin again without a "
                     "position, with a snapshot",
                 )
+            events = tx.events(after=position, limit=_CHUNK)
+            jobs = {job.id: job for job in tx.jobs_named({event.job_id for event in events})}
+            changed = [(jobs[e.job_id].key, e.revision) for e in events if e.job_id in jobs]
+            tx.read_ahead_updates([(key, revision) for key, revision in changed if revision])
+            views = {view.job.id: view for view in self._jobs.views(tx, list(jobs.values()))}
             hydrated: list[_Hydrated] = []
-            for event in tx.events(after=position, limit=_CHUNK):
-                job = tx.job(event.job_id)
+            for event in events:
+                job = jobs.get(event.job_id)
                 if job is None or job.uid != event.job_uid:
                     hydrated.append((event, None, None))
                     continue
                 update = tx.update(job, event.revision) if event.revision else None
-                hydrated.append((event, self._jobs.view(tx, job), update))
+                hydrated.append((event, views[job.id], update))
             return hydrated
 
         return await self._store.read(work)
@@ -205,10 +236,11 @@ class WatchService:
 class _Shown:
     """Which jobs a watcher has been shown, as far as is known."""
 
-    def __init__(self, *, before: bool, job_id: str) -> None:
+    def __init__(self, *, before: bool, job_id: str, scope: Scope) -> None:
         """`before`: it has watched before, and may have been shown any of its jobs then."""
         self._before = before
         self._job_id = job_id
+        self._scope = scope
         self._known: dict[str, bool] = {}
 
     def note(self, uid: str, *, shown: bool) -> None:
@@ -216,10 +248,32 @@ class _Shown:
         self._known[uid] = shown
 
     def maybe(self, event: Event) -> bool:
-        """Whether the watcher may have the job that an event is about."""
-        if event.job_uid not in self._known and event.kind is EventKind.CREATED:
+        """Whether the watcher may have the job that an event is about.
+
+        Raises:
+            Refusal: POSITION_GONE, that can not be told any more, and a guess would either leave
+                out what it has, or tell of jobs that are none of its business.
+        """
+        known = self._known.get(event.job_uid)
+        if known is not None:
+            return known
+        if event.kind is EventKind.CREATED or not self._before:
             return False
-        return self._known.get(event.job_uid, self._before and self._job_id in ("", event.job_id))
+        if self._job_id not in ("", event.job_id) or not self._scope.names(event.job_id):
+            return False
+        if not self._scope.goes_by_labels:
+            return True
+        if event.kind is EventKind.DELETED:
+            raise Refusal(
+                Reason.POSITION_GONE,
+                "jobs were deleted since that position, and whether the caller could see them can "
+                "not be told any more; begin again without a position, with a snapshot",
+            )
+        return False
+
+    def may_have_left(self, event: Event) -> bool:
+        """Whether a job that is not there for the watcher is one that was, and left its scope."""
+        return self._scope.goes_by_labels and self._known.get(event.job_uid, False)
 
 
 def _item(
@@ -236,7 +290,7 @@ def _item(
         return WatchItem(
             kind, event.position, view, event.job_id, event.job_uid, update, event.time
         )
-    if view is None and event.kind is not EventKind.DELETED:
+    if view is None and event.kind is not EventKind.DELETED and not shown.may_have_left(event):
         # Of a job that is gone by now, the changes before its deletion can not be shown.
         return None
     told = shown.maybe(event)

@@ -190,7 +190,7 @@ class Processes:
             name, verb, [*command, "--database", database, "--log-format", "json"], environment
         )
         try:
-            return process, _address_of(process)
+            return process, address_of(process)
         except BaseException:
             process.stop(_SERVER_GRACE)
             raise
@@ -251,8 +251,12 @@ def last_lines(log: Path, count: int = _LAST_LINES) -> str:
     return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines[-count:])
 
 
-def _address_of(service: Process) -> str:
-    """Waits until a service says where it serves."""
+def address_of(service: Process) -> str:
+    """Waits until a service says where it serves.
+
+    Raises:
+        DemoError: It does not.
+    """
     deadline = time.monotonic() + _START_TIMEOUT
     while time.monotonic() < deadline:
         for event in _events(service.log):

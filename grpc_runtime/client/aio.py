@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 
 from grpc_runtime.client.errors import MidcourseError
-from grpc_runtime.client.target import Target, channel_options
+from grpc_runtime.client.target import Target, channel_options, channel_target
 from grpc_runtime.client.transport import BaseTransport, Method, PageRequest
 
 if TYPE_CHECKING:
+    from grpc_runtime.client.call import Call
+    from grpc_runtime.client.credentials import Credentials
     from grpc_runtime.client.retry import RetryPolicy
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
 _Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 class AsyncTransport(BaseTransport):
@@ -34,27 +37,47 @@ class AsyncTransport(BaseTransport):
         *,
         timeout: float,
         retry: RetryPolicy,
-        credentials: grpc.ChannelCredentials | None,
+        credentials: Credentials | grpc.ChannelCredentials | None,
     ) -> None:
         """Makes the channel; it connects with the first call.
 
         Raises:
-            ValueError: The address is none.
+            ValueError: The address is none, or the credentials can not be used there.
             RuntimeError: No event loop is running.
         """
-        super().__init__(target, address, timeout=timeout, retry=retry)
+        super().__init__(target, address, timeout=timeout, retry=retry, credentials=credentials)
         asyncio.get_running_loop()  # grpc.aio would take another one and hang
         options = channel_options(self.address)
+        target_name = channel_target(self.address, secure=self.is_secure)
         self.channel = (
-            grpc.aio.insecure_channel(self.address, options)
-            if credentials is None
-            else grpc.aio.secure_channel(self.address, credentials, options)
+            grpc.aio.insecure_channel(target_name, options)
+            if self.channel_credentials is None
+            else grpc.aio.secure_channel(target_name, self.channel_credentials, options)
         )
 
     async def close(self) -> None:
         """Closes the channel, if it is this transport's own; calls under way end with an error."""
         if self.owns_channel:
+            self._closed.set()
             await self.channel.close()
+
+    async def run(self, call: Call[_Result]) -> _Result:
+        """Makes a call, again if need be.
+
+        Raises:
+            MidcourseError: What the last try failed with.
+        """
+        response: Any = await self.call(
+            call.method(self.stub(call.service)),
+            call.request,
+            repeatable=call.repeatable,
+            timeout=self.timeout + call.extra_seconds,
+        )
+        return call.result(response)
+
+    def run_pages(self, call: Call[Sequence[_Item]]) -> AsyncIterator[_Item]:
+        """Yields the items of all pages of a listing, each fetched when it is come to."""
+        return self.pages(call.method(self.stub(call.service)), call.request, call.result)
 
     async def call(
         self,
@@ -92,7 +115,9 @@ class AsyncTransport(BaseTransport):
         Raises:
             MidcourseError: What it failed with.
         """
-        return await self.result(method(request, timeout=timeout, metadata=self.metadata))
+        metadata = self.metadata
+        self.check_open()
+        return await self.result(method(request, timeout=timeout, metadata=metadata))
 
     async def pages(
         self,

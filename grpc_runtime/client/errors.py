@@ -7,6 +7,7 @@ from typing import Final
 
 import grpc
 
+from grpc_runtime.client.trouble import connection_trouble
 from grpc_runtime.errors import FieldViolation, from_rpc_error
 
 Code = grpc.StatusCode
@@ -131,19 +132,23 @@ _BY_CODE: Final[dict[grpc.StatusCode, type[MidcourseError]]] = {
 }
 
 
-def from_call(error: grpc.RpcError, *, service: str, address: str) -> MidcourseError:
+def from_call(
+    error: grpc.RpcError, *, service: str, address: str, secure: bool = False
+) -> MidcourseError:
     """Turns what a gRPC call raised into the clients' exception.
 
     Args:
         error: Of the synchronous or the asynchronous API.
         service: What should be at the address, for people, such as "control plane".
         address: Where the call went; named if nobody answered there.
+        secure: Whether the call went over TLS.
     """
     status = from_rpc_error(error)
     message = status.message
     if not status.reason:  # not the server's words: gRPC's own, or a proxy's
         if status.code is Code.UNAVAILABLE:
-            message = f"no {service} answers at {address} ({_cause(message)})"
+            trouble = connection_trouble(message, secure=secure)
+            message = f"no {service} answers at {address} ({trouble or _cause(message)})"
         elif status.code is Code.DEADLINE_EXCEEDED:
             message = f"the {service} at {address} did not answer in time"
         elif status.code is Code.UNIMPLEMENTED:

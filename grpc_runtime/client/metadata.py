@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable
 
 Metadata = tuple[tuple[str, str | bytes], ...]
@@ -20,6 +21,20 @@ def checked_metadata(pairs: Iterable[tuple[str, str | bytes]]) -> Metadata:
         ValueError: A key or value is not allowed; the message names the key alone.
     """
     return tuple(_checked(key, value) for key, value in pairs)
+
+
+def trace_context() -> Metadata:
+    """Returns what tells the server of the trace that the program is in, as W3C trace context.
+
+    Empty where it does not use OpenTelemetry, which is not loaded for that.
+    """
+    if "opentelemetry.trace" not in sys.modules:
+        return ()
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    carrier: dict[str, str] = {}
+    TraceContextTextMapPropagator().inject(carrier)
+    return tuple(carrier.items())
 
 
 def _checked(key: str, value: str | bytes) -> tuple[str, str | bytes]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import socket
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,18 +32,67 @@ class Target:
     def resolve(self, address: str | None) -> str:
         """Returns the address to use: the argument, the environment's or the default.
 
+        Several replicas of a service are written one after the other: ``a:50051,b:50051``.
+
         Raises:
             ValueError: It is no address.
         """
         chosen = address or os.environ.get(self.variable) or self.default_address
-        if chosen.startswith(_GRPC_SCHEMES):
-            return chosen
-        scheme, separator, rest = chosen.partition("://")
-        if separator and scheme != "unix":
-            raise ValueError(
-                f"address {chosen!r}: a gRPC address has no {scheme}://, write {rest.rstrip('/')!r}"
-            )
-        return str(Address.parse(chosen))
+        return ",".join(_checked(one) for one in addresses_of(chosen))
+
+
+def addresses_of(text: str) -> tuple[str, ...]:
+    """Returns the addresses that a text names, ``a:50051,b:50051``: replicas of one service."""
+    if text.startswith(_GRPC_SCHEMES):
+        return (text,)  # gRPC's own lists are gRPC's to read
+    return tuple(one.strip() for one in text.split(",") if one.strip()) or (text,)
+
+
+def channel_target(address: str, *, secure: bool) -> str:
+    """Returns what a channel is made of, for an address that :meth:`Target.resolve` gave.
+
+    Of several addresses the channel uses one that answers, each client beginning with another,
+    and goes on to the next where that ends. Their names are looked up once.
+
+    Raises:
+        ValueError: A name is unknown, or several addresses are to be used with TLS.
+    """
+    several = list(addresses_of(address))
+    if len(several) == 1:
+        return address
+    if secure:
+        raise ValueError(
+            f"address {address!r}: several addresses can not be used with TLS, as the servers' "
+            "certificates are for names; write one name that stands for all, dns:///name:port"
+        )
+    random.shuffle(several)
+    found = [_looked_up(Address.parse(one)) for one in several]
+    families = {family for family, _ in found}
+    if len(families) > 1:
+        raise ValueError(f"address {address!r}: use IPv4 addresses only, or IPv6 addresses only")
+    return f"{families.pop()}:{','.join(dict.fromkeys(where for _, where in found))}"
+
+
+def _looked_up(address: Address) -> tuple[str, str]:
+    """Returns ``ipv4`` or ``ipv6``, and the address as gRPC takes it."""
+    try:
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise ValueError(f"address {str(address)!r}: {error.strerror}") from error
+    family, _, _, _, where = min(found, key=lambda each: each[0] is not socket.AF_INET)
+    scheme = "ipv4" if family is socket.AF_INET else "ipv6"
+    return scheme, str(Address(str(where[0]), address.port))
+
+
+def _checked(address: str) -> str:
+    if address.startswith(_GRPC_SCHEMES):
+        return address
+    scheme, separator, rest = address.partition("://")
+    if separator and scheme != "unix":
+        raise ValueError(
+            f"address {address!r}: a gRPC address has no {scheme}://, write {rest.rstrip('/')!r}"
+        )
+    return str(Address.parse(address))
 
 
 def channel_options(address: str) -> ChannelOptions:
@@ -54,7 +105,10 @@ def channel_options(address: str) -> ChannelOptions:
         ("grpc.max_reconnect_backoff_ms", 2_000),
         ("grpc.min_reconnect_backoff_ms", 5_000),
     )
-    if not address.startswith(_GRPC_SCHEMES) and Address.parse(address).is_local:
+    if all(
+        not one.startswith(_GRPC_SCHEMES) and Address.parse(one).is_local
+        for one in addresses_of(address)
+    ):
         # An http_proxy in the environment is not meant for this host.
         options = (*options, ("grpc.enable_http_proxy", 0))
     return options

@@ -6,13 +6,15 @@
 ``errors``        what can go wrong, in words that say what to do.
 ``columns``       column types that mean the same in both: times, names, exact decimals.
 ``prepared``      statements that are compiled once.
+``listening``     hearing of what others commit to PostgreSQL.
 ``group_commit``  SQLite's one writer, which commits for many at once.
 ================  ===============================================================================
 """
 
 from __future__ import annotations
 
-from grpc_runtime.sql.columns import DecimalText, Name, UtcTime
+from grpc_runtime.sql.address import shown
+from grpc_runtime.sql.columns import KEY, DecimalText, Name, UtcTime
 from grpc_runtime.sql.database import Database
 from grpc_runtime.sql.errors import (
     DatabaseClosedError,
@@ -22,6 +24,7 @@ from grpc_runtime.sql.errors import (
 from grpc_runtime.sql.opening import open_database
 
 __all__ = [
+    "KEY",
     "Database",
     "DatabaseClosedError",
     "DatabaseOpenError",
@@ -30,4 +33,5 @@ __all__ = [
     "Name",
     "UtcTime",
     "open_database",
+    "shown",
 ]

@@ -35,8 +35,11 @@ def parse_address(address: str | Path) -> Path | URL:
     raise DatabaseOpenError(f"can not store in a {scheme}:// address, allowed: {_ALLOWED}")
 
 
-def shown(url: URL) -> str:
-    """A PostgreSQL URL without its secrets, for messages and logs."""
+def shown(address: str | URL) -> str:
+    """An address without its secrets, for messages and logs."""
+    url = address if isinstance(address, URL) else parse_address(address)
+    if isinstance(url, Path):
+        return str(url)
     # Without the parameters: a password may be among them.
     return URL.create(
         "postgresql", url.username, None, url.host, url.port, url.database

@@ -23,6 +23,11 @@ def microseconds(time: datetime) -> int:
     return (time - _EPOCH) // _MICROSECOND
 
 
+KEY = String().with_variant(String(collation="C"), "postgresql")
+"""Text that is compared and sorted by code point, as Python and SQLite do; so pages and keys
+come in the same order in every database, whatever its language is."""
+
+
 class UtcTime(TypeDecorator[datetime]):
     """A time with UTC as its zone, as microseconds since 1970."""
 

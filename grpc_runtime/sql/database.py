@@ -39,7 +39,9 @@ class Database(Protocol):
         """
         ...
 
-    async def write(self, work: Callable[[Connection], T]) -> T:
+    async def write(
+        self, work: Callable[[Connection], T], *, orphaned: Callable[[], None] | None = None
+    ) -> T:
         """Runs `work` in one transaction; returns its result after the commit.
 
         What it does takes effect whole or not at all, also if the caller is cancelled.
@@ -50,12 +52,26 @@ class Database(Protocol):
         see what others commit meanwhile (READ COMMITTED): what is read in order to be
         written is to be locked, by `with_for_update()`, which SQLite leaves out.
 
+        Args:
+            work: What to do.
+            orphaned: Is called in the event loop after the commit where the caller was
+                cancelled meanwhile, so that somebody learns of it.
+
         Raises:
             DatabaseUnavailableError: If the database can not be written to, or was lost
                 during the commit, so that nobody knows whether that took effect; the
                 message says so.
             DatabaseClosedError: After `close`.
             BaseException: Whatever `work` raises; its writes are undone.
+        """
+        ...
+
+    async def listen(self, channel: str, heard: Callable[[], None]) -> None:
+        """Calls `heard` in the event loop for every notification: runs until cancelled.
+
+        Also each time that it has begun to listen, since what was sent before is lost:
+        whoever looks at the database then misses nothing. Of several notifications that
+        come together some may be left out. To be used on PostgreSQL only.
         """
         ...
 

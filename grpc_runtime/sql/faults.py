@@ -54,6 +54,10 @@ COLLISIONS = frozenset({"40001", "40P01"})
 """SQLSTATEs of a transaction that was undone for the sake of another, and may be repeated."""
 
 
+OVERTAKEN = frozenset({"23503", "23505"})
+"""SQLSTATEs of a row that refers to one that is gone, or whose key is there already."""
+
+
 def driver_error(error: BaseException) -> BaseException:
     """The database driver's own error below an error, or the error itself."""
     return error.orig if isinstance(error, DBAPIError) and error.orig is not None else error

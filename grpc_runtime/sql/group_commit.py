@@ -40,6 +40,7 @@ class _Unit:
 
     work: Callable[[Connection], Any]
     done: asyncio.Future[None]
+    orphaned: Callable[[], None] | None = None
     value: Any = None
     error: BaseException | None = None
 
@@ -67,10 +68,16 @@ class GroupCommit:
         self._thread = threading.Thread(target=self._run, name="sql-writer", daemon=True)
         self._thread.start()
 
-    async def write(self, work: Callable[[Connection], T]) -> T:
+    async def write(
+        self, work: Callable[[Connection], T], *, orphaned: Callable[[], None] | None = None
+    ) -> T:
         """Runs `work` in a transaction; returns its result after the commit.
 
         If the caller is cancelled, the work is done whole or not at all.
+
+        Args:
+            work: What to do.
+            orphaned: Called after the commit if the caller was cancelled meanwhile.
 
         Raises:
             DatabaseUnavailableError: If the database can not be written to.
@@ -80,7 +87,7 @@ class GroupCommit:
         async with self._room:
             if self._closing:
                 raise DatabaseClosedError
-            unit = _Unit(work, asyncio.get_running_loop().create_future())
+            unit = _Unit(work, asyncio.get_running_loop().create_future(), orphaned)
             self._queue.put(unit)
             await unit.done
         if unit.error is not None:
@@ -111,10 +118,9 @@ class GroupCommit:
                 self._connection.invalidate()
                 if (transaction := self._connection.get_transaction()) is not None:
                     transaction.close()
-            answered = [member.done for member in group]
             # A loop that is closed has nobody left who waits.
             with contextlib.suppress(RuntimeError):
-                unit.done.get_loop().call_soon_threadsafe(_answer, answered)
+                unit.done.get_loop().call_soon_threadsafe(_answer, group)
 
     def _joining(self, group: list[_Unit], end: float) -> Iterator[_Unit]:
         """Units that wait, while the group has room, and until `end`; puts them into it."""
@@ -173,7 +179,9 @@ class GroupCommit:
         return unit.error is None
 
 
-def _answer(answered: Iterable[asyncio.Future[None]]) -> None:
-    for done in answered:
-        if not done.done():
-            done.set_result(None)
+def _answer(group: Iterable[_Unit]) -> None:
+    for unit in group:
+        if not unit.done.done():
+            unit.done.set_result(None)
+        elif unit.error is None and unit.orphaned is not None:
+            unit.orphaned()

@@ -21,7 +21,16 @@ from grpc_runtime.sql.errors import (
     DatabaseUnavailableError,
     TransactionLostError,
 )
-from grpc_runtime.sql.faults import COLLISIONS, advice, driver_error, one_line, sqlstate, translated
+from grpc_runtime.sql.faults import (
+    COLLISIONS,
+    OVERTAKEN,
+    advice,
+    driver_error,
+    one_line,
+    sqlstate,
+    translated,
+)
+from grpc_runtime.sql.listening import listen
 from grpc_runtime.sql.migrations import upgrade
 from grpc_runtime.sql.threads import run_in
 
@@ -59,7 +68,7 @@ _CONNECTING: dict[str, str | int] = {
 class _LostError(Exception):
     """The connection was lost before the commit, so the server has undone everything."""
 
-    def __init__(self, error: DBAPIError) -> None:
+    def __init__(self, error: Exception) -> None:
         super().__init__()
         self.error = error
 
@@ -68,7 +77,8 @@ class PostgresDatabase:
     """Implements `grpc_runtime.sql.Database`.
 
     A write that collides with another one, or loses its connection before its commit, is
-    run again, a few times. To be used from one event loop.
+    run again, a few times; one that finds a key in use, or gone, once. To be used from one
+    event loop.
     """
 
     def __init__(self, url: URL, migrations: ModuleType, owner: str) -> None:
@@ -83,7 +93,10 @@ class PostgresDatabase:
             DatabaseOpenError: If that does not succeed.
         """
         self._name = shown(url)
-        self._engine = _engine(url, owner)
+        defaults = {**_CONNECTING, "application_name": owner}
+        self._connecting = {k: v for k, v in defaults.items() if k not in url.query}
+        self._engine = _engine(url, self._connecting)
+        self._connecting |= self._engine.dialect.create_connect_args(url)[1]
         self._reading = self._engine.execution_options(
             isolation_level="REPEATABLE READ", postgresql_readonly=True
         )
@@ -110,8 +123,14 @@ class PostgresDatabase:
         """Which kind of database this is."""
         return "postgresql"
 
-    async def write(self, work: Callable[[Connection], T]) -> T:
+    async def write(
+        self, work: Callable[[Connection], T], *, orphaned: Callable[[], None] | None = None
+    ) -> T:
         """Runs `work` in a transaction; returns its result after the commit.
+
+        Args:
+            work: What to do.
+            orphaned: Called after the commit if the caller was cancelled meanwhile.
 
         Raises:
             DatabaseUnavailableError: If the database can not be written to, or was lost
@@ -119,7 +138,7 @@ class PostgresDatabase:
             DatabaseClosedError: After `close`.
             BaseException: Whatever `work` raises; its writes are undone.
         """
-        return await self._run(self._engine, work)
+        return await self._run(self._engine, work, orphaned)
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Runs `work` on a consistent view of what is committed. It must not write.
@@ -131,20 +150,30 @@ class PostgresDatabase:
         """
         return await self._run(self._reading, work)
 
+    async def listen(self, channel: str, heard: Callable[[], None]) -> None:
+        """Calls `heard` for every notification: runs until cancelled; see `Database`."""
+        await listen(self._connecting, self._name, channel, heard)
+
     async def close(self) -> None:
         """Finishes what was begun and disconnects. May be called more than once."""
         if self._closing is None:
             self._closing = asyncio.create_task(asyncio.to_thread(self._finish))
         await asyncio.shield(self._closing)
 
-    async def _run(self, engine: Engine, work: Callable[[Connection], T]) -> T:
+    async def _run(
+        self,
+        engine: Engine,
+        work: Callable[[Connection], T],
+        orphaned: Callable[[], None] | None = None,
+    ) -> T:
         if self._closing is not None:
             raise DatabaseClosedError
-        return await run_in(self._threads, lambda: self._attempts(engine, work))
+        return await run_in(self._threads, lambda: self._attempts(engine, work), orphaned=orphaned)
 
     def _attempts(self, engine: Engine, work: Callable[[Connection], T]) -> T:
         """Runs work until it is committed, or there is no sense in running it again."""
         collisions = losses = 0
+        twice = False
         while True:
             try:
                 return self._attempt(engine, work)
@@ -154,7 +183,12 @@ class PostgresDatabase:
                 if losses > THREADS:
                     raise self._unreachable(lost.error) from driver_error(lost.error)
             except DBAPIError as error:
-                if sqlstate(error) not in COLLISIONS:
+                code = sqlstate(error)
+                if code in OVERTAKEN and not twice:
+                    # Somebody else may have written or deleted it meanwhile: work sees that now.
+                    twice = True
+                    continue
+                if code not in COLLISIONS:
                     raise translated(error) from driver_error(error)
                 collisions += 1
                 if collisions == ATTEMPTS:
@@ -178,7 +212,8 @@ class PostgresDatabase:
         """
         try:
             connection = engine.connect()
-        except DBAPIError as error:
+        except (DBAPIError, engine.dialect.loaded_dbapi.Error) as error:
+            # The driver's own where a new connection breaks while it is set up.
             raise self._unreachable(error) from driver_error(error)
         with connection:
             session: Any = connection.connection.driver_connection
@@ -189,7 +224,7 @@ class PostgresDatabase:
             except BaseException as error:
                 if session.closed:
                     connection.invalidate()
-                    if isinstance(error, DBAPIError):
+                    if isinstance(error, (DBAPIError, TransactionLostError)):
                         raise _LostError(error) from error
                 # Where that fails the connection is lost, which undoes as much.
                 with contextlib.suppress(DBAPIError):
@@ -208,7 +243,7 @@ class PostgresDatabase:
                 raise
             return result
 
-    def _unreachable(self, error: DBAPIError) -> DatabaseUnavailableError:
+    def _unreachable(self, error: Exception) -> DatabaseUnavailableError:
         return DatabaseUnavailableError(
             f"no connection to the database {self._name}: {_CHECK_SERVER} ({one_line(error)})", 1.0
         )
@@ -227,12 +262,11 @@ _UNKNOWN_OUTCOME = frozenset({"08007", "40003"})
 """SQLSTATEs by which a server between says that it does not know what became of a commit."""
 
 
-def _engine(url: URL, owner: str) -> Engine:
-    defaults = {**_CONNECTING, "application_name": owner}
+def _engine(url: URL, connecting: dict[str, Any]) -> Engine:
     try:
         engine = create_engine(
             url,
-            connect_args={name: value for name, value in defaults.items() if name not in url.query},
+            connect_args=dict(connecting),
             pool_size=THREADS,
             max_overflow=0,
             isolation_level="READ COMMITTED",

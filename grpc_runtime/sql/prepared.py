@@ -116,9 +116,9 @@ def execute(connection: Connection, sql: str, parameters: Any = ()) -> DBAPICurs
     Raises:
         sqlalchemy.exc.DBAPIError: As if SQLAlchemy had run it.
     """
-    cursor = connection.connection.cursor()
     error_class = connection.dialect.loaded_dbapi.Error
     try:
+        cursor = connection.connection.cursor()
         cursor.execute(sql, parameters)
     except error_class as error:
         wrapped = DBAPIError.instance(

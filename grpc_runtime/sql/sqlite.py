@@ -91,15 +91,29 @@ class SqliteDatabase:
         """Which kind of database this is."""
         return "sqlite"
 
-    async def write(self, work: Callable[[Connection], T]) -> T:
+    async def write(
+        self, work: Callable[[Connection], T], *, orphaned: Callable[[], None] | None = None
+    ) -> T:
         """Runs `work` in a transaction; returns its result after the commit.
+
+        Args:
+            work: What to do.
+            orphaned: Called after the commit if the caller was cancelled meanwhile.
 
         Raises:
             DatabaseUnavailableError: If the database can not be written to.
             DatabaseClosedError: After `close`.
             BaseException: Whatever `work` raises; its writes are undone.
         """
-        return await self._writer.write(work)
+        return await self._writer.write(work, orphaned=orphaned)
+
+    async def listen(self, channel: str, heard: Callable[[], None]) -> None:
+        """Nobody else writes.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError("an SQLite file belongs to one process: there is none to hear")
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Runs `work` on a consistent view of what is committed. It must not write.

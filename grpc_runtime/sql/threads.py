@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
-from concurrent.futures import Executor
-from typing import TypeVar
+from concurrent.futures import Executor, Future
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
-async def run_in(threads: Executor, call: Callable[[], T]) -> T:
+async def run_in(
+    threads: Executor, call: Callable[[], T], *, orphaned: Callable[[], None] | None = None
+) -> T:
     """Runs `call` on one of the threads.
 
     If the caller is cancelled, a call that has begun is finished all the same.
+
+    Args:
+        threads: Where to run it.
+        call: What to run.
+        orphaned: Is called in the event loop where `call` returns after the caller was
+            cancelled.
 
     Raises:
         BaseException: Whatever `call` raises.
@@ -26,7 +35,25 @@ async def run_in(threads: Executor, call: Callable[[], T]) -> T:
             # Not by the future: some errors it does not take, and then nobody is answered.
             return None, error
 
-    result = await asyncio.get_running_loop().run_in_executor(threads, attempt)
+    running = threads.submit(attempt)
+    try:
+        result = await asyncio.wrap_future(running)
+    except asyncio.CancelledError:
+        if orphaned is not None:
+            running.add_done_callback(_teller(orphaned))
+        raise
     if result[1] is not None:
         raise result[1]
     return result[0]
+
+
+def _teller(orphaned: Callable[[], None]) -> Callable[[Future[Any]], None]:
+    loop = asyncio.get_running_loop()
+
+    def tell(done: Future[Any]) -> None:
+        if not done.cancelled() and done.result()[1] is None:
+            # A loop that is closed has nobody left to tell.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(orphaned)
+
+    return tell

@@ -6,7 +6,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from tests.bench import callback_cost, chat, live_update, ranks
+from tests.bench import callback_cost, chat, live_update, ranks, replicas
 from tests.bench.report import Row, show
 
 PARTS = {
@@ -14,6 +14,7 @@ PARTS = {
     "callback-cost": callback_cost.rows,
     "ranks": ranks.rows,
     "chat": chat.rows,
+    "replicas": replicas.rows,
 }
 
 

@@ -1,7 +1,8 @@
-"""The client against a real gRPC server."""
+"""Both clients against a real gRPC server: each test is run with the one and with the other."""
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
@@ -21,14 +22,17 @@ from control_plane.client import (
     MidcourseError,
     NotFoundError,
     OutOfRangeError,
+    PermissionDeniedError,
     ResourceExhaustedError,
     RetryPolicy,
+    UnauthenticatedError,
     UnavailableError,
     UpdateNotAppliedError,
     UpdateTimeoutError,
 )
 from grpc_runtime.errors import StatusError
 from midcourse.control.v1 import control_pb2, job_pb2, update_pb2
+from tests.support.blocking_client import KINDS, Connect, connecting
 from tests.support.fake_control_plane import FakeControlPlane, make_job, make_series
 
 Code = grpc.StatusCode
@@ -42,9 +46,16 @@ def server() -> Iterator[FakeControlPlane]:
         yield fake
 
 
+@pytest.fixture(params=KINDS)
+def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
+    """Makes clients of one of the two kinds."""
+    with connecting(request.param) as connect:
+        yield connect
+
+
 @pytest.fixture
-def plane(server: FakeControlPlane) -> Iterator[Client]:
-    with Client(server.address, retry=QUICK) as client:
+def plane(connect: Connect, server: FakeControlPlane) -> Iterator[Client]:
+    with connect(server.address, retry=QUICK) as client:
         yield client
 
 
@@ -252,10 +263,12 @@ def test_what_cannot_be_repeated_is_tried_once(plane: Client, server: FakeContro
     assert names(server) == ["CreateJob", "DeleteJob"]
 
 
-def test_a_delay_longer_than_the_call_may_take_is_not_waited_for(server: FakeControlPlane) -> None:
+def test_a_delay_longer_than_the_call_may_take_is_not_waited_for(
+    connect: Connect, server: FakeControlPlane
+) -> None:
     server.fail("GetJob", unavailable(retry_delay=30.0))
     with (
-        Client(server.address, timeout=5, retry=QUICK) as plane,
+        connect(server.address, timeout=5, retry=QUICK) as plane,
         pytest.raises(UnavailableError) as caught,
     ):
         plane.get_job("my-run")
@@ -273,32 +286,31 @@ def test_overload_is_retried_only_if_the_server_says_when(
         plane.get_job("my-run")
 
 
-def test_nobody_there() -> None:
+def test_nobody_there(connect: Connect) -> None:
     with FakeControlPlane() as fake:
         address = fake.address
-    with Client(address, retry=QUICK) as plane, pytest.raises(UnavailableError) as caught:
+    with connect(address, retry=QUICK) as plane, pytest.raises(UnavailableError) as caught:
         plane.get_job("my-run")
     assert address in str(caught.value)
     assert "refused" in str(caught.value)
 
 
-def test_a_silent_server(server: FakeControlPlane) -> None:
-    server.settle_as = update_pb2.UPDATE_STATE_PENDING
-    with Client(server.address, timeout=0.2) as plane:
-        plane.set("my-run", learning_rate=1e-5)
-        # The fake holds a cancellation back for nobody: a wait is what it can be slow at.
-        request = control_pb2.WaitUpdateRequest(name="jobs/my-run/updates/1")
-        request.timeout.FromSeconds(5)
-        with pytest.raises(DeadlineExceededError, match="did not answer in time"):
-            plane._transport.call(plane._stub.WaitUpdate, request)
+def test_a_silent_server(connect: Connect) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and says nothing
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with connect(address, timeout=0.2) as plane:
+            with pytest.raises(DeadlineExceededError, match="did not answer in time"):
+                plane.get_job("my-run")
+            with pytest.raises(DeadlineExceededError):
+                plane.set("my-run", learning_rate=1e-5)
 
 
-def test_a_unix_socket(tmp_path: Path) -> None:
+def test_a_unix_socket(connect: Connect, tmp_path: Path) -> None:
     address = f"unix:{tmp_path}/plane.sock"
     fake = FakeControlPlane().start(address)
     try:
         fake.add(make_job("my-run"))
-        with Client(address) as plane:
+        with connect(address) as plane:
             assert plane.address == address
             assert plane.get_job("my-run").method == "sft"
     finally:
@@ -324,12 +336,55 @@ def test_an_address_that_is_none(address: str, words: str) -> None:
         Client(address)
 
 
-def test_every_exception_has_the_one_root(server: FakeControlPlane, plane: Client) -> None:
-    server.fail("GetJob", StatusError(Code.INTERNAL, "boom", reason="INTERNAL"))
-    with pytest.raises(MidcourseError) as caught:
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (Code.INVALID_ARGUMENT, InvalidArgumentError),
+        (Code.NOT_FOUND, NotFoundError),
+        (Code.ALREADY_EXISTS, AlreadyExistsError),
+        (Code.FAILED_PRECONDITION, FailedPreconditionError),
+        (Code.ABORTED, ConflictError),
+        (Code.OUT_OF_RANGE, OutOfRangeError),
+        (Code.PERMISSION_DENIED, PermissionDeniedError),
+        (Code.UNAUTHENTICATED, UnauthenticatedError),
+        (Code.RESOURCE_EXHAUSTED, ResourceExhaustedError),
+        (Code.DEADLINE_EXCEEDED, DeadlineExceededError),
+        (Code.INTERNAL, MidcourseError),
+    ],
+)
+def test_exceptions_by_code(
+    server: FakeControlPlane, plane: Client, code: grpc.StatusCode, kind: type[MidcourseError]
+) -> None:
+    server.fail("GetJob", StatusError(code, "no", reason="BECAUSE", metadata={"limit": "3"}))
+    with pytest.raises(MidcourseError, match="no") as caught:
         plane.get_job("my-run")
-    assert type(caught.value) is MidcourseError
-    assert caught.value.code is Code.INTERNAL
+    assert type(caught.value) is kind
+    assert (caught.value.code, caught.value.reason) == (code, "BECAUSE")
+    assert caught.value.metadata == {"limit": "3"}
+    assert names(server) == ["GetJob"]
+
+
+def test_labels_are_set_again_only_without_an_etag(server: FakeControlPlane, plane: Client) -> None:
+    server.fail("UpdateJob", *[unavailable()] * 4)
+    with pytest.raises(UnavailableError):
+        plane.label_job("my-run", {"team": "vision"}, etag="1")
+    assert names(server) == ["UpdateJob"]
+    with pytest.raises(UnavailableError):
+        plane.label_job("my-run", {"team": "vision"})
+    assert names(server) == ["UpdateJob"] * 4
+
+
+def test_a_closed_client_says_so(connect: Connect, server: FakeControlPlane) -> None:
+    with connect(server.address) as plane:
+        other = plane.with_metadata([("authorization", "Bearer s3cret")])
+        assert plane.get_job("my-run").name == "jobs/my-run"
+        watch = plane.watch_jobs()
+    for call in (plane.get_job, other.get_job):
+        with pytest.raises(MidcourseError, match="control plane is closed") as caught:
+            call("my-run")
+        assert caught.value.code is Code.CANCELLED
+    with pytest.raises(MidcourseError, match="control plane is closed"):
+        next(watch)
 
 
 # Watching
@@ -377,6 +432,21 @@ def test_watch_can_be_closed_from_another_thread(plane: Client) -> None:
     closing.start()
     assert list(watch) == []
     closing.join()
+
+
+def test_closing_the_client_ends_a_watch_with_an_error(
+    connect: Connect, server: FakeControlPlane
+) -> None:
+    """It is nobody's wish for the end of the watch: silence would say that the job is gone."""
+    with connect(server.address) as plane:
+        watch = plane.watch_jobs(job="my-run")
+        assert kinds([next(watch), next(watch)]) == ["SNAPSHOT", "BOOKMARK"]
+        closing = threading.Timer(0.05, plane.__exit__, (None, None, None))
+        closing.start()
+        with pytest.raises(MidcourseError) as caught:
+            next(watch)
+        assert caught.value.code is Code.CANCELLED
+        closing.join()
 
 
 def test_watch_refuses_what_it_cannot_mend(plane: Client, server: FakeControlPlane) -> None:

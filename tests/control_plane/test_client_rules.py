@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from control_plane import changes, client
-from control_plane._client import watch
+from control_plane._client.cursor import WatchCursor
 from control_plane.client import MidcourseError, UpdateError
 from midcourse.control.v1 import control_pb2, parameter_pb2
 
@@ -39,7 +39,7 @@ def test_a_watch_over_broken_streams_has_no_gap_and_no_duplicate(
         bookmark = event("bookmark", "0")
         return [*jobs, bookmark, *(event(text, str(n)) for n, text in enumerate(log, 1))]
 
-    cursor = watch.WatchCursor(control_pb2.WatchJobsRequest())
+    cursor = WatchCursor(control_pb2.WatchJobsRequest())
     seen: list[str] = []
     for length in [*lengths, 100]:
         for event in stream(cursor.next_request().position)[:length]:
@@ -77,6 +77,8 @@ def test_the_exception_tree_is_drawn_in_full() -> None:
     for name in client.__all__:
         exported = getattr(client, name)
         if isinstance(exported, type) and issubclass(exported, Exception):
+            if issubclass(exported, ValueError):  # there is no client, and no call yet
+                continue
             assert issubclass(exported, MidcourseError), name
             assert name in drawn
 

@@ -20,6 +20,7 @@ from grpc_runtime.errors import from_rpc_error
 from grpc_runtime.listen import AddressInUseError, ExposedError, ListenError
 from grpc_runtime.server import ServerCrashedError, Service, run
 from grpc_runtime.tls import TlsError, TlsFiles
+from tests.support.processes import free_port
 
 ROOT = Path(__file__).parents[2]
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -116,6 +117,47 @@ async def test_an_address_of_another_host() -> None:
         await service("192.0.2.1:50051", insecure=True).start()
     with pytest.raises(ListenError, match=r"cannot listen on 192\.0\.2\.1:0"):
         await service("192.0.2.1:0", insecure=True).start()
+
+
+async def test_a_probe_is_answered_apart_from_the_service(serve: Any) -> None:
+    port = free_port()
+    began, go_on = asyncio.Event(), asyncio.Event()
+
+    async def drain() -> None:
+        began.set()
+        await go_on.wait()
+
+    def stub(channel: grpc.aio.Channel) -> Any:
+        return channel.unary_unary("/test.Echo/Echo")
+
+    options = {"health_address": f"127.0.0.1:{port}", "grace": 5.0}
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as probe:
+        async with serve(service=options) as (server, channel):
+            server.on_drain(drain)
+            assert await health_of(probe) == SERVING
+            assert await health_of(probe, "test.Echo") == SERVING
+            assert await health_of(channel) == SERVING
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stub(probe)(b"")
+            assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+            stopping = asyncio.create_task(server.stop())
+            await began.wait()
+            assert await health_of(probe) == NOT_SERVING
+            go_on.set()
+            await stopping
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await health_of(probe)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_probe_that_can_not_be_answered_is_told_at_once() -> None:
+    async with service() as first:
+        second = service(health_address=str(first.address))
+        with pytest.raises(AddressInUseError, match=f"{first.address}: the address is in use"):
+            await second.start()
+        third = service(str(first.address), health_address=f"127.0.0.1:{free_port()}")
+        with pytest.raises(AddressInUseError):
+            await third.start()
 
 
 def test_other_hosts_are_not_let_in_unprotected() -> None:

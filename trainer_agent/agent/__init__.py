@@ -7,6 +7,7 @@ It imports neither torch nor transformers, and forks nothing.
 ``main``              composition: puts the parts together and runs them.
 ``job_agent``         the life of an agent, from its trainer's hello to its own goodbye.
 ``admission``         which training process an agent serves.
+``relay``             what passes between the trainer and the control plane.
 ``connector``         one session after another, with back-off in between.
 ``session``           one stream to the control plane: hello, one writer, one reader.
 ``ledger``            what the agent knows of its trainer and owes the control plane.

@@ -27,6 +27,11 @@ class Background:
         """Notes that a condition may hold now."""
         self._changed.set()
 
+    def fail(self, error: BaseException) -> None:
+        """Notes a failure beside the tasks."""
+        self._failure = self._failure or error
+        self._changed.set()
+
     async def until(self, condition: Callable[[], bool], timeout: float | None = None) -> bool:
         """Waits until a condition holds or the time is up, and returns whether it holds.
 
@@ -52,5 +57,5 @@ class Background:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
-            self._failure = task.exception()
+            self._failure = self._failure or task.exception()
         self._changed.set()

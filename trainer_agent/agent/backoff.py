@@ -8,7 +8,7 @@ from typing import Final
 
 BASE_SECONDS: Final = 0.1
 """Bound of the first wait."""
-CAP_SECONDS: Final = 10.0
+CAP_SECONDS: Final = 3.0
 """Bound of the longest wait."""
 
 _ADVICE_SPREAD: Final = 0.5

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 import grpc
 
+from grpc_runtime.client.credentials import Credentials, CredentialsError
+from grpc_runtime.client.target import addresses_of
+from grpc_runtime.client.trouble import connection_trouble
 from grpc_runtime.errors import StatusError
 from grpc_runtime.logging import get_logger
 from grpc_runtime.options import client_options
@@ -21,8 +28,51 @@ if TYPE_CHECKING:
 
 _log = get_logger(__name__)
 
+_CONNECT_MILLISECONDS: Final = 3_000
 # A session that lasted so long shows that the control plane is well: the next comes soon.
 _PROVEN_AFTER: Final = 5.0
+
+CREDENTIALS_UNUSABLE: Final = "CREDENTIALS_UNUSABLE"
+"""Reason that a trainer is told where this side's own credentials can not be used."""
+
+
+OpenChannel = Callable[[str], AbstractAsyncContextManager[grpc.aio.Channel]]
+"""Opens a channel to an address, for one session."""
+
+
+@contextlib.asynccontextmanager
+async def own_channel(
+    target: str, credentials: Credentials | None = None
+) -> AsyncIterator[grpc.aio.Channel]:
+    """Opens a connection that nobody shares.
+
+    Args:
+        target: Address of the control plane.
+        credentials: What to connect with; their files are read anew each time. None: what the
+            environment says.
+
+    Raises:
+        CredentialsError: They can not be used.
+    """
+    credentials = Credentials.from_environment() if credentials is None else credentials
+    credentials.check_for(target)
+    # An older channel would wait by a back-off of its own, without jitter.
+    options = [
+        *client_options(),
+        ("grpc.use_local_subchannel_pool", 1),
+        # How long to wait for a host that swallows packets: another one may answer.
+        ("grpc.min_reconnect_backoff_ms", _CONNECT_MILLISECONDS),
+    ]
+    secure = credentials.channel_credentials()
+    channel = (
+        grpc.aio.insecure_channel(target, options=options)
+        if secure is None
+        else grpc.aio.secure_channel(target, secure, options=options)
+    )
+    try:
+        yield channel
+    finally:
+        await channel.close()
 
 
 class ConnectorEvents(Protocol):
@@ -45,20 +95,34 @@ class Connector:
         new_session: Callable[[], Session],
         events: ConnectorEvents,
         backoff: FullJitter | None = None,
+        open_channel: OpenChannel | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
         """Prepares to connect.
 
         Args:
-            target: Address of the control plane.
+            target: Address of the control plane; of several, ``a:50051,b:50051``, it uses one,
+                and goes on to the next where that does not serve it.
             new_session: Makes the session for the next stream.
             events: Is told of refusals.
             backoff: Waits between attempts; None: the usual ones.
+            open_channel: Opens the channel of each session; None: :func:`own_channel`.
+            credentials: What to connect with; None: what the environment says.
         """
-        self._target = target
+        self._targets = addresses_of(target)
+        # Each agent begins with another, so that the replicas share them.
+        self._attempt = random.randrange(len(self._targets))  # noqa: S311 - no secret
         self._new_session = new_session
         self._events = events
         self._backoff = backoff or FullJitter()
+        self._credentials = credentials or Credentials.from_environment()
+        self._open_channel = open_channel or partial(own_channel, credentials=self._credentials)
         self._session: Session | None = None
+
+    @property
+    def target(self) -> str:
+        """The address in use, or the one that is tried next."""
+        return self._targets[self._attempt % len(self._targets)]
 
     @property
     def session(self) -> Session | None:
@@ -78,7 +142,7 @@ class Connector:
                 refusal = judge(error)
                 _log.warning(
                     "session_failed",
-                    control_plane=self._target,
+                    control_plane=self.target,
                     code=error.code.name,
                     reason=error.reason,
                     message=error.message,
@@ -96,8 +160,18 @@ class Connector:
                 if end.reconnect_delay is not None:
                     self._backoff.reset()
                 delay = self._backoff.next_delay(end.reconnect_delay)
-            _log.info("reconnecting", control_plane=self._target, delay=round(delay, 3))
+            self._attempt += 1
+            _log.info("reconnecting", control_plane=self.target, delay=round(delay, 3))
             await asyncio.sleep(delay)
+
+    def _explained(self, error: StatusError) -> StatusError:
+        """Returns an error with what is likely wrong, where gRPC only says that it failed."""
+        if error.reason or error.code is not grpc.StatusCode.UNAVAILABLE:
+            return error
+        trouble = connection_trouble(error.message, secure=self._credentials.is_secure)
+        if not trouble:
+            return error
+        return StatusError(error.code, f"{error.message}: {trouble}", reason="")
 
     def _go_on_after(self, refusal: Refusal) -> bool:
         match refusal.course:
@@ -115,13 +189,16 @@ class Connector:
                 return self._events.trainer_connected()
 
     async def _serve_one(self) -> StreamEnd:
-        # A channel for each: an old one would wait by a back-off of its own, without jitter.
-        channel = grpc.aio.insecure_channel(
-            self._target, options=[*client_options(), ("grpc.use_local_subchannel_pool", 1)]
-        )
         self._session = self._new_session()
         try:
-            return await self._session.run(session_pb2_grpc.AgentServiceStub(channel))
+            async with self._open_channel(self.target) as channel:
+                stub = session_pb2_grpc.AgentServiceStub(channel)
+                return await self._session.run(stub, self._credentials.metadata())
+        except CredentialsError as error:
+            raise StatusError(
+                grpc.StatusCode.UNAUTHENTICATED, str(error), reason=CREDENTIALS_UNUSABLE
+            ) from error
+        except StatusError as error:
+            raise self._explained(error) from error
         finally:
             self._session = None
-            await channel.close()

@@ -5,27 +5,22 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Iterable, Sequence
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Final
 
 from grpc_runtime.logging import get_logger
-from midcourse.agent.v1 import session_pb2
 from midcourse.link.v1 import link_pb2
 from trainer_agent.agent.admission import Served, refusal
 from trainer_agent.agent.background import Background
-from trainer_agent.agent.connector import Connector
-from trainer_agent.agent.deliveries import Deliveries
 from trainer_agent.agent.exit_status import describe_exit
-from trainer_agent.agent.ledger import AgentIdentity, Ledger
-from trainer_agent.agent.refusals import Course, Refusal
-from trainer_agent.agent.session import Session
+from trainer_agent.agent.relay import Relay
 from trainer_agent.agent.trainer_watch import TrainerWatch
 from trainer_agent.link.protocol import PROTOCOL_VERSION
 from trainer_agent.link.server import LinkServer, TrainerConnection
-from trainer_agent.link.steps import reports
 
 if TYPE_CHECKING:
+    from grpc_runtime.client.credentials import Credentials
+    from trainer_agent.agent.ledger import AgentIdentity
     from trainer_agent.link.address import LinkAddress
 
 _log = get_logger(__name__)
@@ -35,8 +30,6 @@ _EXIT_GRACE: Final = 10.0
 # What a dead process had sent is read long before this, unless a child of it keeps the socket.
 _LAST_WORDS_TIMEOUT: Final = 0.5
 _STOP_TIMEOUT: Final = 5.0
-_GOODBYE_TIMEOUT: Final = 3.0
-_LOOK_AT_SESSION: Final = 1.0
 _LONGEST_LOOK_AT_PACE: Final = 1.0
 _SHORTEST_LOOK_AT_PACE: Final = 0.05
 
@@ -66,6 +59,7 @@ class JobAgent:
         identity: AgentIdentity,
         linger: float,
         trainer_fd: int | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
         """Prepares an agent; see :class:`~trainer_agent.agent.options.AgentOptions`."""
         self._job_id = job_id
@@ -73,20 +67,16 @@ class JobAgent:
         self._identity = identity
         self._linger = linger
         self._trainer_fd = trainer_fd
+        self._credentials = credentials
         self._server = LinkServer(address, self)
 
-        self._ledger: Ledger | None = None
-        self._deliveries = Deliveries()
-        self._connector: Connector | None = None
+        self._relay: Relay | None = None
         self._trainer: TrainerConnection | None = None
         self._adopted: TrainerConnection | None = None
         self._watch: TrainerWatch | None = None
         self._goodbye: link_pb2.TrainerGoodbye | None = None
-        self._detached: link_pb2.Detached | None = None
-        self._detached_for_good = False
         self._background = Background()
         self._ending: _End | None = None
-        self._no_way_back = False
         self._stop_reason = ""
 
     async def run(self) -> int:
@@ -122,27 +112,14 @@ class JobAgent:
 
     async def _finish(self) -> int:
         """Delivers what is left, within bounds, and says goodbye."""
-        ledger, connector = self._ledger, self._connector
-        if ledger is None or connector is None:
+        relay = self._relay
+        if relay is None:
             _log.info("ended", job=self._job_id, reason=self._reason())
             return 0
-        stopped = self._ending is _End.STOPPED
-        timeout = _STOP_TIMEOUT if stopped else self._linger
-        if self._ending is _End.REPLACED:
-            timeout = 0.0
-        deadline = time.monotonic() + timeout
-        while (left := deadline - time.monotonic()) > 0:
-            if connector.session is not None:
-                connector.session.drain()
-            # Looked at now and then, as there may be another session by now, to be drained too.
-            if await self._background.until(
-                lambda: ledger.owes_nothing or self._no_way_back, min(left, _LOOK_AT_SESSION)
-            ):
-                break
-        session = connector.session
-        if session is not None and self._ending is not _End.REPLACED:
-            session.say_goodbye(self._reason())
-            await self._background.until(lambda: connector.session is not session, _GOODBYE_TIMEOUT)
+        if self._ending is not _End.REPLACED:
+            stopped = self._ending is _End.STOPPED
+            await relay.part(self._reason(), _STOP_TIMEOUT if stopped else self._linger)
+        ledger = relay.ledger
         if ledger.owes_nothing:
             _log.info("ended", job=self._job_id, reason=self._reason())
             return 0
@@ -174,47 +151,24 @@ class JobAgent:
         if kind == "hello":
             self._hello(connection, message.hello)
             return
-        ledger = self._ledger
-        if ledger is None or connection is not self._trainer:
+        if self._relay is None or connection is not self._trainer:
             _log.warning("message_before_hello", kind=kind)
             connection.close()
-            return
-        match kind:
-            case "step":
-                ledger.step(message.step, _when(message.step))
-            case "steps":
-                for report in reports(message.steps):
-                    ledger.step(report, _when(report))
-            case "outcome":
-                _log.info("outcome", **_told(message.outcome))
-                self._settled([message.outcome], ledger.outcome(message.outcome))
-            case "state":
-                self._settled(message.state.outcomes, ledger.state(message.state, time.monotonic()))
-            case "local_update":
-                _log.info("local_update", request_id=message.local_update.request_id)
-                ledger.local_update(message.local_update)
-            case "fault":
-                _log.warning("trainer_fault", component=message.fault.component)
-                ledger.fault(message.fault, time.time_ns())
-            case "finished":
-                _log.info("training_finished", step=message.finished.step)
-                ledger.finished(message.finished, time.time_ns())
-            case "goodbye":
-                self._said_goodbye(message.goodbye)
-            case _:
-                _log.warning("unexpected_message")  # perhaps of a newer trainer
-        if ledger.urgent:
-            self._wake()
+        elif kind == "goodbye":
+            self._said_goodbye(message.goodbye)
+        elif not self._relay.take(message):
+            _log.warning("unexpected_message")  # perhaps of a newer trainer
 
     def trainer_lost(self, connection: TrainerConnection) -> None:
         """Notes that a connection has ended (:class:`~trainer_agent.link.server.LinkHandler`)."""
-        if connection is self._adopted and self._ledger is None:
+        relay = self._relay
+        if connection is self._adopted and relay is None:
             self._end(_End.NEVER_BEGAN)
-        if connection is not self._trainer:
+        if relay is None or connection is not self._trainer:
             return
-        self._trainer = None
+        self._trainer = relay.trainer = None
         self._background.changed()
-        if self._detached is not None and self._detached_for_good:
+        if relay.superseded:
             self._end(_End.REPLACED)
         if self._goodbye is None and self._ending is None:
             _log.info("trainer_disconnected", job=self._job_id)
@@ -223,7 +177,7 @@ class JobAgent:
 
     def _hello(self, connection: TrainerConnection, hello: link_pb2.TrainerHello) -> None:
         served = self._served(connection, hello.instance_id)
-        instance_id = self._ledger.instance_id if self._ledger is not None else ""
+        instance_id = self._relay.ledger.instance_id if self._relay is not None else ""
         detached = refusal(
             hello,
             job_id=self._job_id,
@@ -237,7 +191,6 @@ class JobAgent:
         if detached is not None or served is Served.ENDING:
             connection.close()  # whoever is not told why will be served by another agent
             return
-        now = time.monotonic()
         previous, self._trainer = self._trainer, connection
         if previous is not None and previous is not connection:
             previous.close()
@@ -248,24 +201,26 @@ class JobAgent:
             pid=hello.pid,
             step=hello.state.progress.step,
         )
-        if self._ledger is None:
-            self._ledger = Ledger(hello, now)
-            self._begin(connection, hello, self._ledger)
-            stored: list[int] = []
+        stored: list[int] = []
+        relay = self._relay
+        if relay is None:
+            relay = self._relay = self._begin(connection, hello)
         else:
-            stored = self._ledger.trainer_returned(hello, now)
-        self._greet()
-        self._deliveries.begin_connection()
-        self._settled(hello.state.outcomes, stored)
-        self._wake()
+            stored = relay.ledger.trainer_returned(hello, time.monotonic())
+        welcome = link_pb2.AgentWelcome(
+            protocol_version=PROTOCOL_VERSION,
+            agent_version=self._identity.version,
+            pid=os.getpid(),
+        )
+        relay.greet(connection, welcome, hello.state.outcomes, stored)
 
     def _served(self, connection: TrainerConnection, instance_id: str) -> Served:
-        if self._ledger is None:
+        if self._relay is None:
             return Served.NOBODY_YET
         assert self._watch is not None
         if self._goodbye is not None or self._ending is not None or not self._watch.alive():
             return Served.ENDING
-        if instance_id == self._ledger.instance_id:
+        if instance_id == self._relay.ledger.instance_id:
             return Served.ALIVE
         if connection.peer.pid is not None and connection.peer.pid == self._watch.pid:
             # The same process trains anew, as in a notebook after an interrupt.
@@ -274,54 +229,26 @@ class JobAgent:
         seen = self._watch.possible or self._trainer is not None
         return Served.ALIVE if seen else Served.ENDING
 
-    def _begin(
-        self, connection: TrainerConnection, hello: link_pb2.TrainerHello, ledger: Ledger
-    ) -> None:
+    def _begin(self, connection: TrainerConnection, hello: link_pb2.TrainerHello) -> Relay:
         """Begins to serve the trainer: only now does the control plane hear of this agent."""
+        relay = Relay(
+            hello,
+            control_plane=hello.control_plane or self._control_plane,
+            identity=self._identity,
+            background=self._background,
+            credentials=self._credentials,
+        )
         self._watch = TrainerWatch(connection.take_pidfd(), connection.peer.pid)
-        self._background.start(self._watch_trainer(self._watch))
-        self._background.start(self._watch_pace(ledger))
-        self._connector = Connector(
-            hello.control_plane or self._control_plane,
-            new_session=lambda: Session(
-                ledger=ledger, deliveries=self._deliveries, identity=self._identity, events=self
-            ),
-            events=self,
-        )
-        self._background.start(self._converse(self._connector))
+        self._background.start(self._watch_trainer(self._watch, relay))
+        self._background.start(self._watch_pace(relay))
+        self._background.start(self._converse(relay))
+        return relay
 
-    async def _converse(self, connector: Connector) -> None:
+    async def _converse(self, relay: Relay) -> None:
         """Talks to the control plane until the end, or until there is no way back to it."""
-        await connector.run()
-        self._no_way_back = True
-        self._background.changed()
-        if self._ending is None and not self._detached_for_good:
+        await relay.converse()
+        if self._ending is None and not relay.superseded:
             self._end(_End.REPLACED)
-
-    def _greet(self) -> None:
-        """Tells the trainer that it is served, or why it is not."""
-        assert self._trainer is not None
-        welcome = link_pb2.AgentWelcome(
-            protocol_version=PROTOCOL_VERSION,
-            agent_version=self._identity.version,
-            pid=os.getpid(),
-        )
-        self._trainer.send(link_pb2.AgentMessage(welcome=welcome))
-        if self._detached is not None:
-            self._trainer.send(link_pb2.AgentMessage(detached=self._detached))
-
-    def _settled(
-        self, outcomes: Sequence[session_pb2.UpdateOutcome], stored: Sequence[int]
-    ) -> None:
-        """Notes how updates ended; ``stored`` are those that the control plane has already."""
-        for outcome in outcomes:
-            nonces = self._deliveries.settled(outcome.revision)
-            self._reply(
-                session_pb2.DeliveryReply(nonce=nonce, revision=outcome.revision, settled=outcome)
-                for nonce in nonces
-            )
-        self.outcomes_stored(stored)
-        self.updates_arrived()
 
     def _said_goodbye(self, goodbye: link_pb2.TrainerGoodbye) -> None:
         _log.info("trainer_said_goodbye", error=goodbye.error)
@@ -332,16 +259,15 @@ class JobAgent:
 
     async def _part(self) -> None:
         """Gives the process a moment to end after its goodbye."""
-        assert self._ledger is not None
+        assert self._relay is not None
         await asyncio.sleep(min(_EXIT_GRACE, self._linger))
         if self._ending is None and self._goodbye is not None and self._goodbye.error:
             trainer_exit = describe_exit(None)
             trainer_exit.message = f"training ended with {self._goodbye.error}"
-            self._ledger.exited(trainer_exit, time.time_ns())
+            self._relay.ledger.exited(trainer_exit, time.time_ns())
         self._end(_End.TRAINER_GONE)
 
-    async def _watch_trainer(self, watch: TrainerWatch) -> None:
-        assert self._ledger is not None
+    async def _watch_trainer(self, watch: TrainerWatch, relay: Relay) -> None:
         status = await watch.exited()
         exit_time = time.time_ns()
         if self._trainer is not None:
@@ -353,21 +279,22 @@ class JobAgent:
         if self._goodbye is not None and self._goodbye.error:
             trainer_exit.message += f", after {self._goodbye.error}"
         _log.info("trainer_exited", job=self._job_id, message=trainer_exit.message)
-        self._ledger.exited(trainer_exit, exit_time)
+        relay.ledger.exited(trainer_exit, exit_time)
         self._end(_End.TRAINER_GONE)
 
     async def _give_up_on_trainer(self) -> None:
         """Waits for a trainer whose process can not be seen from here to connect again."""
-        assert self._ledger is not None
+        assert self._relay is not None
         if not await self._background.until(lambda: self._trainer is not None, self._linger):
             trainer_exit = describe_exit(None)
             trainer_exit.message = (
                 "the trainer has closed its connection, and its process can not be seen from here"
             )
-            self._ledger.exited(trainer_exit, time.time_ns())
+            self._relay.ledger.exited(trainer_exit, time.time_ns())
             self._end(_End.TRAINER_GONE)
 
-    async def _watch_pace(self, ledger: Ledger) -> None:
+    async def _watch_pace(self, relay: Relay) -> None:
+        ledger = relay.ledger
         while True:
             left = ledger.pace.stalls_at() - time.monotonic()
             await asyncio.sleep(min(max(left, _SHORTEST_LOOK_AT_PACE), _LONGEST_LOOK_AT_PACE))
@@ -376,72 +303,4 @@ class JobAgent:
                 idle = ledger.pace.idle(now)
                 _log.info("trainer_stalled", job=self._job_id, idle=round(idle, 1))
                 ledger.stalled(idle, time.time_ns())
-                self._wake()
-
-    # -------------------------------------------------------------------- the control plane's end
-
-    def welcomed(self, welcome: session_pb2.Welcome) -> None:
-        """The control plane serves this agent."""
-        _log.info("session_began", job=self._job_id, epoch=welcome.epoch)
-        if self._detached is not None:
-            self._detached = None
-            if self._trainer is not None:
-                self._greet()
-
-    def outcomes_stored(self, revisions: Sequence[int]) -> None:
-        """The control plane has these outcomes on disk."""
-        if revisions and self._trainer is not None:
-            stored = link_pb2.OutcomesStored(revisions=revisions)
-            self._trainer.send(link_pb2.AgentMessage(stored=stored))
-
-    def acknowledged(self) -> None:
-        """The control plane has more on disk than before."""
-        self._background.changed()
-
-    def updates_arrived(self) -> None:
-        """Passes on what the trainer has not been given yet."""
-        if self._trainer is None or not self._trainer.is_open:
-            return
-        messages, replies = self._deliveries.pass_on()
-        if messages:
-            self._trainer.attend()  # an outcome is to be passed on at once
-        for message in messages:
-            self._trainer.send(message)
-        self._reply(replies)
-
-    def refused(self, why: Refusal) -> None:
-        """The control plane does not serve this agent, now or for good."""
-        self._detached_for_good = why.course is Course.SUPERSEDED
-        self._detached = link_pb2.Detached(reason=why.reason, message=why.message)
-        if self._trainer is not None:
-            self._trainer.send(link_pb2.AgentMessage(detached=self._detached))
-
-    def trainer_connected(self) -> bool:
-        """Tells whether the trainer talks to this agent."""
-        return self._trainer is not None
-
-    def _reply(self, replies: Iterable[session_pb2.DeliveryReply]) -> None:
-        session = self._connector.session if self._connector is not None else None
-        if session is not None:
-            session.reply(list(replies))
-
-    def _wake(self) -> None:
-        if self._connector is not None and self._connector.session is not None:
-            self._connector.session.wake()
-
-
-def _when(report: link_pb2.StepReport) -> float:
-    """Returns when a step was done, by the monotonic clock: reports may have waited on the way."""
-    waited = (time.time_ns() - report.time_nanos) / 1e9 if report.time_nanos else 0.0
-    return time.monotonic() - max(0.0, waited)
-
-
-def _told(outcome: session_pb2.UpdateOutcome) -> dict[str, object]:
-    """Returns what a log says of an outcome."""
-    result = outcome.WhichOneof("result")
-    told: dict[str, object] = {"revision": outcome.revision, "result": result}
-    if result == "applied":
-        told["step"] = outcome.applied.step
-    elif result == "rejected":
-        told["reason"] = outcome.rejected.reason
-    return told
+                relay.wake()

@@ -45,6 +45,7 @@ async def _serve(options: AgentOptions) -> int:
         ),
         linger=options.linger,
         trainer_fd=options.trainer_fd,
+        credentials=options.credentials,
     )
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -6,8 +6,18 @@ import argparse
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Literal, NoReturn, cast
 
+from grpc_runtime.client.credentials import (
+    CA_VARIABLE,
+    CERT_VARIABLE,
+    KEY_VARIABLE,
+    SYSTEM_CA,
+    TOKEN_FILE_VARIABLE,
+    TOKEN_VARIABLE,
+    Credentials,
+)
 from trainer_agent.link.address import SOCKET_DIR_VARIABLE
 
 JOB_VARIABLE: Final = "JOB_ID"
@@ -52,6 +62,7 @@ class AgentOptions:
         linger: Longest time, in seconds, for which to go on delivering when the trainer is gone.
         log_level: Lowest level that is logged.
         log_format: Form of a logged event.
+        credentials: What to connect to the control plane with.
         trainer_fd: Descriptor of a connection that the trainer made before it started this
             process; None: the trainer will connect.
     """
@@ -62,6 +73,7 @@ class AgentOptions:
     linger: float
     log_level: Literal["debug", "info", "warning", "error"]
     log_format: Literal["auto", "console", "json"]
+    credentials: Credentials
     trainer_fd: int | None
 
 
@@ -100,8 +112,8 @@ def parse_options(
         "--control-plane",
         metavar="HOST:PORT",
         default=environ.get(CONTROL_PLANE_VARIABLE, ""),
-        help=f"address of the control plane, unless the trainer names one (default: "
-        f"${CONTROL_PLANE_VARIABLE})",
+        help=f"address of the control plane, or those of its replicas, a:50051,b:50051; unless the "
+        f"trainer names one (default: ${CONTROL_PLANE_VARIABLE})",
     )
     parser.add_argument(
         "--socket-dir",
@@ -110,6 +122,35 @@ def parse_options(
         help=f"directory of the local socket; made with mode 0700 if it is not there (default: "
         f"${SOCKET_DIR_VARIABLE}, else $XDG_RUNTIME_DIR/midcourse, else midcourse-<uid> in the "
         f"temporary directory)",
+    )
+    parser.add_argument(
+        "--token-file",
+        metavar="FILE",
+        type=Path,
+        default=None,
+        help=f"file with the token to show the control plane (default: ${TOKEN_FILE_VARIABLE}, or "
+        f"the token itself in ${TOKEN_VARIABLE})",
+    )
+    parser.add_argument(
+        "--tls-ca",
+        metavar="FILE",
+        default=None,
+        help=f"PEM file with the authority of the control plane's certificate, or '{SYSTEM_CA}'; "
+        f"asks for TLS (default: ${CA_VARIABLE})",
+    )
+    parser.add_argument(
+        "--client-cert",
+        metavar="FILE",
+        type=Path,
+        default=None,
+        help=f"PEM file with a certificate of one's own (default: ${CERT_VARIABLE})",
+    )
+    parser.add_argument(
+        "--client-key",
+        metavar="FILE",
+        type=Path,
+        default=None,
+        help=f"PEM file with that certificate's key (default: ${KEY_VARIABLE})",
     )
     parser.add_argument(
         "--linger",
@@ -142,6 +183,12 @@ def parse_options(
         linger=parsed.linger,
         log_level=cast(Literal["debug", "info", "warning", "error"], parsed.log_level),
         log_format=cast(Literal["auto", "console", "json"], parsed.log_format),
+        credentials=Credentials.from_environment(environ).but(
+            token_file=parsed.token_file,
+            ca=parsed.tls_ca,
+            certificate=parsed.client_cert,
+            key=parsed.client_key,
+        ),
         trainer_fd=parsed.trainer_fd,
     )
 

@@ -22,6 +22,7 @@ class Pace:
         self.stall_after = stall_after
         self._steps: deque[tuple[int, float]] = deque(maxlen=_REMEMBERED)
         self._newest = now
+        self._known_median: float | None = None
 
     def step(self, step: int, now: float) -> None:
         """Notes that so many steps are done. One that was there before counts as a sign of life.
@@ -32,8 +33,10 @@ class Pace:
         """
         now = max(now, self._newest)
         if self._steps and step < self._steps[-1][0]:
+            self._known_median = None
             self._steps.clear()  # training went back to a checkpoint
         if not self._steps or step > self._steps[-1][0]:
+            self._known_median = None
             self._steps.append((step, now))
         self._newest = now
 
@@ -71,7 +74,9 @@ class Pace:
 
     def _median(self) -> float:
         """Returns the median time of a step; where reports are missing, their share of the gap."""
-        return statistics.median(
-            (end - begin) / (last - first)
-            for (first, begin), (last, end) in itertools.pairwise(self._steps)
-        )
+        if self._known_median is None:
+            self._known_median = statistics.median(
+                (end - begin) / (last - first)
+                for (first, begin), (last, end) in itertools.pairwise(self._steps)
+            )
+        return self._known_median

@@ -17,6 +17,7 @@ from midcourse.agent.v1 import session_pb2, session_pb2_grpc
 from trainer_agent.agent.deliveries import MALFORMED_DELIVERY, Deliveries
 
 if TYPE_CHECKING:
+    from grpc_runtime.client.metadata import Metadata
     from trainer_agent.agent.ledger import AgentIdentity, Ledger
 
 _log = get_logger(__name__)
@@ -27,6 +28,9 @@ TOO_MANY_PENDING: Final = "TOO_MANY_PENDING"
 _WELCOME_TIMEOUT: Final = 20.0
 _DEFAULT_INTERVAL: Final = 1.0
 _SHORTEST_INTERVAL: Final = 0.05
+# Of so many heartbeats in their turn one is to be acknowledged at once. That takes either side as
+# long as the heartbeat did, and all that hangs on it is what is kept until then.
+_ACKNOWLEDGED_EVERY: Final = 5
 # After the last message was written: for the server to take it and to end the stream.
 _ENDING_TIMEOUT: Final = 2.0
 _DEFAULT_GO_AWAY_DELAY: Final = 1.0
@@ -87,6 +91,8 @@ class Session:
         self._sequence = 0
         self._interval = _DEFAULT_INTERVAL
         self._next_heartbeat = 0.0
+        self._patient_heartbeats = -1  # so that the first is acknowledged at once
+        self._in_a_hurry = False
         self._state_requested = False
         self._draining = False
         self._goodbye: str | None = None
@@ -104,8 +110,11 @@ class Session:
             self._wake.set()
 
     def drain(self) -> None:
-        """Sends every sample from now on without waiting for the next heartbeat."""
-        self._draining = True
+        """Sends every sample from now on without waiting for the next heartbeat.
+
+        What is sent and not acknowledged is asked for.
+        """
+        self._draining = self._in_a_hurry = True
         self._wake.set()
 
     def say_goodbye(self, reason: str) -> None:
@@ -113,13 +122,19 @@ class Session:
         self._goodbye = reason
         self.drain()
 
-    async def run(self, stub: session_pb2_grpc.AgentServiceAsyncStub) -> StreamEnd:
+    async def run(
+        self, stub: session_pb2_grpc.AgentServiceAsyncStub, metadata: Metadata = ()
+    ) -> StreamEnd:
         """Opens the stream and serves it until it ends.
+
+        Args:
+            stub: Of the control plane.
+            metadata: What goes along, such as a token.
 
         Raises:
             StatusError: The control plane, or the way there, failed or refused.
         """
-        call: _Call = stub.Session()
+        call: _Call = stub.Session(metadata=metadata)
         try:
             await self._open(call)
             reader = asyncio.create_task(self._read(call))
@@ -215,7 +230,9 @@ class Session:
         elif self._heartbeat_due():
             now = self._clock()
             self._next_heartbeat = now + self._interval
+            patient = self._may_wait()
             request.heartbeat.CopyFrom(ledger.heartbeat(sequence, now))
+            request.heartbeat.patient = patient
         elif self._goodbye is not None:
             self._said_goodbye = True
             request.goodbye.reason = self._goodbye
@@ -238,7 +255,17 @@ class Session:
             or self._clock() >= self._next_heartbeat
             or ledger.has_full_heartbeat
             or (self._draining and ledger.has_samples)
+            or (self._in_a_hurry and not ledger.owes_nothing)
         )
+
+    def _may_wait(self) -> bool:
+        """Tells whether the heartbeat that is due now need not be acknowledged by itself."""
+        if self._ledger.urgent or self._draining or self._ledger.has_full_heartbeat:
+            self._patient_heartbeats = 0
+        else:
+            self._patient_heartbeats = (self._patient_heartbeats + 1) % _ACKNOWLEDGED_EVERY
+        self._in_a_hurry = False
+        return self._patient_heartbeats > 0
 
     # -------------------------------------------------------------------------------- reading
 

@@ -19,6 +19,14 @@ _LOG_LIMIT_BYTES: Final = 4 * 1024 * 1024
 _BACKOFF_FIRST: Final = 0.2
 _BACKOFF_LAST: Final = 30.0
 _BACKOFF_FACTOR: Final = 2.0
+# Files that the environment names for the agent, see grpc_runtime.client.credentials.
+FILE_VARIABLES: Final = (
+    "MIDCOURSE_TOKEN_FILE",
+    "MIDCOURSE_TLS_CA",
+    "MIDCOURSE_CLIENT_CERT",
+    "MIDCOURSE_CLIENT_KEY",
+)
+_NO_FILE: Final = "system"
 
 # Agents that their trainer no longer watches. They are collected here, for a process that goes on
 # for long after its training: nothing of theirs stays in the process table.
@@ -144,6 +152,9 @@ def agent_environment() -> dict[str, str]:
     path += [str(Path(entry).absolute()) for entry in inherited.split(os.pathsep) if entry]
     if path:
         environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path))
+    for variable in FILE_VARIABLES:
+        if (named := environment.get(variable)) and named != _NO_FILE:
+            environment[variable] = str(Path(named).expanduser().absolute())
     return environment
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from tests.support.fake_control_plane import FakeControlPlane, make_job
 from tests.support.midcourse_command import Midcourse
+from tests.support.processes import Process, free_port, serve, until
 
 
 @pytest.fixture
@@ -18,3 +19,21 @@ def server() -> Iterator[FakeControlPlane]:
 @pytest.fixture
 def midcourse(server: FakeControlPlane) -> Midcourse:
     return Midcourse(server.address)
+
+
+@pytest.fixture(scope="session")
+def plane_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Process]]:
+    """A real `midcourse serve`; each test has jobs of its own."""
+    directory = tmp_path_factory.mktemp("plane")
+    port = free_port()
+    process = serve(port, directory)
+    try:
+        until(lambda: "serving" in process.tail(), "the control plane serves")
+        yield f"127.0.0.1:{port}", process
+    finally:
+        process.end()
+
+
+@pytest.fixture
+def address(plane_process: tuple[str, Process]) -> str:
+    return plane_process[0]

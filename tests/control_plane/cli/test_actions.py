@@ -92,55 +92,6 @@ def test_exit_codes_are_those_of_set(midcourse: Midcourse, server: FakeControlPl
         midcourse(*wrong, code=ExitCode.USAGE)
 
 
-def test_all_jobs_of_a_selector(midcourse: Midcourse, server: FakeControlPlane) -> None:
-    server.add(make_job("second"))
-    server.add(make_job("done", state=job_pb2.JOB_STATE_FINISHED))
-    server.add(make_job("theirs", labels={"team": "vision"}))
-    assert midcourse("checkpoint", "-l", "team=nlp", "--dry-run").stdout == (
-        "valid for my-run, second; nothing was done\n"
-    )
-    assert not any(server.updates.values())
-    header, *listed = rows(midcourse("checkpoint", "-l", "team=nlp", "--wait").stdout)
-    assert header == ["JOB", "REV", "STATE", "STEP", "RESULT"]
-    assert [row[:4] for row in listed] == [
-        ["my-run", "1", "APPLIED", "121"],
-        ["second", "1", "APPLIED", "121"],
-    ]
-    assert listed[0][4:] == ["save", "checkpoint:", "/runs/checkpoint-120"]
-    answer = midcourse.json("pause", "-l", "team=nlp", "--request-id", "r")
-    assert [each["name"] for each in answer["updates"]] == [
-        "jobs/my-run/updates/2",
-        "jobs/second/updates/2",
-    ]
-    assert not server.updates["jobs/theirs"]
-    assert not server.updates["jobs/done"]
-    nobody = midcourse("pause", "-l", "team=none", code=ExitCode.NOT_FOUND)
-    assert "'team=none'" in nobody.stderr
-
-
-def test_of_several_jobs_all_take_it_or_none_is_sent_it(
-    midcourse: Midcourse, server: FakeControlPlane
-) -> None:
-    del server.add(make_job("second")).actions[:]
-    result = failing(midcourse, "pause", "-l", "team=nlp")
-    assert result.exit_code == ExitCode.REFUSED
-    first, second = result.stderr.splitlines()
-    assert first == "midcourse: nothing was sent, as 1 of 2 refused it"
-    assert second.startswith("  second: ")
-    assert not any(server.updates.values())
-
-
-def test_of_several_jobs_those_that_fail_are_named(
-    midcourse: Midcourse, server: FakeControlPlane
-) -> None:
-    server.add(make_job("second"))
-    server.settle_as = update_pb2.UPDATE_STATE_REJECTED
-    result = failing(midcourse, "pause", "-l", "team=nlp", "--wait")
-    assert result.exit_code == ExitCode.NOT_APPLIED
-    assert [row[2] for row in rows(result.stdout)] == ["STATE", "REJECTED", "REJECTED"]
-    assert result.stderr.startswith("midcourse: 2 of 2 failed\n  my-run: ")
-
-
 def test_a_batch_size_with_the_learning_rate(
     midcourse: Midcourse, server: FakeControlPlane
 ) -> None:
@@ -174,3 +125,14 @@ def test_what_the_owner_allows(midcourse: Midcourse, server: FakeControlPlane) -
     assert "owner's limits (-∞, 0.0001]; only by ann, bob" in midcourse("job", "my-run").stdout
     rails.frozen = True
     assert "frozen by the job's owner" in midcourse("job", "my-run").stdout
+
+
+def test_who_waits_for_a_change_of_a_paused_run_is_told(
+    server: FakeControlPlane, midcourse: Midcourse
+) -> None:
+    server.add(make_job("held", state=job_pb2.JOB_STATE_PAUSED))
+    told, applied = midcourse("set", "held", "learning_rate=1e-5", "--wait").stdout.splitlines()
+    assert told.startswith("held is paused: the first step after `midcourse resume held` ")
+    assert applied.startswith("APPLIED")
+    assert midcourse("set", "my-run", "learning_rate=1e-5", "--wait").stdout.startswith("APPLIED")
+    assert midcourse.json("set", "held", "learning_rate=1e-5", "--wait")["update"]

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import json
-import queue
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import grpc
 import pytest
 
 from control_plane.cli.exits import ExitCode
@@ -24,112 +19,10 @@ from control_plane.client import (
     InvalidArgumentError,
     NotFoundError,
 )
-from midcourse.agent.v1 import session_pb2, session_pb2_grpc
+from midcourse.agent.v1 import session_pb2
 from midcourse.control.v1 import control_pb2, job_pb2, update_pb2
-from tests.support.fake_control_plane import LEARNING_RATE
-from tests.support.processes import Process, free_port, serve, until
-
-
-class ScriptedAgent:
-    """An agent that applies every update at once, at step 121."""
-
-    def __init__(self, address: str, job: str) -> None:
-        self._channel = grpc.insecure_channel(address)
-        self._out: queue.SimpleQueue[session_pb2.SessionRequest | None] = queue.SimpleQueue()
-        self._sequence = 0
-        self.welcomed = threading.Event()
-        hello = session_pb2.Hello(
-            protocol_version=1,
-            job_id=job,
-            method="sft",
-            instance_id="instance-1",
-            agent_id="agent-1",
-            host="gpu-01",
-            trainer_pid=4242,
-        )
-        hello.state.parameters.append(LEARNING_RATE)
-        hello.state.actions.extend(
-            [update_pb2.ACTION_KIND_PAUSE, update_pb2.ACTION_KIND_SAVE_CHECKPOINT]
-        )
-        hello.state.progress.step = 120
-        hello.state.progress.max_steps = 1000
-        hello.state.phase = session_pb2.TRAINER_PHASE_TRAINING
-        self.send(hello=hello)
-        self._stream = session_pb2_grpc.AgentServiceStub(self._channel).Session(
-            iter(self._out.get, None)
-        )
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-        assert self.welcomed.wait(30)
-
-    def send(self, **message: Any) -> None:
-        self._sequence += 1
-        self._out.put(session_pb2.SessionRequest(sequence=self._sequence, **message))
-
-    def beat(
-        self,
-        step: int,
-        phase: session_pb2.TrainerPhase.ValueType = session_pb2.TRAINER_PHASE_TRAINING,
-        **metrics: float,
-    ) -> None:
-        beat = session_pb2.Heartbeat(phase=phase)
-        beat.progress.step = step
-        beat.progress.max_steps = 1000
-        for name, value in metrics.items():
-            column = beat.metrics.add(name=name)
-            column.steps.append(step)
-            column.values.append(value)
-            column.time_micros.append(time.time_ns() // 1000)
-        self.send(heartbeat=beat)
-
-    def _read(self) -> None:
-        try:
-            for response in self._stream:
-                if response.HasField("welcome"):
-                    self.welcomed.set()
-                elif response.HasField("delivery"):
-                    self._apply(response.delivery)
-        except grpc.RpcError:
-            pass  # the stream is closed at the end of the test
-
-    def _apply(self, delivery: session_pb2.Delivery) -> None:
-        outcome = session_pb2.UpdateOutcome(revision=delivery.update.revision)
-        outcome.applied.step = 121
-        outcome.applied.instance_id = "instance-1"
-        outcome.applied.apply_time.GetCurrentTime()
-        if delivery.update.spec.action.HasField("save_checkpoint"):
-            outcome.applied.action_result.checkpoint = "/runs/checkpoint-120"
-        for change in delivery.update.spec.changes:
-            made = outcome.applied.transitions.add(parameter=change.parameter)
-            made.old_value.number = 2e-5
-            made.new_value.CopyFrom(change.set.value)
-        reply = session_pb2.DeliveryReply(
-            nonce=delivery.nonce, revision=delivery.update.revision, settled=outcome
-        )
-        self.send(reply=reply)
-
-    def close(self) -> None:
-        self._out.put(None)
-        self._stream.cancel()
-        self._reader.join(30)
-        self._channel.close()
-
-
-@pytest.fixture(scope="module")
-def plane_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Process]]:
-    directory = tmp_path_factory.mktemp("plane")
-    port = free_port()
-    process = serve(port, directory)
-    try:
-        until(lambda: "serving" in process.tail(), "the control plane serves")
-        yield f"127.0.0.1:{port}", process
-    finally:
-        process.end()
-
-
-@pytest.fixture
-def address(plane_process: tuple[str, Process]) -> str:
-    return plane_process[0]
+from tests.support.applying_agent import ScriptedAgent
+from tests.support.processes import free_port, serve, until
 
 
 @pytest.fixture
@@ -188,7 +81,7 @@ def test_actions_from_the_shell(
         "APPLIED at step 121, save checkpoint: /runs/checkpoint-120, "
     ), saved.stderr
     paused = run(address, "pause", "-l", f"job={job}", "--wait", "--reason", "a look")
-    assert [line.split()[:4] for line in paused.stdout.splitlines()] == [
+    assert [line.split()[:4] for line in paused.stdout.splitlines()[:-1]] == [
         ["JOB", "REV", "STATE", "STEP"],
         [job, "2", "APPLIED", "121"],
     ]

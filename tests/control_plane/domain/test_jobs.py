@@ -223,9 +223,9 @@ SESSION = SessionInfo(1, "i", "a", "host", 1, "0", NOW, NOW + 10 * SECOND)
 
 
 @pytest.mark.parametrize(
-    ("state", "connected", "accepted_after", "may_have"),
+    ("state", "connected", "revision", "may_have"),
     [
-        (JobState.RUNNING, True, 0, True),
+        (JobState.RUNNING, True, 1, True),
         (JobState.RUNNING, True, 60, True),
         (JobState.RUNNING, False, 9, True),
         (JobState.RUNNING, False, 10, True),
@@ -237,11 +237,10 @@ SESSION = SessionInfo(1, "i", "a", "host", 1, "0", NOW, NOW + 10 * SECOND)
     ],
 )
 def test_who_may_have_an_update(
-    state: JobState, connected: bool, accepted_after: int, may_have: bool
+    state: JobState, connected: bool, revision: int, may_have: bool
 ) -> None:
-    one = job(state=state, session=replace(SESSION, connected=connected))
-    sent = update(create_time=NOW + accepted_after * SECOND)
-    assert trainer_may_have(one, sent) is may_have
+    one = job(state=state, session=replace(SESSION, connected=connected, last_revision=10))
+    assert trainer_may_have(one, update(revision)) is may_have
 
 
 def test_nobody_has_an_update_of_a_job_that_never_had_a_session() -> None:

@@ -18,6 +18,7 @@ from control_plane.domain.update import (
     UpdateSpec,
     UpdateState,
 )
+from control_plane.services.history import HistoryQuery
 from control_plane.services.outbox import Delivery
 from tests.support.domain_values import NOW, applied, hello, set_rate, settled
 from tests.support.use_cases import (
@@ -205,7 +206,7 @@ async def test_the_lineage_of_a_history(plane: UseCases) -> None:
     await plane.sessions.close((await begin(plane, "one")).session)
     await plane.sessions.close((await begin(plane, "two", start_step=40)).session)
     await begin(plane, "three", start_step=40)
-    page = await plane.updates.list("j", (), newest_first=True, beyond=None, limit=1)
+    page = await plane.updates.list("j", HistoryQuery(newest_first=True), beyond=None, limit=1)
     assert [(s.instance_id, s.first_step, s.last_step) for s in page.lineage] == [
         ("one", 0, 40),
         ("three", 41, None),

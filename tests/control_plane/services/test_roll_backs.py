@@ -19,6 +19,7 @@ from control_plane.domain.update import (
     UpdateSpec,
     UpdateState,
 )
+from control_plane.services.history import HistoryQuery
 from control_plane.services.outbox import Delivery
 from tests.support.domain_values import BATCH_SIZE, LEARNING_RATE, NOW, applied, set_rate, settled
 from tests.support.use_cases import Talk, UseCases, delivered, only, said, use_cases
@@ -63,7 +64,7 @@ async def leave(plane: UseCases, talk: Talk, *changes: SetChange) -> int:
 
 async def taken_away(plane: UseCases) -> dict[int, int]:
     """What was rolled back, and by which revision, as a history tells it."""
-    page = await plane.updates.list("j", (), newest_first=False, beyond=None, limit=1_000)
+    page = await plane.updates.list("j", HistoryQuery(newest_first=False), beyond=None, limit=1_000)
     assert all(u.state is UpdateState.APPLIED for u in page.updates if u.rolled_back_by)
     return {u.revision: u.rolled_back_by for u in page.updates if u.rolled_back_by}
 
@@ -288,6 +289,6 @@ async def test_who_watches_and_who_pages_is_told(plane: UseCases, limit: int) ->
     events = await plane.store.read(lambda tx: tx.events(after=span[1], limit=99))
     assert {1, 2} <= {each.revision for each in events}
     assert (await plane.job()).version > version
-    page = await plane.updates.list("j", (), newest_first=True, beyond=3, limit=limit)
+    page = await plane.updates.list("j", HistoryQuery(newest_first=True), beyond=3, limit=limit)
     assert {u.rolled_back_by for u in page.updates} == {roll_back}
     assert (await plane.updates.wait("j", 1, 1.0)).state is UpdateState.APPLIED

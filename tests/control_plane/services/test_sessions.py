@@ -95,10 +95,10 @@ async def test_a_newer_process_takes_the_job_over_for_good(plane: UseCases) -> N
         first.session.event(first.next(), TrainerEvent(Phase.FINISHED, "", NOW)),
         first.session.heartbeat(first.next(), heartbeat(5, Phase.PAUSED)),
     ):
-        assert (await refusal(said_late)).reason is Reason.SESSION_FENCED
+        assert (await refusal(said_late)).reason is Reason.INSTANCE_SUPERSEDED
     await plane.sessions.close(first.session)
     assert await plane.job() == before
-    assert plane.sessions.connected("j")
+    assert plane.sessions.connected(await plane.job())
     # And it is refused when it comes back, however often.
     for _ in range(2):
         assert (await refusal(plane.session(instance_id="one"))).reason is (
@@ -116,7 +116,7 @@ async def test_the_same_process_reconnects(plane: UseCases) -> None:
     assert ended.reason is Reason.SESSION_FENCED
     assert ended.metadata == {"epoch": "1", "current_epoch": "2"}
     await plane.sessions.close(first)
-    assert plane.sessions.connected("j")
+    assert plane.sessions.connected(await plane.job())
     job = await plane.job()
     assert job.session is not None
     assert job.session.connected
@@ -592,14 +592,41 @@ async def test_of_two_that_open_at_once_one_is_served(plane: UseCases) -> None:
     assert job.session.instance_id == newest.instance_id
 
 
-async def test_a_store_that_is_away_ends_the_stream_and_nothing_is_lost(plane: UseCases) -> None:
+async def test_a_stream_waits_for_a_store_that_is_away(plane: UseCases, clock: Clock) -> None:
     talk = Talk(await plane.session())
     await plane.submit(set_rate())
     plane.store.away = True
-    refused = await refusal(talk.session.outcome(talk.next(), settled(1)))
-    assert refused.reason is Reason.STORE_UNAVAILABLE
+    telling = asyncio.create_task(talk.session.outcome(talk.next(), settled(1)))
+    await eventually(lambda: talk.session.is_deaf, "waiting")
     assert only(await said(talk.session), Acknowledgement) == []
+    # Meanwhile it can not hear its agent, so its silence means nothing.
+    clock.advance(3_600)
     plane.store.away = False
+    await asyncio.wait_for(telling, 10)
+    assert only(await said(talk.session), Acknowledgement) == [Acknowledgement(2)]
+    assert (await plane.update(1)).outcome == applied()
+    await plane.sessions.find_lost(3_600)
+    assert (await plane.job()).state is JobState.RUNNING
+
+
+async def test_what_could_not_be_stored_is_told_again(plane: UseCases) -> None:
+    talk = Talk(await plane.session())
+    await plane.submit(set_rate())
+    plane.store.away = True
+    telling = asyncio.create_task(talk.session.outcome(talk.next(), settled(1)))
+    await eventually(lambda: talk.session.is_deaf, "waiting")
+    telling.cancel()
+    await asyncio.wait([telling])
+    # The end of the stream is recorded once that is possible.
+    await plane.sessions.close(talk.session)
+    plane.store.away = False
+    job = await plane.job()
+    assert job.session is not None
+    assert job.session.connected
+    await plane.sessions.find_lost(1)
+    job = await plane.job()
+    assert job.session is not None
+    assert not job.session.connected
     again = await plane.session(in_force=((1, 1),), outcomes=(settled(1),))
     assert (await welcome(again)).settled == ((1, 1),)
     assert (await plane.update(1)).outcome == applied()

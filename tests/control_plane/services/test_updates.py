@@ -25,6 +25,7 @@ from control_plane.domain.update import (
     UpdateSpec,
     UpdateState,
 )
+from control_plane.services.history import HistoryQuery
 from control_plane.services.outbox import Withdrawal
 from tests.support.domain_values import NOW, SECOND, applied, set_rate, settled
 from tests.support.use_cases import (
@@ -334,7 +335,10 @@ async def test_pages_of_updates(plane: UseCases) -> None:
         found, beyond = [], None
         while True:
             page = await plane.updates.list(
-                "j", states, newest_first=newest_first, beyond=beyond, limit=2
+                "j",
+                HistoryQuery(states=frozenset(states), newest_first=newest_first),
+                beyond=beyond,
+                limit=2,
             )
             found.append([u.revision for u in page.updates])
             beyond = page.next_beyond
@@ -347,7 +351,7 @@ async def test_pages_of_updates(plane: UseCases) -> None:
     assert await pages((UpdateState.PENDING,), newest_first=False) == [[1, 3], [5]]
     assert await pages((UpdateState.REJECTED,), newest_first=True) == [[]]
     with pytest.raises(Refusal):
-        await plane.updates.list("k", (), newest_first=True, beyond=None, limit=1)
+        await plane.updates.list("k", HistoryQuery(newest_first=True), beyond=None, limit=1)
 
 
 # Withdrawing.

@@ -1,4 +1,4 @@
-"""An empty store in a file."""
+"""An empty store in a file, and a PostgreSQL server."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import pytest
 
 from control_plane.services.ports import Store
 from control_plane.store import open_store
+from tests.support.postgres import postgres_address, postgres_server
+
+__all__ = ["postgres_address", "postgres_server"]
 
 
 @pytest.fixture

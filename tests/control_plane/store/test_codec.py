@@ -21,6 +21,7 @@ from control_plane.domain.job import (
     Effective,
     MetricPoint,
     Progress,
+    ReadValue,
     SessionInfo,
     TrainerExit,
 )
@@ -70,6 +71,7 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
 
 
 STORED = (
+    tuple[ReadValue, ...],
     tuple[ParameterSpec, ...],
     tuple[ActionKind, ...],
     tuple[Desired, ...],
@@ -83,6 +85,7 @@ STORED = (
     Progress,
     tuple[MetricPoint, ...],
     dict[str, str],
+    dict[str, str | None],
 )
 
 

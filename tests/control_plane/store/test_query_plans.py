@@ -6,11 +6,26 @@ from typing import Any
 
 import pytest
 
-from control_plane.services.ports import Store, Transaction
+from control_plane.domain.batch import Batch
+from control_plane.domain.job import Job
+from control_plane.services.ports import Place, Store, Transaction
 from tests.contract.store_helpers import add_job, add_samples
 from tests.control_plane.store.helpers import (
     connection_of,
 )
+from tests.support.domain_values import NOW, set_rate
+
+BATCH = Batch(set_rate(), "a=b", False, "me", "r", "", NOW, key=1)
+
+
+def _scan(tx: Transaction, of: Job, *, newest_first: bool, author: str = "") -> object:
+    return tx.scan_updates(
+        newest_first=newest_first,
+        beyond=Place(of.create_time, of.key, 1),
+        until=of.create_time,
+        author=author,
+        limit=5,
+    )
 
 
 @pytest.mark.parametrize(
@@ -18,6 +33,7 @@ from tests.control_plane.store.helpers import (
     [
         (lambda tx, of: tx.job("j"), "USING INDEX"),
         (lambda tx, of: tx.jobs(after="a", limit=5), "USING INDEX"),
+        (lambda tx, of: tx.unheard_jobs(["a", "b"]), "jobs_by_state (state=?"),
         (lambda tx, of: tx.update_by_request(of, "r"), "USING INDEX"),
         (lambda tx, of: tx.update(of, 1), "USING PRIMARY KEY"),
         (lambda tx, of: tx.open_updates(of), "USING PRIMARY KEY (job_key=? AND revision=?)"),
@@ -28,6 +44,26 @@ from tests.control_plane.store.helpers import (
         ),
         (lambda tx, of: tx.overdue(of.create_time, 5), "updates_open_by_deadline"),
         (lambda tx, of: tx.updates(of, limit=5), "PRIMARY KEY (job_key=? AND revision<?)"),
+        (lambda tx, of: tx.jobs_named(["a", "j"]), "USING INDEX sqlite_autoindex_jobs_1 (id=?)"),
+        (lambda tx, of: tx.selectable_jobs(after="a", limit=5), "USING INDEX"),
+        (
+            lambda tx, of: tx.updates_at([(of.key, 1), (of.key, 2)]),
+            "USING PRIMARY KEY (job_key=? AND revision=?)",
+        ),
+        (lambda tx, of: tx.count_open_of([of]), "updates_by_state (job_key=? AND state=?)"),
+        (lambda tx, of: _scan(tx, of, newest_first=True), "updates_by_time"),
+        (lambda tx, of: _scan(tx, of, newest_first=False), "updates_by_time"),
+        (
+            lambda tx, of: _scan(tx, of, newest_first=True, author="me"),
+            "updates_by_author (author=? AND create_time",
+        ),
+        (lambda tx, of: tx.batches(beyond=9, limit=5), "USING INTEGER PRIMARY KEY"),
+        (lambda tx, of: tx.batch_by_request("me", "r"), "(author=? AND request_id=?)"),
+        (lambda tx, of: tx.batch_members(BATCH), "updates_by_batch (batch=?)"),
+        (lambda tx, of: tx.batch_states(BATCH), "COVERING INDEX updates_by_batch (batch=?)"),
+        (lambda tx, of: tx.batch_counts([BATCH]), "COVERING INDEX updates_by_batch (batch=?)"),
+        (lambda tx, of: tx.batch_refusals(BATCH), "USING PRIMARY KEY (batch_key=?)"),
+        (lambda tx, of: tx.read_ahead_telemetry([of]), "sqlite_autoindex_telemetry_1"),
         (lambda tx, of: tx.events(after=3, limit=5), "USING INTEGER PRIMARY KEY"),
         (lambda tx, of: tx.metric_names(of), "(job_key=?)"),
         (

@@ -45,7 +45,7 @@ async def test_a_damaged_file_is_said_to_be_damaged(path: Path, store: Store) ->
     await add_samples(store, of, range(50_000))
     await store.close()
     with path.open("r+b") as file:
-        file.seek(8 * 4096)
+        file.seek(64 * 4096)  # behind the schema, amidst the samples
         file.write(os.urandom(100 * 4096))
     store = await open_store(path)
     with pytest.raises(Refusal, match="file is damaged; stop the server and restore") as caught:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from grpc_runtime.client.target import Target, channel_options
+from grpc_runtime.client.target import Target, addresses_of, channel_options, channel_target
 
 TARGET = Target("echo service", "ECHO_ADDRESS", "127.0.0.1:7")
 
@@ -34,3 +34,34 @@ def test_an_address_that_is_none(address: str, words: str) -> None:
 def test_a_proxy_is_not_asked_about_this_host() -> None:
     assert ("grpc.enable_http_proxy", 0) in channel_options("127.0.0.1:7")
     assert ("grpc.enable_http_proxy", 0) not in channel_options("echo.example:7")
+
+
+def test_several_addresses_are_replicas_of_one_service() -> None:
+    several = TARGET.resolve(" 127.0.0.1:1, echo.example:7 ,")
+    assert several == "127.0.0.1:1,echo.example:7"
+    assert addresses_of(several) == ("127.0.0.1:1", "echo.example:7")
+    assert addresses_of("ipv4:127.0.0.1:1,127.0.0.1:2") == ("ipv4:127.0.0.1:1,127.0.0.1:2",)
+    with pytest.raises(ValueError, match="no port"):
+        TARGET.resolve("127.0.0.1:1,localhost")
+    assert ("grpc.enable_http_proxy", 0) in channel_options("127.0.0.1:1,localhost:2")
+    assert ("grpc.enable_http_proxy", 0) not in channel_options(several)
+
+
+def test_a_channel_of_several_addresses_begins_with_any() -> None:
+    made = {channel_target("127.0.0.1:1,localhost:2", secure=False) for _ in range(100)}
+    assert made == {"ipv4:127.0.0.1:1,127.0.0.1:2", "ipv4:127.0.0.1:2,127.0.0.1:1"}
+    assert channel_target("[::1]:1,[::1]:1", secure=False) == "ipv6:[::1]:1"
+    assert channel_target("echo.example:7", secure=True) == "echo.example:7"
+
+
+@pytest.mark.parametrize(
+    ("address", "secure", "words"),
+    [
+        ("127.0.0.1:1,127.0.0.1:2", True, "dns:///name:port"),
+        ("127.0.0.1:1,[::1]:2", False, "IPv4 addresses only"),
+        ("127.0.0.1:1,no-such-host.invalid:2", False, "no-such-host.invalid:2"),
+    ],
+)
+def test_several_addresses_that_no_channel_can_use(address: str, secure: bool, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        channel_target(address, secure=secure)

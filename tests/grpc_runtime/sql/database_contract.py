@@ -213,6 +213,35 @@ class DatabaseContract:
         assert await again.read(names) == ["a", "b"]
         await again.close()
 
+    @pytest.mark.parametrize("fails", [False, True])
+    async def test_somebody_is_told_of_what_its_caller_did_not_wait_for(
+        self, database: Database, fails: bool
+    ) -> None:
+        begun, may_go_on = threading.Event(), threading.Event()
+        told = asyncio.Event()
+
+        def work(connection: Connection) -> None:
+            add("lonely")(connection)
+            begun.set()
+            assert may_go_on.wait(20)
+            if fails:
+                raise LookupError
+
+        writing = asyncio.create_task(database.write(work, orphaned=told.set))
+        assert await asyncio.to_thread(begun.wait, 20)
+        writing.cancel()
+        await asyncio.wait([writing])
+        assert writing.cancelled()
+        may_go_on.set()
+        if not fails:
+            await asyncio.wait_for(told.wait(), 20)
+            assert await database.read(names) == ["lonely"]
+        # Who was waited for needs no telling, and what came to nothing neither.
+        await database.write(add("told"), orphaned=told.set)
+        await asyncio.sleep(0)
+        assert told.is_set() != fails
+        assert len(await database.read(names)) == 2 - fails
+
     async def test_work_that_was_cancelled_before_its_turn_is_not_done(
         self, address: str, database: Database
     ) -> None:

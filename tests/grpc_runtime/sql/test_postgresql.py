@@ -12,7 +12,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from grpc_runtime.sql import Database, DatabaseOpenError, DatabaseUnavailableError, postgresql
@@ -134,6 +134,42 @@ async def test_nothing_else_is_repeated(database: Database) -> None:
     with pytest.raises(DBAPIError, match="made up"):
         await database.write(failing("P0001", runs, times=99))
     assert len(runs) == 1
+
+
+async def test_who_finds_a_key_in_use_looks_once_more(database: Database) -> None:
+    """Somebody else may have written the same at the same time."""
+    together = threading.Barrier(2, timeout=20)
+    seen: list[int] = []
+
+    def write_if_there_is_none(connection: Connection) -> int:
+        found = count(connection)
+        seen.append(found)
+        if not found:
+            together.wait()
+            add("same")(connection)
+        return found
+
+    found = await asyncio.gather(*(database.write(write_if_there_is_none) for _ in range(2)))
+    assert sorted(found) == [0, 1]
+    assert sorted(seen) == [0, 0, 1]
+    # Not for ever.
+    with pytest.raises(IntegrityError):
+        await database.write(add("same"))
+
+
+async def test_a_new_connection_that_breaks_at_once_is_no_riddle(database: Database) -> None:
+    assert isinstance(database, postgresql.PostgresDatabase)
+
+    def broken(*_: object) -> None:
+        raise psycopg.errors.AdminShutdown("terminating connection")
+
+    database._engine.dispose()
+    event.listen(database._engine, "connect", broken)
+    with pytest.raises(DatabaseUnavailableError, match="terminating connection") as caught:
+        await database.write(add("a"))
+    assert caught.value.retry_delay
+    event.remove(database._engine, "connect", broken)
+    await database.write(add("a"))
 
 
 @pytest.mark.parametrize(

@@ -750,10 +750,15 @@ class Heartbeat(_message.Message):
     METRICS_FIELD_NUMBER: _builtins.int
     DROPPED_SAMPLES_FIELD_NUMBER: _builtins.int
     READINGS_FIELD_NUMBER: _builtins.int
+    PATIENT_FIELD_NUMBER: _builtins.int
     phase: Global___TrainerPhase.ValueType
     """What the trainer is doing."""
     dropped_samples: _builtins.int
     """Samples dropped for lack of room since the session's first stream."""
+    patient: _builtins.bool
+    """The agent does not wait for the acknowledgement of this message: one of a
+    later message, which is of this one too, will do.
+    """
     @_builtins.property
     def progress(self) -> _job_pb2.Progress:
         """How far training has come."""
@@ -774,10 +779,11 @@ class Heartbeat(_message.Message):
         metrics: _abc.Iterable[Global___MetricColumn] | None = ...,
         dropped_samples: _builtins.int = ...,
         readings: _abc.Iterable[_update_pb2.ParameterReading] | None = ...,
+        patient: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped_samples", b"dropped_samples", "metrics", b"metrics", "phase", b"phase", "progress", b"progress", "readings", b"readings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped_samples", b"dropped_samples", "metrics", b"metrics", "patient", b"patient", "phase", b"phase", "progress", b"progress", "readings", b"readings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -10,10 +10,13 @@ import pytest
 
 from analytics_service.chat.conversation import Citation
 from analytics_service.chat.tools import Toolbox
+from analytics_service.chat.tools.sentences import sentences
 from control_plane.client import Client
 from midcourse.agent.v1 import session_pb2 as agent_pb
+from midcourse.control.v1 import update_pb2
 from tests.support import known_run as run
 from tests.support.plane import RunningPlane
+from tests.support.scripted_agent import LEARNING_RATE
 from tests.support.tool_calls import asked, fail, read
 
 
@@ -89,6 +92,29 @@ async def test_the_known_spike_and_the_change_before_it(demo: RunningPlane, tool
     assert history.citations == (Citation("demo", "updates", "", 30, 30),)
     only = await read(tools, "update_history", job="demo", states=["applied"], limit=1)
     assert [each["revision"] for each in only["updates"]] == [1]
+
+
+async def test_what_a_roll_back_took_away_is_said(plane: RunningPlane, tools: Toolbox) -> None:
+    cut, back = (agent_pb.LocalUpdate(request_id=f"guard-{number}") for number in (1, 2))
+    cut.spec.changes.add(parameter="learning_rate").multiply.factor = 0.5
+    back.spec.action.roll_back.checkpoint = "/runs/checkpoint-20"
+    came_back = agent_pb.FullState(
+        parameters=[LEARNING_RATE],
+        actions=[update_pb2.ACTION_KIND_ROLL_BACK],
+        phase=agent_pb.TRAINER_PHASE_TRAINING,
+        local_updates=[cut, back],
+    )
+    agent = await plane.agent("demo", start_step=20, state=came_back)
+    await agent.receive(2)
+    outcome = agent_pb.UpdateOutcome(revision=1, rolled_back=True)
+    outcome.applied.step = 25
+    await agent.acknowledged(await agent.say(outcome=outcome))
+    history = await tools.call(asked("update_history", job="demo"))
+    assert history.result is not None
+    roll_back, gone = history.result["updates"]
+    assert (gone["revision"], gone["state"], gone["rolled_back_by"]) == (1, "applied", 2)
+    assert "rolled_back_by" not in roll_back
+    assert "Change 2 rolled it back: it is in force no more." in sentences([history])
 
 
 async def test_actions_and_the_guard_in_a_history(plane: RunningPlane, tools: Toolbox) -> None:

@@ -1,0 +1,78 @@
+"""Tokens in words and tables, out of the API's messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from control_plane.cli import describe
+from control_plane.cli import format as fmt
+from control_plane.cli.fitting import FittingTable
+from midcourse.control.v1 import access_pb2
+
+if TYPE_CHECKING:
+    from google.protobuf.timestamp_pb2 import Timestamp
+
+
+def role(of: access_pb2.Access) -> str:
+    """Returns a role's name; a dash where there is none, or it is not known here."""
+    if of.role not in access_pb2.Role.values() or of.role == access_pb2.ROLE_UNSPECIFIED:
+        return fmt.UNKNOWN
+    return access_pb2.Role.Name(of.role).removeprefix("ROLE_").lower()
+
+
+def scope(of: access_pb2.Access) -> str:
+    """Returns with which jobs: "all jobs", "jobs a, b*", "jobs with team=nlp"."""
+    named = f" {', '.join(of.jobs)}" if of.jobs else ""
+    labelled = f" with {of.selector}" if of.selector else ""
+    return f"jobs{named}{labelled}" if named or labelled else "all jobs"
+
+
+def access(of: access_pb2.Access) -> str:
+    """Returns what a caller may do: "operator, jobs with team=nlp"."""
+    return f"{role(of)}, {scope(of)}"
+
+
+def summary(token: access_pb2.Token) -> str:
+    """Returns who may do what, and until when."""
+    until = "for ever"
+    if token.HasField("expire_time"):
+        until = f"until {_day(token.expire_time)}"
+    return f"{token.principal}, {access(token.access)}, {until}"
+
+
+def tokens(listing: Iterable[access_pb2.Token], now: float) -> FittingTable:
+    """Returns the table of tokens."""
+    columns = ("TOKEN", "PRINCIPAL", "ROLE", "JOBS", "STATE", "LAST USED", "MADE BY", "FOR")
+    table = FittingTable(*columns)
+    for token in listing:
+        table.add_row(
+            token.name.removeprefix("tokens/"),
+            token.principal,
+            role(token.access),
+            scope(token.access),
+            _state(token, now),
+            _ago(token, "last_use_time", now),
+            token.creator or fmt.UNKNOWN,
+            token.description,
+        )
+    return table
+
+
+def _state(token: access_pb2.Token, now: float) -> str:
+    if token.HasField("revoke_time"):
+        return f"revoked {_ago(token, 'revoke_time', now)}"
+    if not token.HasField("expire_time"):
+        return "for ever"
+    word = "expired" if describe.seconds(token.expire_time) <= now else "expires"
+    return f"{word} {_ago(token, 'expire_time', now)}"
+
+
+def _ago(token: access_pb2.Token, field: str, now: float) -> str:
+    if not token.HasField(field):  # type: ignore[arg-type]  # a name of a field
+        return "never"
+    return fmt.age(now - describe.seconds(getattr(token, field)))
+
+
+def _day(time: Timestamp) -> str:
+    return time.ToDatetime().date().isoformat()

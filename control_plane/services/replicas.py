@@ -1,0 +1,100 @@
+"""Which of the servers that share a store are alive, as seen from one of them."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from control_plane.domain.errors import Refusal
+
+if TYPE_CHECKING:
+    from control_plane.services.ports import Clock, Store
+
+
+class Replicas:
+    """Says of itself that it is alive, and watches others do so.
+
+    Each replica counts on in the store. One whose count has moved within the time allowed
+    is alive: what is compared are times of this server's clock alone. While the store is
+    away nobody can be seen counting, so everybody gets the time anew when it is back.
+
+    Attributes:
+        own: What this server is called.
+        since: When it could look again after the store had been away; None: it never was.
+    """
+
+    def __init__(self, store: Store, clock: Clock, allowed: timedelta) -> None:
+        """Takes its parts.
+
+        Args:
+            store: Where replicas count.
+            clock: The time.
+            allowed: How long a replica may be silent before it counts as dead.
+        """
+        self._store = store
+        self._clock = clock
+        self._allowed = allowed
+        self._seen: dict[str, tuple[int, datetime]] = {}
+        self.own = store.replica
+        self.since: datetime | None = None
+        self._is_away = False
+
+    async def beat(self) -> None:
+        """Counts on, and looks how far the others are. To be done several times in the time.
+
+        Raises:
+            Refusal: STORE_UNAVAILABLE.
+        """
+        counts: dict[str, int] = {}
+        if self._store.is_shared:
+            try:
+                counts = await self._store.write(lambda tx: tx.beat(self.own))
+            except Refusal:
+                self._is_away = True
+                raise
+        now = self._clock()
+        if self._is_away:
+            self._is_away = False
+            self.since = now
+            self._seen.clear()
+        for replica, count in counts.items():
+            if self._seen.get(replica, (None,))[0] != count:
+                self._seen[replica] = count, now
+        for replica in self._seen.keys() - counts.keys():
+            del self._seen[replica]  # it has said goodbye
+
+    def alive(self) -> set[str]:
+        """Those that are alive, this one among them."""
+        return {self.own, *(replica for replica in self._seen if self.is_alive(replica))}
+
+    def is_alive(self, replica: str) -> bool:
+        """Whether a replica is alive, as far as is known."""
+        if replica == self.own:
+            return True
+        seen = self._seen.get(replica)
+        return seen is not None and self._clock() - seen[1] <= self._allowed
+
+    def may_be_alive(self, replica: str) -> bool:
+        """Whether another replica is not known to be dead: it may have begun just now."""
+        if replica == self.own or not self._store.is_shared:
+            return False
+        return replica not in self._seen or self.is_alive(replica)
+
+    def heard(self, replica: str) -> datetime | None:
+        """When a replica was last seen to be alive; None: never."""
+        seen = self._seen.get(replica)
+        return seen[1] if seen is not None else None
+
+    async def bury(self) -> None:
+        """Takes those off the list that have been dead for long."""
+        long = self._clock() - 2 * self._allowed
+        for replica in [each for each, (_, seen) in self._seen.items() if seen < long]:
+            await self._forget(replica)
+
+    async def leave(self) -> None:
+        """Takes this one off the list, as it ends."""
+        if self._store.is_shared:
+            await self._forget(self.own)
+
+    async def _forget(self, replica: str) -> None:
+        await self._store.write(lambda tx: tx.forget_replica(replica))

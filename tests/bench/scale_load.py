@@ -1,0 +1,84 @@
+"""Light jobs in processes of their own, as load on a control plane."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tests.support.processes import ROOT, until
+from trainer_agent.simulate.light_jobs import Totals
+from trainer_agent.simulate.main import shares
+from trainer_agent.simulate.options import SimulateOptions, to_arguments
+
+
+class Load:
+    """The processes, and what they have come to as of their last word."""
+
+    def __init__(self, options: SimulateOptions) -> None:
+        self._totals: dict[int, Totals] = {}
+        self._workers = [
+            subprocess.Popen(
+                [sys.executable, "-m", "trainer_agent.simulate", *to_arguments(each)],
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for each in shares(options)
+        ]
+        for number, worker in enumerate(self._workers):
+            threading.Thread(target=self._follow, args=(number, worker), daemon=True).start()
+
+    @property
+    def pids(self) -> list[int]:
+        return [worker.pid for worker in self._workers]
+
+    @property
+    def totals(self) -> Totals:
+        return functools.reduce(Totals.__add__, list(self._totals.values()), Totals())
+
+    def wait(self, condition: Callable[[Totals], bool], what: str, seconds: float) -> None:
+        def holds() -> bool:
+            dead = [worker.returncode for worker in self._workers if worker.poll() is not None]
+            assert not dead, f"load ended with {dead}"
+            return condition(self.totals)
+
+        until(holds, f"{what}; {self.totals}", seconds)
+
+    def end(self) -> None:
+        for worker in self._workers:
+            worker.kill()
+            worker.wait()
+
+    def _follow(self, number: int, worker: subprocess.Popen[str]) -> None:
+        assert worker.stdout is not None
+        for line in worker.stdout:
+            self._totals[number] = Totals(**json.loads(line))
+
+
+@contextlib.contextmanager
+def load(options: SimulateOptions) -> Iterator[Load]:
+    """Runs the load while the block runs."""
+    running = Load(options)
+    try:
+        yield running
+    finally:
+        running.end()
+
+
+def rss_kilobytes(pid: int) -> int:
+    """Resident memory of a process."""
+    status = Path(f"/proc/{pid}/status").read_text("ascii")
+    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / 100
