@@ -8,8 +8,6 @@ from typing import ClassVar
 import platformdirs
 from pydantic import Field, field_validator
 
-from control_plane.domain.access import Access, Role, check_access, check_principal
-from control_plane.domain.errors import Refusal
 from grpc_runtime.service_settings import CertPrincipal, ServiceSettings
 
 
@@ -88,10 +86,20 @@ class ServerSettings(ServiceSettings, env_prefix="MIDCOURSE_"):
         le=36_500,
         description="Days that watches can be resumed from; 0: for ever.",
     )
+    retain_audit_days: float = Field(
+        default=365.0,
+        ge=0,
+        le=36_500,
+        description="Days that audit records are kept; 0: for ever.",
+    )
 
     @field_validator("cert_principals")
     @classmethod
     def _make_sense(cls, value: dict[str, CertPrincipal]) -> dict[str, CertPrincipal]:
+        # Not above: what is missing for a server is to be noticed before anything of it is loaded.
+        from control_plane.domain.access import Access, Role, check_access, check_principal
+        from control_plane.domain.errors import Refusal
+
         for name, grant in value.items():
             try:
                 check_principal(grant.principal)

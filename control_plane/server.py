@@ -14,11 +14,13 @@ from control_plane.domain.errors import Reason, Refusal
 from control_plane.measuring import Levels, MeasuredStore, UpdateMetrics
 from control_plane.rpc.access_servicer import AccessServicer, Tokens
 from control_plane.rpc.agent_servicer import AgentServicer
+from control_plane.rpc.auditing import RefusedCalls, entry_now
 from control_plane.rpc.control_servicer import ControlPlaneServicer, UseCases
 from control_plane.rpc.errors import DOMAIN, translate
 from control_plane.rpc.policies import POLICY, scope_now
 from control_plane.services.access import Secrets, TokenService
 from control_plane.services.agent_session import SessionLimits
+from control_plane.services.audit import AuditedStore, AuditLog
 from control_plane.services.batches import BatchService
 from control_plane.services.bus import LocalBus
 from control_plane.services.history import HistoryService
@@ -93,6 +95,9 @@ class ControlPlane:
             store = MeasuredStore(store, observation.registry)
         if observers:
             store = ObservedStore(store, observers)
+        self.audit = AuditLog(store, clock)
+        service.observe(RefusedCalls(self.audit))
+        store = AuditedStore(store, clock, entry_now)
         self.tokens = token_service(store, clock)
         self.tokens.on_revoked(service.end_calls)
         if bearer is not None:
@@ -106,7 +111,9 @@ class ControlPlane:
             flush_interval=settings.flush_interval,
             max_pending_samples=settings.max_pending_samples,
         )
-        self.sessions = SessionService(store, clock, self.bus, self.telemetry, _limits(settings))
+        self.sessions = SessionService(
+            *(store, clock, self.bus, self.telemetry, _limits(settings)), everything=everything
+        )
         self.jobs = JobService(store, clock, self.bus, self.telemetry, self.sessions.connected)
         self.updates = UpdateService(
             store, clock, self.bus, self.telemetry, max_open_updates=settings.max_open_updates
@@ -139,7 +146,8 @@ class ControlPlane:
             session_pb2_grpc.add_AgentServiceServicer_to_server, AgentServicer(self.sessions)
         )
         self.service.add(
-            access_pb2_grpc.add_AccessServiceServicer_to_server, AccessServicer(self.tokens)
+            access_pb2_grpc.add_AccessServiceServicer_to_server,
+            AccessServicer(self.tokens, self.audit),
         )
         self.service.on_drain(self._drain)
 
@@ -150,6 +158,7 @@ class ControlPlane:
             asyncio.create_task(self.telemetry.run(), name="telemetry"),
             asyncio.create_task(self.upkeep.run(), name="upkeep"),
             asyncio.create_task(self.tokens.run(), name="tokens"),
+            asyncio.create_task(self.audit.run(), name="audit"),
             asyncio.create_task(self._store.follow(self.bus.hear), name="follower"),
         ]
         for chore in chores:
@@ -168,6 +177,7 @@ class ControlPlane:
                 await self.telemetry.flush()
                 await self.sessions.leave()
                 await self.tokens.write_uses()
+                await self.audit.close()
             except Refusal as refusal:
                 if refusal.reason is not Reason.STORE_UNAVAILABLE:
                     raise
@@ -241,7 +251,11 @@ def _retention(settings: ServerSettings) -> Retention:
     def days(number: float) -> timedelta | None:
         return timedelta(days=number) if number > 0 else None
 
-    return Retention(days(settings.retain_samples_days), days(settings.retain_events_days))
+    return Retention(
+        days(settings.retain_samples_days),
+        days(settings.retain_events_days),
+        days(settings.retain_audit_days),
+    )
 
 
 async def _serve(settings: ServerSettings) -> None:

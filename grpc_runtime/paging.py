@@ -6,12 +6,18 @@ import base64
 import binascii
 import hashlib
 import json
+import re
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import grpc
 
 from grpc_runtime.convert import MAX_COUNT
 from grpc_runtime.errors import StatusError, invalid_argument
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+_NUMBER: Final = re.compile(r"[0-9]{1,18}")  # each of these can be stored
 
 DEFAULT_SIZE: Final = 100
 MAX_SIZE: Final = 1_000
@@ -67,6 +73,32 @@ def read_token(token: str, query: str) -> str | int | None:
     if ours and type(after) is int and 0 <= after <= MAX_COUNT:
         return after
     raise invalid_token(token)
+
+
+def write_place(time: datetime, *keys: int) -> str:
+    """A place in an order by time and then by keys, for :func:`write_token`."""
+    return ".".join(map(str, ((time - _EPOCH) // _MICROSECOND, *keys)))
+
+
+def read_place(after: str | int, keys: int) -> tuple[datetime, tuple[int, ...]]:
+    """The place that :func:`write_place` has made such a text of.
+
+    Args:
+        after: What :func:`read_token` has returned.
+        keys: How many it has beside the time.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT with reason PAGE_TOKEN_INVALID, if it is none.
+    """
+    text = str(after)
+    parts = text.split(".")
+    if len(parts) != keys + 1 or not all(_NUMBER.fullmatch(part) for part in parts):
+        raise invalid_token(text)
+    try:
+        time = _EPOCH + int(parts[0]) * _MICROSECOND
+    except OverflowError:
+        raise invalid_token(text) from None
+    return time, tuple(map(int, parts[1:]))
 
 
 def invalid_token(token: str) -> StatusError:

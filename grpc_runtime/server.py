@@ -203,7 +203,8 @@ class Service:
         handlers = list(self._handlers)
         collector: Any = _HandlerCollector(handlers)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, collector)
-        handlers += reflection_handlers([_service_name(handler) for handler in handlers])
+        if self._handlers:  # else it answers health checks, and nothing else
+            handlers += reflection_handlers([_service_name(handler) for handler in handlers])
         credentials = None if self._tls is None else self._tls.credentials()
         if self._address.port != 0:
             await check_free(self._address)

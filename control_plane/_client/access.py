@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
-from control_plane._client.requests import duration
+from control_plane._client.requests import duration, timestamp
 from grpc_runtime.client.call import Call, unary_call
 from midcourse.control.v1 import access_pb2 as pb
 from midcourse.control.v1.access_pb2_grpc import AccessServiceStub
 
 if TYPE_CHECKING:
+    from datetime import datetime, timedelta
+
     from control_plane._client.roles import RoleName
     from grpc_runtime.client.aio import AsyncTransport
     from grpc_runtime.client.transport import Transport
@@ -75,8 +77,29 @@ def _revoke_token(name: str) -> Call[pb.Token]:
     )
 
 
+def _list_audit_records(
+    principal: str,
+    resource: str,
+    start_time: datetime | timedelta | None,
+    end_time: datetime | None,
+    page_size: int,
+) -> Call[Sequence[pb.AuditRecord]]:
+    return unary_call(
+        AccessServiceStub,
+        lambda stub: stub.ListAuditRecords,
+        pb.ListAuditRecordsRequest(
+            principal=principal,
+            resource=resource,
+            start_time=None if start_time is None else timestamp(start_time),
+            end_time=None if end_time is None else timestamp(end_time),
+            page_size=page_size,
+        ),
+        lambda response: response.records,
+    )
+
+
 class AccessCalls:
-    """Who the caller is, and the tokens."""
+    """Who the caller is, the tokens, and the record of who changed what."""
 
     _transport: Transport
 
@@ -144,6 +167,30 @@ class AccessCalls:
         """
         return self._transport.run(_revoke_token(name))
 
+    def list_audit_records(
+        self,
+        *,
+        principal: str = "",
+        resource: str = "",
+        start_time: datetime | timedelta | None = None,
+        end_time: datetime | None = None,
+        page_size: int = 0,
+    ) -> Iterator[pb.AuditRecord]:
+        """Returns who changed what and who was refused, newest first, fetched page by page.
+
+        Args:
+            principal: Only of this one.
+            resource: Only about this and what is below it, such as ``jobs/my-run``.
+            start_time: Only at or after this time; or so long from now.
+            end_time: Only before this time.
+            page_size: Records to fetch at a time; 0: the server's choice.
+
+        Raises:
+            PermissionDeniedError: This client is no administrator.
+        """
+        call = _list_audit_records(principal, resource, start_time, end_time, page_size)
+        return self._transport.run_pages(call)
+
 
 class AsyncAccessCalls:
     """As :class:`AccessCalls`, awaitable."""
@@ -180,3 +227,16 @@ class AsyncAccessCalls:
     async def revoke_token(self, name: str) -> pb.Token:
         """As :meth:`Client.revoke_token`."""
         return await self._transport.run(_revoke_token(name))
+
+    def list_audit_records(
+        self,
+        *,
+        principal: str = "",
+        resource: str = "",
+        start_time: datetime | timedelta | None = None,
+        end_time: datetime | None = None,
+        page_size: int = 0,
+    ) -> AsyncIterator[pb.AuditRecord]:
+        """As :meth:`Client.list_audit_records`, to be iterated over with ``async for``."""
+        call = _list_audit_records(principal, resource, start_time, end_time, page_size)
+        return self._transport.run_pages(call)

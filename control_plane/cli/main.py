@@ -13,7 +13,18 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from control_plane.cli import actions, batches, jobs, labels, metrics, tokens, train, updates, watch
+from control_plane.cli import (
+    actions,
+    audit,
+    batches,
+    jobs,
+    labels,
+    metrics,
+    tokens,
+    train,
+    updates,
+    watch,
+)
 from control_plane.cli.analytics import budget, chat, models, sessions, usage
 from control_plane.cli.credentials import (
     ClientCertOption,
@@ -229,6 +240,7 @@ app.add_typer(budget.budget, name="budget", rich_help_panel=_QUESTIONS)
 app.command("serve", cls=ServeCommand, rich_help_panel=_SERVERS)(_serve)
 app.add_typer(_analytics, name="analytics", rich_help_panel=_SERVERS)
 app.add_typer(tokens.tokens, name="token", rich_help_panel=_SERVERS)
+app.command("audit", rich_help_panel=_SERVERS)(audit.audit)
 app.command("whoami", rich_help_panel=_SERVERS)(tokens.whoami)
 app.command("health", rich_help_panel=_SERVERS)(health)
 app.command("version", rich_help_panel=_OTHER)(show_version)

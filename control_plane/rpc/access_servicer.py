@@ -6,8 +6,6 @@ from collections.abc import Collection
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-import grpc
-
 from control_plane.domain.access import Access, Role, Token, parse_token_name
 from control_plane.domain.errors import invalid
 from control_plane.rpc import convert_audit
@@ -19,6 +17,8 @@ from midcourse.control.v1 import access_pb2_grpc
 
 if TYPE_CHECKING:
     from datetime import datetime
+
+    import grpc
 
     from control_plane.services.access import TokenService
     from control_plane.services.audit import AuditLog

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
 
 from control_plane.domain.audit import AuditPlace, AuditQuery, AuditRecord
-from control_plane.services.telemetry import EPOCH
+from grpc_runtime import paging
 from grpc_runtime.convert import time_of, timestamp
-from grpc_runtime.paging import read_numbers
 from midcourse.control.v1 import access_pb2 as pb
 
 if TYPE_CHECKING:
@@ -51,9 +49,7 @@ def record(of: AuditRecord) -> pb.AuditRecord:
 
 def write_place(place: AuditPlace | None) -> str | None:
     """What a page token says of a place."""
-    if place is None:
-        return None
-    return f"{(place.time - EPOCH) // timedelta(microseconds=1)}.{place.key}"
+    return None if place is None else paging.write_place(place.time, place.key)
 
 
 def read_place(text: str | int | None) -> AuditPlace | None:
@@ -64,5 +60,5 @@ def read_place(text: str | int | None) -> AuditPlace | None:
     """
     if text is None:
         return None
-    micros, key = read_numbers(text, 2)
-    return AuditPlace(EPOCH + timedelta(microseconds=micros), key)
+    time, (key,) = paging.read_place(text, 1)
+    return AuditPlace(time, key)

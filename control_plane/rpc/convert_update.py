@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 from control_plane.domain.errors import invalid
 from control_plane.domain.names import update_name
 from control_plane.domain.parameter import (
@@ -33,7 +31,7 @@ from control_plane.domain.update import (
 )
 from control_plane.rpc.convert_parameter import value, value_of
 from control_plane.services.ports import Place
-from control_plane.services.telemetry import EPOCH
+from grpc_runtime import paging
 from grpc_runtime.convert import time_of, timestamp
 from midcourse.control.v1 import update_pb2 as pb
 
@@ -343,13 +341,16 @@ def write_place(place: Place | None) -> str | None:
     """Where to go on among the updates of all jobs, for a page token."""
     if place is None:
         return None
-    micros = (place.time - EPOCH) // timedelta(microseconds=1)
-    return f"{micros}.{place.job_key}.{place.revision}"
+    return paging.write_place(place.time, place.job_key, place.revision)
 
 
 def read_place(text: str | int | None) -> Place | None:
-    """The place that a page token of ours names."""
-    if not isinstance(text, str):
+    """The place that a page token names; None: the first page is asked for.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT, the token was made up.
+    """
+    if text is None:
         return None
-    micros, job_key, revision = map(int, text.split("."))
-    return Place(EPOCH + timedelta(microseconds=micros), job_key, revision)
+    time, (job_key, revision) = paging.read_place(text, 2)
+    return Place(time, job_key, revision)

@@ -55,9 +55,21 @@ class SessionService:
         bus: WakeupBus,
         telemetry: TelemetryHub,
         limits: SessionLimits,
+        *,
+        everything: Store | None = None,
     ) -> None:
-        """Takes its parts; see `SessionLimits`."""
-        deliveries = JoinedReads[str](store, lambda tx, ids: tx.read_ahead_open(ids))
+        """Takes its parts.
+
+        Args:
+            store: Durable state, as the agent that is being served may see it.
+            clock: The time.
+            bus: Wakes sessions, watchers and those who wait.
+            telemetry: Tells how far jobs have come.
+            limits: What agents are told.
+            everything: The store as everybody may see it, for what is read for several agents at
+                once, each its own job; None: `store` is that.
+        """
+        deliveries = JoinedReads[str](everything or store, lambda tx, ids: tx.read_ahead_open(ids))
         self._parts = SessionParts(store, clock, bus, telemetry, limits, deliveries)
         self._open: dict[str, AgentSession] = {}
         self._unrecorded: list[AgentSession] = []

@@ -31,11 +31,13 @@ class Retention:
     Attributes:
         samples: Samples of metrics.
         events: The record of changes that watches resume from.
+        audit: The record of who changed what.
         interval: Seconds between two rounds of forgetting.
     """
 
     samples: timedelta | None
     events: timedelta | None
+    audit: timedelta | None = None
     interval: float = 60.0
 
 
@@ -90,4 +92,12 @@ class Upkeep:
                 lambda tx: tx.prune(
                     samples_before=before, events_before=events_before, limit=_PRUNE_CHUNK
                 )
+            )
+        if kept.audit is None:
+            return
+        audit_before = now - kept.audit
+        deleted = _PRUNE_CHUNK
+        while deleted >= _PRUNE_CHUNK:
+            deleted = await self._store.write(
+                lambda tx: tx.prune_audit_records(audit_before, _PRUNE_CHUNK)
             )

@@ -18,8 +18,7 @@ from typing import Final, Self
 import grpc
 
 from grpc_runtime.client.metadata import Metadata, checked_metadata
-from grpc_runtime.client.target import addresses_of
-from grpc_runtime.listen import Address
+from grpc_runtime.client.target import is_local
 
 TOKEN_VARIABLE: Final = "MIDCOURSE_TOKEN"  # noqa: S105 - a name
 """Environment variable with a token."""
@@ -36,7 +35,6 @@ SYSTEM_CA: Final = "system"
 """In place of a file of authorities: those that gRPC brings along, for servers in public."""
 
 _TOKEN: Final = re.compile(r"[\x21-\x7e]+")
-_LOCAL_SCHEMES: Final = ("unix:", "unix-abstract:")
 
 # A client's process may have no structured log: this one ends on stderr by itself.
 _log = logging.getLogger(__name__)
@@ -148,7 +146,7 @@ class Credentials:
             CredentialsError: It would.
         """
         has_token = bool(self.token or self.token_file or forwards_tokens)
-        if self.is_secure or not has_token or _is_local(address):
+        if self.is_secure or not has_token or is_local(address):
             return
         raise CredentialsError(
             f"a token is not sent to {address} without TLS, as others could read it on the way:"
@@ -177,19 +175,6 @@ class Credentials:
 
 NO_CREDENTIALS: Final = Credentials()
 """A client that has none, whatever the environment says."""
-
-
-def _is_local(address: str) -> bool:
-    if address.startswith(_LOCAL_SCHEMES):
-        return True
-    if len(several := addresses_of(address)) > 1:
-        return all(_is_local(one) for one in several)
-    for scheme in ("dns:", "ipv4:", "ipv6:"):
-        address = address.removeprefix(scheme)
-    try:
-        return Address.parse(address.removeprefix("///")).is_local
-    except ValueError:
-        return False
 
 
 def _read_token(path: Path) -> str:

@@ -105,10 +105,26 @@ def channel_options(address: str) -> ChannelOptions:
         ("grpc.max_reconnect_backoff_ms", 2_000),
         ("grpc.min_reconnect_backoff_ms", 5_000),
     )
-    if all(
-        not one.startswith(_GRPC_SCHEMES) and Address.parse(one).is_local
-        for one in addresses_of(address)
-    ):
-        # An http_proxy in the environment is not meant for this host.
-        options = (*options, ("grpc.enable_http_proxy", 0))
-    return options
+    return (*options, *proxy_options(address))
+
+
+def proxy_options(address: str) -> ChannelOptions:
+    """Returns the options that keep a channel to this host from going through a proxy.
+
+    An http_proxy in the environment is not meant for this host, and would read what is sent there.
+    """
+    return (("grpc.enable_http_proxy", 0),) if is_local(address) else ()
+
+
+def is_local(address: str) -> bool:
+    """Tells whether an address means this host, and nobody else can read what is sent there."""
+    if address.startswith(("unix:", "unix-abstract:")):
+        return True
+    if len(several := addresses_of(address)) > 1:
+        return all(is_local(one) for one in several)
+    for scheme in ("dns:", "ipv4:", "ipv6:"):
+        address = address.removeprefix(scheme)
+    try:
+        return Address.parse(address.removeprefix("///")).is_local
+    except ValueError:
+        return False

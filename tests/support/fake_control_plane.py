@@ -270,7 +270,6 @@ class FakeControlPlane(control_pb2_grpc.ControlPlaneServiceServicer):
         context.abort(grpc.StatusCode.UNIMPLEMENTED, "not faked")
 
     BatchUpdateParameters = GetBatch = ListBatches = WatchBatch = CancelBatch = _elsewhere
-    UpdateJob = _elsewhere
 
     def UpdateParameters(
         self, request: pb.UpdateParametersRequest, context: Any

@@ -91,15 +91,18 @@ class ScriptedAgent:
         self._reading: asyncio.Task[None] | None = None
         self._news = asyncio.Condition()
 
-    async def connect(self) -> pb.Welcome:
+    async def connect(self, metadata: Any = None) -> pb.Welcome:
         """Opens a stream and says hello.
+
+        Args:
+            metadata: To be sent along, such as a token.
 
         Raises:
             StatusError: The server does not serve it.
         """
         self.received, self.error, self.number = [], None, 0
         self._answered, self._over = 0, False
-        self._call = self._stub.Session()
+        self._call = self._stub.Session(metadata=metadata)
         self._reading = asyncio.create_task(self._read(self._call))
         await self.say(hello=self.hello)
         return (await self.wait_for("welcome"))[0].welcome

@@ -59,6 +59,7 @@ async def own_channel(
     # An older channel would wait by a back-off of its own, without jitter.
     options = [
         *client_options(),
+        *proxy_options(target),
         ("grpc.use_local_subchannel_pool", 1),
         # How long to wait for a host that swallows packets: another one may answer.
         ("grpc.min_reconnect_backoff_ms", _CONNECT_MILLISECONDS),
@@ -191,9 +192,10 @@ class Connector:
     async def _serve_one(self) -> StreamEnd:
         self._session = self._new_session()
         try:
+            metadata = self._credentials.metadata()
             async with self._open_channel(self.target) as channel:
                 stub = session_pb2_grpc.AgentServiceStub(channel)
-                return await self._session.run(stub, self._credentials.metadata())
+                return await self._session.run(stub, metadata)
         except CredentialsError as error:
             raise StatusError(
                 grpc.StatusCode.UNAUTHENTICATED, str(error), reason=CREDENTIALS_UNUSABLE

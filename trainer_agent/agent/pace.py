@@ -22,23 +22,32 @@ class Pace:
         self.stall_after = stall_after
         self._steps: deque[tuple[int, float]] = deque(maxlen=_REMEMBERED)
         self._newest = now
+        self._resumed: float | None = None
         self._known_median: float | None = None
 
-    def step(self, step: int, now: float) -> None:
+    def step(self, step: int, when: float) -> None:
         """Notes that so many steps are done. One that was there before counts as a sign of life.
 
         Args:
             step: Optimizer steps done.
-            now: When. Earlier than what was noted before counts as then: clocks are set at times.
+            when: When that was, which may be long before it is heard of. Earlier than the step
+                before it counts as then: clocks are set at times.
         """
-        now = max(now, self._newest)
+        self._newest = max(when, self._newest)
         if self._steps and step < self._steps[-1][0]:
-            self._known_median = None
             self._steps.clear()  # training went back to a checkpoint
-        if not self._steps or step > self._steps[-1][0]:
-            self._known_median = None
-            self._steps.append((step, now))
-        self._newest = now
+        if self._steps and step == self._steps[-1][0]:
+            return
+        self._known_median = None
+        if self._steps and self._resumed is not None:
+            # When the pause ended is heard of late or not at all: from here on it goes as before.
+            last, end = self._steps[-1]
+            moved = [(s + step - last, w + when - end) for s, w in self._steps]
+            self._steps.clear()
+            self._steps.extend(moved)
+        else:
+            self._steps.append((step, max(when, self._steps[-1][1]) if self._steps else when))
+        self._resumed = None
 
     def rest(self, now: float) -> None:
         """Notes a reason for there being no step up to now, such as a pause."""
@@ -46,11 +55,7 @@ class Pace:
 
     def resume(self, now: float) -> None:
         """Notes the end of a pause, whose length is no part of the pace."""
-        self._newest = now = max(now, self._newest)
-        waited = now - self._steps[-1][1] if self._steps else 0.0
-        moved = [(step, when + waited) for step, when in self._steps]
-        self._steps.clear()
-        self._steps.extend(moved)
+        self._newest = self._resumed = max(now, self._newest)
 
     def idle(self, now: float) -> float:
         """Returns the time since the newest step, or since the start."""
@@ -68,9 +73,12 @@ class Pace:
         if len(self._steps) < 2 or now >= self.stalls_at():
             return None
         (first, begin), (last, end) = self._steps[0], self._steps[-1]
+        if end <= begin:
+            return None
         # Since the newest step at least as much time has passed as this.
-        elapsed = max(end, now - self._median()) - begin
-        return (last - first) / elapsed if elapsed > 0 else None
+        since = end if self._resumed is None else self._resumed
+        overdue = max(0.0, now - self._median() - since)
+        return (last - first) / (end - begin + overdue)
 
     def _median(self) -> float:
         """Returns the median time of a step; where reports are missing, their share of the gap."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
@@ -14,9 +14,9 @@ import pytest
 from control_plane.client import Client
 from midcourse.control.v1 import control_pb2 as pb
 from midcourse.control.v1 import job_pb2, update_pb2
-from tests.support.plane import RunningPlane, callers, error_of, running_plane
+from tests.support.plane import RunningPlane, error_of, running_plane
 from tests.support.postgres import PostgresServer
-from tests.support.processes import Process, free_port, serve
+from tests.support.processes import free_port, serve
 from tests.support.scripted_agent import applied
 from tests.support.use_cases import eventually
 from trainer_agent.simulate import LightJobs
@@ -109,53 +109,34 @@ async def test_servers_that_lose_the_database_keep_their_agents_and_recover(
     await agent.leave()
 
 
-class Servers:
-    """Servers as processes on one database."""
+async def test_the_jobs_of_a_server_that_is_killed_go_on_at_another(
+    address: str, tmp_path: Path
+) -> None:
+    port = free_port()
+    victim = serve(port, tmp_path, database=address, heartbeat_interval=1.0, log_level="warning")
+    try:
+        async with running_plane(address, heartbeat_interval=1.0) as survivor:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+                await asyncio.wait_for(channel.channel_ready(), 60)
+            both = f"127.0.0.1:{port},{survivor.address}"
+            async with LightJobs(both, 6, step_time=0.02, report_every=0.2) as jobs:
+                names = [job.spec.job_id for job in jobs]
+                await asyncio.to_thread(victim.kill)
+                killed = time.monotonic()
+                for name in names:
+                    await survivor.update(name, value=1e-4)
+                for name in names:
+                    update = await survivor.wait(1, name, seconds=20)
+                    assert update.state == APPLIED, update
+                assert time.monotonic() - killed < 5
+                listed = await survivor.control.ListJobs(pb.ListJobsRequest(page_size=100))
+                assert {job.state for job in listed.jobs} == {job_pb2.JOB_STATE_RUNNING}
 
-    def __init__(self, database: str, directory: Path, count: int) -> None:
-        self.ports = [free_port() for _ in range(count)]
-        self.processes: list[Process] = []
-        for port in self.ports:
-            place = directory / str(port)
-            place.mkdir()
-            self.processes.append(
-                serve(port, place, database=database, heartbeat_interval=1.0, log_level="warning")
-            )
+                # A caller goes on as well, whichever server it would have begun with.
+                def set_again() -> list[int]:
+                    with Client(both) as client:
+                        return [client.set(names[0], learning_rate=1e-4).revision for _ in range(2)]
 
-    @property
-    def address(self) -> str:
-        return ",".join(f"127.0.0.1:{port}" for port in self.ports)
-
-    def end(self) -> None:
-        for process in self.processes:
-            process.end()
-
-
-@pytest.fixture
-def servers(address: str, tmp_path: Path) -> Iterator[Servers]:
-    started = Servers(address, tmp_path, 2)
-    yield started
-    started.end()
-
-
-async def test_the_jobs_of_a_server_that_is_killed_go_on_at_another(servers: Servers) -> None:
-    async with LightJobs(servers.address, 6, step_time=0.02, report_every=0.2) as jobs:
-        async with callers(f"127.0.0.1:{servers.ports[1]}") as survivor:
-            names = [job.spec.job_id for job in jobs]
-            servers.processes[0].kill()
-            killed = time.monotonic()
-            for name in names:
-                await survivor.update(name, value=1e-4)
-            for name in names:
-                update = await survivor.wait(1, name, seconds=20)
-                assert update.state == APPLIED, update
-            assert time.monotonic() - killed < 5
-            listed = await survivor.control.ListJobs(pb.ListJobsRequest(page_size=100))
-            assert {job.state for job in listed.jobs} == {job_pb2.JOB_STATE_RUNNING}
-
-        # A caller goes on as well, whichever server it began with.
-        def set_again() -> list[int]:
-            with Client(servers.address) as client:
-                return [client.set(names[0], learning_rate=1e-4).revision for _ in range(2)]
-
-        assert await asyncio.to_thread(set_again) == [2, 3]
+                assert await asyncio.to_thread(set_again) == [2, 3]
+    finally:
+        victim.end()

@@ -346,3 +346,35 @@ async def test_without_authentication_callers_on_this_host_may_do_everything(
             )
         )
         assert set(await got) == {"OK", SEES_ALL["ListJobs"]}
+
+
+@pytest.mark.parametrize("scope", [{"selector": f"of={OWN}"}, {"jobs": [f"{OWN}*"]}], ids=str)
+async def test_updates_of_all_jobs_are_those_of_own_jobs(
+    tmp_path: Path, scope: dict[str, Any]
+) -> None:
+    async with filled_plane(tmp_path) as secured:
+        control = secured.running.control
+        who = await secured.caller("viewer", **scope)
+        newest, oldest = control_pb2.UpdateOrder.values()
+        for order in (newest, oldest):
+            request = control_pb2.ListUpdatesRequest(parent="jobs/-", order=order, page_size=1)
+            found = await control.ListUpdates(request, metadata=who)
+            assert [each.name for each in found.updates] == [f"jobs/{OWN}/updates/1"]
+        admin = await secured.caller("admin")
+        found = await control.ListUpdates(
+            control_pb2.ListUpdatesRequest(parent="jobs/-"), metadata=admin
+        )
+        assert len(found.updates) == 2
+
+
+async def test_a_label_that_says_job_makes_no_job_ones_own(tmp_path: Path) -> None:
+    """Labels come from agents, ids do not change: where a scope names ids, labels count nothing."""
+    async with filled_plane(tmp_path) as secured:
+
+        def spoof(tx: Transaction) -> None:
+            tx.insert_job(job(id="spoofed", uid="s", labels={"job": OWN}))
+
+        await secured.plane._store.write(spoof)
+        who = await secured.caller("viewer", jobs=[OWN])
+        listed = await secured.running.control.ListJobs(control_pb2.ListJobsRequest(), metadata=who)
+        assert [each.name for each in listed.jobs] == [f"jobs/{OWN}"]

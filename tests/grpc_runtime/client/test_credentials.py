@@ -65,7 +65,7 @@ def test_a_file_without_a_token_is_refused(tmp_path: Path, content: bytes | None
 def test_it_is_said_once_that_others_can_read_a_token(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = token_file(tmp_path, mode=0o640)
+    path = token_file(tmp_path, mode=0o644)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             Credentials(token_file=path).metadata()

@@ -149,6 +149,45 @@ def test_going_back_to_a_checkpoint_begins_anew() -> None:
     assert pace.steps_per_second(3.5) == pytest.approx(2.0)
 
 
+def test_steps_done_before_the_trainer_was_heard_of_count_at_their_own_times() -> None:
+    pace = Pace(100.0)  # its agent took a while to start; then all came at once
+    for step in range(1, 8):
+        pace.step(step, 99.0 + step / 7)
+    assert pace.steps_per_second(100.01) == pytest.approx(7.0)
+    assert pace.stalls_at() == 130.0
+
+
+def test_steps_at_one_moment_tell_nothing_of_the_rate() -> None:
+    pace = Pace(0.0)
+    for step in range(1, 8):
+        pace.step(step, 1.0)
+    assert pace.steps_per_second(1.03) is None
+
+
+@pytest.mark.parametrize("first", [101.0, 99.0], ids=["in time", "heard of too late"])
+def test_how_long_the_first_step_after_a_pause_took_is_not_known(first: float) -> None:
+    pace = Pace(0.0)
+    pace.step(1, 1.0)
+    pace.step(2, 2.0)
+    pace.resume(100.0)
+    assert pace.steps_per_second(100.5) == pytest.approx(1.0)
+    assert pace.steps_per_second(104.0) == pytest.approx(1 / 4)
+    pace.step(3, first)
+    assert pace.steps_per_second(101.0) == pytest.approx(1.0 if first == 101.0 else 1 / 2)
+    pace.step(4, first + 3)
+    assert pace.steps_per_second(first + 3) == pytest.approx(2 / 4)
+
+
+def test_a_pause_after_the_first_step_makes_up_no_rate() -> None:
+    pace = Pace(0.0)
+    pace.step(1, 1.0)
+    pace.resume(100.0)
+    pace.step(2, 100.0)
+    assert pace.steps_per_second(100.005) is None
+    pace.step(3, 100.5)
+    assert pace.steps_per_second(100.5) == pytest.approx(2.0)
+
+
 # ----------------------------------------------------------------------------------- exit status
 
 

@@ -1,0 +1,108 @@
+"""Validators of what callers were promised: durable, idempotent, compare-and-set."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from tests.faults.history import History
+from tests.faults.records import (
+    Acknowledged,
+    Asked,
+    Failed,
+    StoredBatch,
+    StoredUpdate,
+    Told,
+)
+from tests.faults.violations import Violation
+
+_OPEN = ("pending", "delivered")
+
+
+def durable(history: History) -> Iterator[Violation]:
+    """What was answered OK, or acknowledged to an agent, is in the store at the end."""
+    for asked, answered in history.answers:
+        for job, revision in answered.revisions.items():
+            stored = history.stored.get((job, revision))
+            records = (asked, answered, *([stored] if stored else []))
+            if stored is None:
+                yield Violation("durable", f"{job}/{revision} was answered and is gone", records)
+            elif asked.method != "cancel" and stored.changes != asked.changes:
+                yield Violation("durable", f"{job}/{revision} is not what was asked for", records)
+            elif asked.method == "cancel" and answered.state not in (*_OPEN, stored.state):
+                what = f"{job}/{revision} was {answered.state} and is {stored.state}"
+                yield Violation("durable", what, records)
+    told: defaultdict[int, list[Told]] = defaultdict(list)
+    for record in history.records:
+        if isinstance(record, Told):
+            told[record.session].append(record)
+        elif isinstance(record, Acknowledged):
+            job = history.job_of(record.session)
+            for each in told[record.session]:
+                if each.number > record.number:
+                    continue
+                stored = history.stored.get((job, each.revision))
+                if stored is None or stored.outcome is None:
+                    what = f"the outcome of {job}/{each.revision} was acknowledged and is gone"
+                    yield Violation("durable", what, (each, record, *([stored] if stored else [])))
+            told[record.session] = [t for t in told[record.session] if t.number > record.number]
+
+
+def idempotent(history: History) -> Iterator[Violation]:
+    """One request id is one update of a job, however often it is sent and whoever is asked."""
+    made: dict[tuple[str, str], StoredUpdate] = {}
+    for stored in history.of(StoredUpdate):
+        known = made.setdefault((stored.job, stored.request_id), stored)
+        if known is not stored:
+            what = f"{stored.request_id!r} was taken twice"
+            yield Violation("idempotent", what, (known, stored))
+    batches: dict[str, StoredBatch] = {}
+    for batch in history.of(StoredBatch):
+        first = batches.setdefault(batch.request_id, batch)
+        if first is not batch:
+            yield Violation("idempotent", f"{batch.request_id!r} was taken twice", (first, batch))
+    contents: dict[str, Asked] = {}
+    answers: dict[str, tuple[Asked, dict[str, int]]] = {}
+    for asked, answered in history.answers:
+        if asked.method == "cancel":
+            continue
+        same = contents.setdefault(asked.request_id, asked)
+        if _content(same) != _content(asked):
+            what = f"{asked.request_id!r} was taken for another request"
+            yield Violation("idempotent", what, (same, asked, answered))
+            continue
+        before, revisions = answers.setdefault(asked.request_id, (asked, answered.revisions))
+        if revisions != answered.revisions:
+            what = f"{asked.request_id!r} was answered by {revisions}, then by another"
+            yield Violation("idempotent", what, (before, asked, answered))
+        for job, revision in answered.revisions.items():
+            there = history.stored.get((job, revision))
+            if there is None or asked.method == "batch":
+                continue
+            if there.request_id != asked.request_id:
+                what = f"{job}/{revision} was made by {there.request_id!r}"
+                yield Violation("idempotent", what, (asked, answered, there))
+
+
+def _content(asked: Asked) -> tuple[object, ...]:
+    return asked.method, asked.jobs, asked.changes, asked.at_step, asked.max_step
+
+
+def compare_and_set(history: History) -> Iterator[Violation]:
+    """With an expected revision an update is the next one, or there is none."""
+    for asked, answered in history.answers:
+        if asked.expected_revision is None:
+            continue
+        for job, revision in answered.revisions.items():
+            if revision != asked.expected_revision + 1:
+                what = f"{job}/{revision} came after another revision than was expected"
+                yield Violation("compare-and-set", what, (asked, answered))
+    made = {(stored.job, stored.request_id): stored for stored in history.of(StoredUpdate)}
+    for failed in history.of(Failed):
+        asked_ = history.asked.get(failed.call)
+        if asked_ is None or failed.reason != "REVISION_MISMATCH":
+            continue
+        stored_ = made.get((asked_.jobs[0], asked_.request_id))
+        if stored_ is not None:
+            what = f"{asked_.request_id!r} was refused, and stored"
+            yield Violation("compare-and-set", what, (asked_, failed, stored_))

@@ -1,0 +1,220 @@
+"""Validators of what becomes of updates in training: ordered, once, truthful, atomic."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+
+from tests.faults.history import History, Trainer
+from tests.faults.records import (
+    Asked,
+    Change,
+    Move,
+    Number,
+    Outcome,
+    StoredBatch,
+    StoredJob,
+    StoredUpdate,
+    TrainerSettled,
+)
+from tests.faults.violations import Violation
+
+
+def ordered(history: History) -> Iterator[Violation]:
+    """Revisions are contiguous; what is due at the same boundary is applied in their order."""
+    for stored_job in history.of(StoredJob):
+        updates = history.updates_of.get(stored_job.job, [])
+        revisions = [update.revision for update in updates]
+        if revisions != list(range(1, stored_job.revision + 1)):
+            what = f"{stored_job.job} has the revisions {revisions}"
+            yield Violation("ordered", what, (stored_job,))
+    for job in history.updates_of.keys() - {each.job for each in history.of(StoredJob)}:
+        yield Violation("ordered", f"{job} has updates and is not there")
+    scheduled = {
+        (job, revision)
+        for asked, answered in history.answers
+        for job, revision in answered.revisions.items()
+        if asked.at_step is not None
+    }
+    known = {
+        (job, revision)
+        for asked, answered in history.answers
+        for job, revision in answered.revisions.items()
+        if asked.method != "cancel"
+    }
+    for trainer in history.trainers:
+        for first, second in pairwise(_first_told(trainer)):
+            if _place(first) > _place(second):
+                yield Violation("ordered", "told in another order than applied", (first, second))
+        at_once = [
+            each
+            for each in trainer.applied
+            if (trainer.job, each.revision) in known - scheduled and each.outcome.step
+        ]
+        for first, second in pairwise(at_once):
+            if first.revision > second.revision:
+                what = f"{trainer.job}/{second.revision} was due and came after {first.revision}"
+                yield Violation("ordered", what, (first, second))
+
+
+def _first_told(trainer: Trainer) -> list[TrainerSettled]:
+    """What a trainer applied, in the order in which it said so for the first time."""
+    first: dict[int, TrainerSettled] = {}
+    for each in trainer.settled:
+        if each.outcome.result == "applied" and each.outcome.step:
+            first.setdefault(each.revision, each)
+    return list(first.values())
+
+
+def _place(settled: TrainerSettled) -> tuple[int, int]:
+    return settled.outcome.step, settled.revision
+
+
+def once(history: History) -> Iterator[Violation]:
+    """A training process applies no update twice, and each finds what the one before it left."""
+    for trainer in history.trainers:
+        first: dict[int, TrainerSettled] = {}
+        for each in trainer.settled:
+            known = first.setdefault(each.revision, each)
+            if known.outcome != each.outcome:
+                what = f"{trainer.job}/{each.revision} ended twice, and differently"
+                yield Violation("once", what, (known, each))
+        values = trainer.values()
+        for before, each in zip(values, trainer.applied, strict=False):
+            for move in each.outcome.moves:
+                if move.old != before.get(move.parameter):
+                    what = (
+                        f"{trainer.job}/{each.revision} found {move.parameter} at {move.old}, "
+                        f"where {before.get(move.parameter)} was left"
+                    )
+                    yield Violation("once", what, (each,))
+    for stored in history.of(StoredUpdate):
+        by = [each.instance for each in _applications(stored) if each.instance]
+        if len(set(by)) != len(by):
+            what = f"{stored.job}/{stored.revision} was applied twice by one process"
+            yield Violation("once", what, (stored,))
+
+
+def _applications(stored: StoredUpdate) -> list[Outcome]:
+    first = stored.outcome
+    applied = [first] if first is not None and first.result == "applied" else []
+    return [*applied, *stored.reapplied]
+
+
+def truthful(history: History) -> Iterator[Violation]:
+    """What the store says was applied is what the training process did, and the other way round."""
+    for stored in history.of(StoredUpdate):
+        yield from _store_says(history, stored)
+    for job, trainer in history.newest.items():
+        yield from _trainer_says(history, job, trainer)
+    for trainer in history.trainers:
+        yield from _as_asked(history, trainer)
+
+
+def _store_says(history: History, stored: StoredUpdate) -> Iterator[Violation]:
+    name = f"{stored.job}/{stored.revision}"
+    for said in _applications(stored):
+        trainer = history.trainer.get(said.instance)
+        did = (
+            [each for each in trainer.settled if each.revision == stored.revision]
+            if trainer
+            else []
+        )
+        if said not in [each.outcome for each in did]:
+            what = f"{name} is stored as {said}, and no training process said so"
+            yield Violation("truthful", what, (stored, *did))
+    outcome = stored.outcome
+    if outcome is not None and outcome.result == "rejected":
+        told = [
+            each
+            for trainer in history.trainers
+            if trainer.job == stored.job
+            for each in trainer.settled
+            if each.revision == stored.revision
+        ]
+        if outcome not in [each.outcome for each in told]:
+            what = f"{name} is stored as {outcome}, and no training process said so"
+            yield Violation("truthful", what, (stored, *told))
+
+
+def _trainer_says(history: History, job: str, trainer: Trainer) -> Iterator[Violation]:
+    """What the process that stands did is in the store: all was settled at the end."""
+    for each in trainer.settled:
+        stored = history.stored.get((job, each.revision))
+        if stored is None:
+            what = f"{job}/{each.revision} is not in the store"
+            yield Violation("truthful", what, (each,))
+        elif each.outcome.result == "applied" and each.outcome not in _applications(stored):
+            what = f"{job}/{each.revision} was applied, which the store does not say"
+            yield Violation("truthful", what, (each, stored))
+    if trainer.ended is None:
+        return
+    last = trainer.values()[-1]
+    if trainer.ended.values != last:
+        what = f"{job} ended with other values than its updates have led to: {last}"
+        yield Violation("truthful", what, (trainer.ended,))
+
+
+def _as_asked(history: History, trainer: Trainer) -> Iterator[Violation]:
+    for each in trainer.applied:
+        stored = history.stored.get((trainer.job, each.revision))
+        if stored is None:
+            continue
+        for change in stored.changes:
+            for move in each.outcome.moves:
+                if move.parameter == change.parameter and not _fulfils(move, change):
+                    what = f"{trainer.job}/{each.revision} did not do what it was asked to"
+                    yield Violation("truthful", what, (stored, each))
+
+
+def _fulfils(move: Move, change: Change) -> bool:
+    if move.new is None or move.old is None:
+        return False
+    wanted: Number = change.value if change.op == "set" else move.old * change.value
+    return math.isclose(move.new, wanted, rel_tol=1e-9)
+
+
+def atomic(history: History) -> Iterator[Violation]:
+    """All changes of an update take effect together; a batch is accepted for all or for none."""
+    for trainer in history.trainers:
+        yield from _in_one_piece(history, trainer)
+        yield from _never_between(trainer)
+    in_store = Counter(update.batch for update in history.of(StoredUpdate) if update.batch)
+    batches = {batch.batch: batch for batch in history.of(StoredBatch)}
+    asked_by = {asked.request_id: asked for asked in history.of(Asked) if asked.method == "batch"}
+    for name in in_store.keys() | batches.keys():
+        batch = batches.get(name)
+        asked = asked_by.get(batch.request_id) if batch else None
+        if batch is None or asked is None or in_store[name] != len(asked.jobs):
+            what = f"{name} has {in_store[name]} updates"
+            shown = [each for each in (batch, asked) if each is not None]
+            yield Violation("atomic", what, tuple(shown))
+
+
+def _in_one_piece(history: History, trainer: Trainer) -> Iterator[Violation]:
+    for each in trainer.applied:
+        stored = history.stored.get((trainer.job, each.revision))
+        if stored is None or not each.outcome.step:
+            continue
+        moved = {move.parameter for move in each.outcome.moves}
+        if moved != {change.parameter for change in stored.changes}:
+            what = f"{trainer.job}/{each.revision} has changed only {sorted(moved)}"
+            yield Violation("atomic", what, (stored, each))
+
+
+def _never_between(trainer: Trainer) -> Iterator[Violation]:
+    """Whatever was seen in force is a state between two updates, and time does not go back."""
+    states = trainer.values()
+    # What has been applied and could not be told any more before the process was killed.
+    told_all = trainer.ended is not None and trainer.ended.values == states[-1]
+    at = 0
+    for seen in trainer.in_force:
+        found = next((i for i in range(at, len(states)) if states[i] == seen.values), None)
+        if found is None:
+            if told_all:
+                what = f"{trainer.job} was seen in a state that no update led to"
+                yield Violation("atomic", what, (seen,))
+            continue
+        at = found
