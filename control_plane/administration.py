@@ -9,7 +9,9 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
+from control_plane.domain.audit import AuditRecord
 from control_plane.server import token_service, utc_now
+from control_plane.services.audit import AuditedStore, Entry
 from control_plane.store import open_store
 
 if TYPE_CHECKING:
@@ -30,6 +32,23 @@ async def administering(database: str) -> AsyncIterator[TokenService]:
     """
     store = await open_store(database)
     try:
-        yield token_service(store, utc_now)
+        yield token_service(AuditedStore(store, utc_now, _entry), utc_now)
     finally:
         await store.close()
+
+
+def _entry() -> Entry:
+    return Entry(
+        AuditRecord(
+            time=utc_now(),
+            principal=CREATOR,
+            peer="",
+            method="midcourse token",
+            resource="tokens",
+            summary="on the database itself, without a server",
+            reason="",
+            code="OK",
+            error_reason="",
+            request_id="",
+        )
+    )

@@ -79,7 +79,7 @@ class AsyncClient:
 
     async def list_models(self, *, available_only: bool = False) -> list[model_pb2.Model]:
         """As :meth:`Client.list_models`."""
-        return list(await self._run(calls.list_models(available_only=available_only)))
+        return list(await self._transport.run(calls.list_models(available_only=available_only)))
 
     async def recommend_model(
         self,
@@ -91,7 +91,7 @@ class AsyncClient:
         allow_without_tools: bool = False,
     ) -> pb.RecommendModelResponse:
         """As :meth:`Client.recommend_model`."""
-        return await self._run(
+        return await self._transport.run(
             calls.recommend_model(
                 question,
                 session=session,
@@ -107,17 +107,17 @@ class AsyncClient:
         self, *, title: str = "", model: str = "", follow_successor: bool = False
     ) -> session_pb2.Session:
         """As :meth:`Client.create_session`."""
-        return await self._run(
+        return await self._transport.run(
             calls.create_session(title, model, follow_successor=follow_successor)
         )
 
     async def get_session(self, session: str) -> session_pb2.Session:
         """As :meth:`Client.get_session`."""
-        return await self._run(calls.get_session(session))
+        return await self._transport.run(calls.get_session(session))
 
     def list_sessions(self, *, page_size: int = 0) -> AsyncIterator[session_pb2.Session]:
         """As :meth:`Client.list_sessions`, to be iterated over with ``async for``."""
-        return self._pages(calls.list_sessions(page_size))
+        return self._transport.run_pages(calls.list_sessions(page_size))
 
     async def update_session(
         self,
@@ -132,17 +132,17 @@ class AsyncClient:
         call = calls.update_session(
             session, title=title, model=model, follow_successor=follow_successor, etag=etag
         )
-        return await self._run(call)
+        return await self._transport.run(call)
 
     async def delete_session(self, session: str, *, etag: str = "") -> None:
         """As :meth:`Client.delete_session`."""
-        return await self._run(calls.delete_session(session, etag))
+        return await self._transport.run(calls.delete_session(session, etag))
 
     def list_messages(
         self, session: str, *, page_size: int = 0
     ) -> AsyncIterator[session_pb2.Message]:
         """As :meth:`Client.list_messages`, to be iterated over with ``async for``."""
-        return self._pages(calls.list_messages(session, page_size))
+        return self._transport.run_pages(calls.list_messages(session, page_size))
 
     # Questions
 
@@ -170,7 +170,7 @@ class AsyncClient:
 
     async def cancel_chat(self, name: str) -> session_pb2.Message:
         """As :meth:`Client.cancel_chat`."""
-        return await self._run(calls.cancel_chat(name))
+        return await self._transport.run(calls.cancel_chat(name))
 
     # Usage and budgets
 
@@ -178,35 +178,26 @@ class AsyncClient:
         self, group_by: calls.Group | None = None, **only: Unpack[calls.UsageFilter]
     ) -> pb.GetUsageResponse:
         """As :meth:`Client.get_usage`."""
-        return await self._run(calls.get_usage(group_by, only))
+        return await self._transport.run(calls.get_usage(group_by, only))
 
     def list_usage(
         self, *, page_size: int = 0, **only: Unpack[calls.UsageFilter]
     ) -> AsyncIterator[usage_pb2.UsageRecord]:
         """As :meth:`Client.list_usage`, to be iterated over with ``async for``."""
-        return self._pages(calls.list_usage(page_size, only))
+        return self._transport.run_pages(calls.list_usage(page_size, only))
 
     async def get_budget(
         self, period: calls.Period, *, principal: str = "", model: str = ""
     ) -> usage_pb2.Budget:
         """As :meth:`Client.get_budget`."""
-        return await self._run(calls.get_budget(period, principal, model))
+        return await self._transport.run(calls.get_budget(period, principal, model))
 
     async def list_budgets(self) -> list[usage_pb2.Budget]:
         """As :meth:`Client.list_budgets`."""
-        return list(await self._run(calls.list_budgets()))
+        return list(await self._transport.run(calls.list_budgets()))
 
     async def set_budget(
         self, limit: Amount | None, period: calls.Period, *, principal: str = "", model: str = ""
     ) -> usage_pb2.Budget:
         """As :meth:`Client.set_budget`."""
-        return await self._run(calls.set_budget(limit, period, principal, model))
-
-    async def _run(self, call: calls.Call[_Result]) -> _Result:
-        response = await self._transport.call(
-            call.method(self._stub), call.request, repeatable=call.repeatable
-        )
-        return call.result(response)
-
-    def _pages(self, call: calls.Call[Sequence[_Item]]) -> AsyncIterator[_Item]:
-        return self._transport.pages(call.method(self._stub), call.request, call.result)
+        return await self._transport.run(calls.set_budget(limit, period, principal, model))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Protocol, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, TypedDict, TypeVar
 
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from analytics_service._client.money import Amount, amount_text
+from grpc_runtime.client.call import Call, unary_call
 from grpc_runtime.convert import timestamp
 from midcourse.analytics.v1 import analytics_pb2 as pb
 from midcourse.analytics.v1 import model_pb2, session_pb2, usage_pb2
@@ -20,11 +20,11 @@ from midcourse.analytics.v1.analytics_pb2_grpc import AnalyticsServiceStub
 if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
 
+    from grpc_runtime.client.call import StubMethod
+
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
-_Result_co = TypeVar("_Result_co", covariant=True)
-_Request_contra = TypeVar("_Request_contra", contravariant=True)
-_Response_co = TypeVar("_Response_co", covariant=True)
+_Result = TypeVar("_Result")
 _Named = TypeVar("_Named", bound=str)
 
 Band = Literal["free", "$", "$$", "$$$", "$$$$"]
@@ -54,38 +54,14 @@ _GROUPS: Final[dict[Group, usage_pb2.UsageGroup.ValueType]] = {
 }
 
 
-class _StubMethod(Protocol[_Request_contra, _Response_co]):
-    """What a stub has for a unary method."""
-
-    def __call__(self, request: _Request_contra) -> _Response_co: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Call(Generic[_Result_co]):
-    """A call that a client can make.
-
-    Attributes:
-        method: Picks the method from a stub; that of an asynchronous stub is awaitable.
-        request: What to send.
-        result: Picks from the response what the client returns.
-        repeatable: Calling twice does no more than calling once.
-    """
-
-    method: Callable[[AnalyticsServiceStub], Any]
-    request: Any
-    result: Callable[[Any], _Result_co]
-    repeatable: bool = True
-
-
 def _call(
-    method: Callable[[AnalyticsServiceStub], _StubMethod[_Request, _Response]],
+    method: Callable[[AnalyticsServiceStub], StubMethod[_Request, _Response]],
     request: _Request,
-    result: Callable[[_Response], _Result_co],
+    result: Callable[[_Response], _Result],
     *,
     repeatable: bool = True,
-) -> Call[_Result_co]:
-    """Returns a call whose parts have been checked to fit together, by the type checker."""
-    return Call(method, request, result, repeatable)
+) -> Call[_Result]:
+    return unary_call(AnalyticsServiceStub, method, request, result, repeatable=repeatable)
 
 
 class ChatOptions(TypedDict, total=False):

@@ -105,7 +105,7 @@ class Client:
         Args:
             available_only: Leave out the models that can not be chosen.
         """
-        return list(self._run(calls.list_models(available_only=available_only)))
+        return list(self._transport.run(calls.list_models(available_only=available_only)))
 
     def recommend_model(
         self,
@@ -130,7 +130,7 @@ class Client:
             NotFoundError: There is no such session.
             ValueError: ``max_cost_band`` is none.
         """
-        return self._run(
+        return self._transport.run(
             calls.recommend_model(
                 question,
                 session=session,
@@ -155,7 +155,9 @@ class Client:
         Raises:
             MidcourseError: The model can not be chosen; the message says why.
         """
-        return self._run(calls.create_session(title, model, follow_successor=follow_successor))
+        return self._transport.run(
+            calls.create_session(title, model, follow_successor=follow_successor)
+        )
 
     def get_session(self, session: str) -> session_pb2.Session:
         """Returns a session, by id or resource name.
@@ -163,7 +165,7 @@ class Client:
         Raises:
             NotFoundError: The caller has no such session.
         """
-        return self._run(calls.get_session(session))
+        return self._transport.run(calls.get_session(session))
 
     def list_sessions(self, *, page_size: int = 0) -> Iterator[session_pb2.Session]:
         """Returns the caller's sessions, the one used last first, fetched page by page.
@@ -171,7 +173,7 @@ class Client:
         Args:
             page_size: Sessions to fetch at a time; 0: the service's choice.
         """
-        return self._pages(calls.list_sessions(page_size))
+        return self._transport.run_pages(calls.list_sessions(page_size))
 
     def update_session(
         self,
@@ -193,7 +195,7 @@ class Client:
         call = calls.update_session(
             session, title=title, model=model, follow_successor=follow_successor, etag=etag
         )
-        return self._run(call)
+        return self._transport.run(call)
 
     def delete_session(self, session: str, *, etag: str = "") -> None:
         """Deletes a session with its messages. What it has cost stays on record.
@@ -202,7 +204,7 @@ class Client:
             NotFoundError: The caller has no such session.
             ConflictError: ``etag`` was given and is not the current one.
         """
-        return self._run(calls.delete_session(session, etag))
+        return self._transport.run(calls.delete_session(session, etag))
 
     def list_messages(self, session: str, *, page_size: int = 0) -> Iterator[session_pb2.Message]:
         """Returns a session's messages, the oldest first, fetched page by page.
@@ -210,7 +212,7 @@ class Client:
         Raises:
             NotFoundError: The caller has no such session.
         """
-        return self._pages(calls.list_messages(session, page_size))
+        return self._transport.run_pages(calls.list_messages(session, page_size))
 
     # Questions
 
@@ -255,7 +257,7 @@ class Client:
         Raises:
             NotFoundError: There is no such answer or session.
         """
-        return self._run(calls.cancel_chat(name))
+        return self._transport.run(calls.cancel_chat(name))
 
     # Usage and budgets
 
@@ -272,7 +274,7 @@ class Client:
             PermissionDeniedError: The caller may not see that principal's usage.
             ValueError: ``group_by`` is none.
         """
-        return self._run(calls.get_usage(group_by, only))
+        return self._transport.run(calls.get_usage(group_by, only))
 
     def list_usage(
         self, *, page_size: int = 0, **only: Unpack[calls.UsageFilter]
@@ -286,7 +288,7 @@ class Client:
         Raises:
             PermissionDeniedError: The caller may not see that principal's usage.
         """
-        return self._pages(calls.list_usage(page_size, only))
+        return self._transport.run_pages(calls.list_usage(page_size, only))
 
     def get_budget(
         self, period: calls.Period, *, principal: str = "", model: str = ""
@@ -302,11 +304,11 @@ class Client:
             PermissionDeniedError: The caller may not see it.
             ValueError: ``period`` is none.
         """
-        return self._run(calls.get_budget(period, principal, model))
+        return self._transport.run(calls.get_budget(period, principal, model))
 
     def list_budgets(self) -> list[usage_pb2.Budget]:
         """Returns the budgets that have a limit."""
-        return list(self._run(calls.list_budgets()))
+        return list(self._transport.run(calls.list_budgets()))
 
     def set_budget(
         self, limit: Amount | None, period: calls.Period, *, principal: str = "", model: str = ""
@@ -324,13 +326,4 @@ class Client:
             PermissionDeniedError: The caller may not set budgets.
             ValueError: ``period`` is none.
         """
-        return self._run(calls.set_budget(limit, period, principal, model))
-
-    def _run(self, call: calls.Call[_Result]) -> _Result:
-        response = self._transport.call(
-            call.method(self._stub), call.request, repeatable=call.repeatable
-        )
-        return call.result(response)
-
-    def _pages(self, call: calls.Call[Sequence[_Item]]) -> Iterator[_Item]:
-        return self._transport.pages(call.method(self._stub), call.request, call.result)
+        return self._transport.run(calls.set_budget(limit, period, principal, model))

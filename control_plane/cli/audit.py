@@ -7,15 +7,8 @@ from typing import Annotated
 
 import typer
 
-from control_plane.cli.durations import parse_duration
+from control_plane.cli.sending import duration
 from control_plane.cli.session import Session, verb
-
-
-def _ago(text: str) -> float:
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
 
 
 @verb
@@ -37,7 +30,10 @@ def audit(
     since: Annotated[
         float | None,
         typer.Option(
-            "--since", parser=_ago, metavar="DURATION", help="Only so far back, such as 2h or 7d."
+            "--since",
+            parser=duration,
+            metavar="DURATION",
+            help="Only so far back, such as 2h or 7d.",
         ),
     ] = None,
     last: Annotated[int, typer.Option("--last", "-n", min=1, help="Only the newest so many.")] = 50,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from control_plane.domain.change_rules import LEARNING_RATE, coupled_factor
+from control_plane.domain.change_effects import LEARNING_RATE, coupled_factor
 from control_plane.domain.errors import Reason, Refusal, Violation, invalid
 from control_plane.domain.job import Job, JobState
 from control_plane.domain.names import job_name

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Final
 
+from control_plane.domain.change_effects import (
+    BATCH_PARAMETERS,
+    LEARNING_RATE,
+    Effect,
+    factor_together,
+    following,
+    reached,
+    relative_changes,
+    targets,
+)
 from control_plane.domain.errors import Reason, Refusal, Violation
 from control_plane.domain.parameter import (
     Change,
@@ -20,14 +29,6 @@ from control_plane.domain.parameter import (
     SetChange,
     Value,
 )
-
-LEARNING_RATE: Final = "learning_rate"
-BATCH_PARAMETERS: Final = (
-    "gradient_accumulation_steps",
-    "global_batch_size",
-    "per_device_train_batch_size",
-)
-"""The parameters whose change the learning rate can follow."""
 
 
 def check_changes(
@@ -53,10 +54,11 @@ def check_changes(
         Refusal: With one violation for each fault found. Its reason is that of
             the first fault.
     """
-    known = {spec.name: spec for spec in specs}
+    changes, known = list(changes), {spec.name: spec for spec in specs}
     faults: list[tuple[Reason, Violation]] = []
     guarding = partial(_faults, in_force=in_force, principal=principal, force=force)
     seen: set[tuple[str, str]] = set()
+    effects: list[Effect] = []
     for index, change in enumerate(changes):
         where = f"{field}[{index}]"
         key = (change.parameter, change.group)
@@ -85,13 +87,16 @@ def check_changes(
                 )
             )
             continue
-        faults += [
-            (reason, Violation(f"{where}{suffix}", text))
-            for reason, suffix, text in (
-                guarding(change, spec)
-                or _coupled_faults(change, known.get(LEARNING_RATE), in_force, guarding)
-            )
-        ]
+        found = guarding(change, spec)
+        if not found:
+            effects.append(Effect(f"{where}.{change.op}", change))
+            if isinstance(change, SetChange) and change.coupling is not Coupling.NONE:
+                follows = following(change, changes[:index], in_force, f"{where}.coupling")
+                found = _coupled_faults(change, follows, known.get(LEARNING_RATE), guarding)
+                effects.append(follows)
+        faults += [(reason, Violation(f"{where}{suffix}", text)) for reason, suffix, text in found]
+    if not faults:
+        faults = list(_faults_together(effects, known, in_force, force=force))
     if faults:
         raise Refusal(
             faults[0][0],
@@ -153,27 +158,72 @@ def _faults(
         return faults
     # Where the value of a group is not known, nothing follows from that of the whole.
     current = in_force.get((name, change.group))
-    targets = _targets(change)
-    for suffix, target in [*targets, *_reached(change, current)]:
-        if (text := spec.bounds.objection(target)) is not None:
-            faults.append((Reason.INVALID_ARGUMENT, suffix, f"{text} (hard limit)"))
-        elif rails.bounds is not None and (text := rails.bounds.objection(target)) is not None:
-            faults.append((Reason.GUARD_RAIL, suffix, f"{text} (limit set by the job's owner)"))
-    if faults or force or rails.max_relative_change is None:
+    aims = targets(change)
+    for suffix, target in [*aims, *reached(change, current)]:
+        if (out := _out_of_bounds(spec, target)) is not None:
+            faults.append((out[0], suffix, out[1]))
+    if faults or force:
         return faults
-    for suffix, factor in _relative_changes(change, current, targets):
-        limit = rails.max_relative_change
-        if factor > limit * (1 + 1e-9) or factor * limit * (1 + 1e-9) < 1:
-            faults.append(
-                (
-                    Reason.GUARD_RAIL,
-                    suffix,
-                    f"this is {factor:.3g} times the value in force"
-                    + (f" ({current:g})" if isinstance(current, int | float) else "")
-                    + f", allowed: {1 / limit:g} to {limit:g} times; use force to override",
-                )
-            )
+    for suffix, factor in relative_changes(change, current, aims):
+        if (text := _too_far(factor, current, rails.max_relative_change)) is not None:
+            faults.append((Reason.GUARD_RAIL, suffix, f"this is {text}"))
     return faults
+
+
+def _out_of_bounds(spec: ParameterSpec, value: Value) -> tuple[Reason, str] | None:
+    """Why a value can not be, and what is wrong with it; None where it is within all limits."""
+    if (text := spec.bounds.objection(value)) is not None:
+        return Reason.INVALID_ARGUMENT, f"{text} (hard limit)"
+    rails = spec.rails
+    if rails.bounds is not None and (text := rails.bounds.objection(value)) is not None:
+        return Reason.GUARD_RAIL, f"{text} (limit set by the job's owner)"
+    return None
+
+
+def _too_far(factor: float, current: Value | None, limit: float | None) -> str | None:
+    """What is wrong with scaling the value in force; None where that is within the limit."""
+    if limit is None or (1 / limit <= factor * (1 + 1e-9) and factor <= limit * (1 + 1e-9)):
+        return None
+    return (
+        f"{factor:.3g} times the value in force"
+        + (f" ({current:g})" if isinstance(current, int | float) else "")
+        + f", allowed: {1 / limit:g} to {limit:g} times; use force to override"
+    )
+
+
+def _faults_together(
+    effects: Iterable[Effect],
+    known: Mapping[str, ParameterSpec],
+    in_force: Mapping[tuple[str, str], Value],
+    *,
+    force: bool,
+) -> Iterator[tuple[Reason, Violation]]:
+    """What is wrong with what several changes of one parameter come to, each of them being right.
+
+    A coupling is one of them. Of one alone nothing more is said.
+    """
+    by_name: dict[str, list[Effect]] = {}
+    for effect in effects:
+        by_name.setdefault(effect.change.parameter, []).append(effect)
+    for name, all_of_it in by_name.items():
+        spec = known[name]
+        for group in ("", *spec.groups):
+            of_one = [effect for effect in all_of_it if effect.change.group in {"", group}]
+            factor = factor_together(of_one, group, in_force)
+            if len(of_one) < 2 or factor is None:
+                continue
+            current, wrong = in_force.get((name, group)), None
+            if current is not None and not isinstance(current, bool | str):
+                wrong = _out_of_bounds(spec, current * factor)
+            if wrong is None and not force:
+                text = _too_far(factor, current, spec.rails.max_relative_change)
+                wrong = None if text is None else (Reason.GUARD_RAIL, text)
+            if wrong is not None:
+                of = f"{name} of group {group}" if group else name
+                text = f"together with the changes before it, for {of} this is {wrong[1]}"
+                yield wrong[0], Violation(of_one[-1].path, text)
+                if not group:
+                    break  # which goes for the groups as well
 
 
 def _shape_faults(change: Change, spec: ParameterSpec) -> list[tuple[str, str]]:
@@ -248,77 +298,17 @@ def _value_faults(path: str, value: Value, spec: ParameterSpec) -> list[tuple[st
     return []
 
 
-def _targets(change: Change) -> list[tuple[str, Value]]:
-    """The absolute values that a change aims at, with their paths."""
-    match change:
-        case SetChange():
-            return [(".set.value", change.value)]
-        case RampChange():
-            return [(".ramp.value", change.value)]
-        case ScheduleChange():
-            return [(".schedule.peak", change.peak)] if change.peak is not None else []
-        case _:
-            return []
-
-
-def _reached(change: Change, current: Value | None) -> list[tuple[str, Value]]:
-    """More values that come to be in force, where they are known: products, ends of schedules."""
-    match change:
-        case MultiplyChange():
-            if isinstance(current, bool | str) or current is None or current <= 0:
-                return []
-            return [(".multiply.factor", current * change.factor)]
-        case ScheduleChange():
-            return [(".schedule.floor", change.floor)]
-        case _:
-            return []
-
-
 def _coupled_faults(
-    change: Change,
+    change: SetChange,
+    follows: Effect,
     learning_rate: ParameterSpec | None,
-    in_force: Mapping[tuple[str, str], Value],
     guarding: Callable[[Change, ParameterSpec], list[_Fault]],
 ) -> list[_Fault]:
     """What is wrong with what a coupling does to the learning rate, which has rails of its own."""
-    if not isinstance(change, SetChange) or change.coupling is Coupling.NONE:
-        return []
     if learning_rate is None:
         text = f"got {change.coupling}, but this job offers no {LEARNING_RATE} that could follow"
         return [(Reason.PARAMETER_UNKNOWN, ".coupling", text)]
-    factor = coupled_factor(change, in_force)
-    # Where it is unknown, nothing is known to be wrong with it.
-    scaled = MultiplyChange(LEARNING_RATE, 1.0 if factor is None else factor)
     return [
         (reason, ".coupling", f"{LEARNING_RATE} would follow: {text}")
-        for reason, _, text in guarding(scaled, learning_rate)
-    ]
-
-
-def coupled_factor(change: SetChange, in_force: Mapping[tuple[str, str], Value]) -> float | None:
-    """By what a coupling scales the learning rate; None where the size in force is unknown."""
-    current = in_force.get((change.parameter, change.group))
-    if isinstance(current, str) or not current or isinstance(change.value, str):
-        return None
-    ratio = change.value / current
-    return math.sqrt(ratio) if change.coupling is Coupling.SQRT else ratio
-
-
-def _relative_changes(
-    change: Change, current: Value | None, targets: list[tuple[str, Value]]
-) -> list[tuple[str, float]]:
-    """By which factor the value in force would change; nothing where that is unknown.
-
-    A peak is a base value, not the value in force, so no factor follows from it.
-    """
-    if isinstance(change, MultiplyChange):
-        return [(".multiply.factor", change.factor)]
-    if isinstance(change, SetChange) and change.mode == "peak":
-        return []
-    if isinstance(current, bool | str) or current is None or current <= 0:
-        return []
-    return [
-        (suffix, target / current)
-        for suffix, target in targets
-        if isinstance(target, int | float) and not isinstance(target, bool)
+        for reason, _, text in guarding(follows.change, learning_rate)
     ]

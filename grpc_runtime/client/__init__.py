@@ -6,6 +6,7 @@
 ``retry``           when a call is tried again: pure, shared by both kinds of client.
 ``target``          the service that a client calls: its name, where it is, channel options.
 ``credentials``     token, authorities and certificate that a client connects with.
+``variables``         names of the environment variables that say what to connect with.
 ``trouble``         what is wrong where a connection fails over TLS.
 ``metadata``        what goes along with every call, such as credentials; never shown.
 ``call``            a call as a value, for a blocking and an asynchronous client alike.

@@ -19,20 +19,14 @@ import grpc
 
 from grpc_runtime.client.metadata import Metadata, checked_metadata
 from grpc_runtime.client.target import is_local
-
-TOKEN_VARIABLE: Final = "MIDCOURSE_TOKEN"  # noqa: S105 - a name
-"""Environment variable with a token."""
-TOKEN_FILE_VARIABLE: Final = "MIDCOURSE_TOKEN_FILE"  # noqa: S105 - a name
-"""Environment variable with the path of a file that has a token in it."""
-CA_VARIABLE: Final = "MIDCOURSE_TLS_CA"
-"""Environment variable with the path of a PEM file of authorities, or ``system``; asks for TLS."""
-CERT_VARIABLE: Final = "MIDCOURSE_CLIENT_CERT"
-"""Environment variable with the path of a PEM file with the client's own certificate."""
-KEY_VARIABLE: Final = "MIDCOURSE_CLIENT_KEY"
-"""Environment variable with the path of a PEM file with that certificate's key."""
-
-SYSTEM_CA: Final = "system"
-"""In place of a file of authorities: those that gRPC brings along, for servers in public."""
+from grpc_runtime.client.variables import (
+    CA_VARIABLE,
+    CERT_VARIABLE,
+    KEY_VARIABLE,
+    SYSTEM_CA,
+    TOKEN_FILE_VARIABLE,
+    TOKEN_VARIABLE,
+)
 
 _TOKEN: Final = re.compile(r"[\x21-\x7e]+")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from grpc_runtime.client.credentials import CA_VARIABLE, CERT_VARIABLE, KEY_VARIABLE
+from grpc_runtime.client.variables import CA_VARIABLE, CERT_VARIABLE, KEY_VARIABLE
 
 _CUT: Final = ("Socket closed", "Connection reset", "Broken pipe", "recvmsg:")
 

@@ -186,7 +186,7 @@ class Caller:
         answer = await self._servers.send(asked, rng)
         if isinstance(answer, StatusError):
             if answer.reason == "REVISION_MISMATCH":
-                self._fleet.newest[asked.jobs[0]] = int(answer.metadata["newest_revision"])
+                self._fleet.newest[asked.jobs[0]] = int(answer.metadata["current_revision"])
             return
         self._fleet.note(answer)
         chance = rng.random()
@@ -280,7 +280,7 @@ class Watcher:
     def _saw(self, event: pb.WatchJobsResponse) -> None:
         self._token = event.position or self._token
         position = read_position(event.position) if event.position else None
-        self.position = position or self.position
+        self.position = self.position if position is None else position
         changed = event.update if event.HasField("update") else None
         self._servers.recorder.add(
             Watched(

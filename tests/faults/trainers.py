@@ -37,7 +37,9 @@ def outcome_of(said: session_pb2.UpdateOutcome) -> Outcome:
     match said.WhichOneof("result"):
         case "applied":
             applied = said.applied
-            return Outcome("applied", applied.instance_id, applied.step, _moves(applied.transitions))
+            return Outcome(
+                "applied", applied.instance_id, applied.step, _moves(applied.transitions)
+            )
         case "rejected":
             return Outcome("rejected", reason=said.rejected.reason)
         case "expired":

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import grpc
 
 from grpc_runtime.client.credentials import Credentials, CredentialsError
-from grpc_runtime.client.target import addresses_of
+from grpc_runtime.client.target import addresses_of, proxy_options
 from grpc_runtime.client.trouble import connection_trouble
 from grpc_runtime.errors import StatusError
 from grpc_runtime.logging import get_logger

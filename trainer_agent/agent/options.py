@@ -7,18 +7,20 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, NoReturn, cast
+from typing import TYPE_CHECKING, Final, Literal, NoReturn, cast
 
-from grpc_runtime.client.credentials import (
+from grpc_runtime.client.variables import (
     CA_VARIABLE,
     CERT_VARIABLE,
     KEY_VARIABLE,
     SYSTEM_CA,
     TOKEN_FILE_VARIABLE,
     TOKEN_VARIABLE,
-    Credentials,
 )
 from trainer_agent.link.address import SOCKET_DIR_VARIABLE
+
+if TYPE_CHECKING:
+    from grpc_runtime.client.credentials import Credentials
 
 JOB_VARIABLE: Final = "JOB_ID"
 """Environment variable with the id of the job."""
@@ -176,6 +178,9 @@ def parse_options(
     parsed = parser.parse_args(arguments)
     if not parsed.job:
         parser.error(f"no job: name it with --job ID or in the environment as {JOB_VARIABLE}")
+    # Which loads grpc: not for somebody who only asks for help.
+    from grpc_runtime.client.credentials import Credentials
+
     return AgentOptions(
         job_id=parsed.job,
         control_plane=parsed.control_plane,

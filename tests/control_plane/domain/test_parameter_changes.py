@@ -307,6 +307,71 @@ def test_a_parameter_is_changed_once_but_each_group_of_it_may_be() -> None:
     assert "twice" in refusal.message
 
 
+ACCUMULATION, DEVICE_BATCH = "gradient_accumulation_steps", "per_device_train_batch_size"
+BATCHES = (
+    *OFFERED,
+    ParameterSpec(ACCUMULATION, Kind.INTEGER, bounds=Bounds(1)),
+    ParameterSpec(DEVICE_BATCH, Kind.INTEGER, bounds=Bounds(1)),
+)
+SIZES: dict[tuple[str, str], Value] = {**IN_FORCE, (ACCUMULATION, ""): 2, (DEVICE_BATCH, ""): 4}
+
+
+def coupled(parameter: str, value: int, how: Coupling = Coupling.LINEAR) -> SetChange:
+    return SetChange(parameter, value, coupling=how)
+
+
+@pytest.mark.parametrize(
+    ("changes", "path"),
+    [
+        ((coupled(BATCH, 576), MultiplyChange(LR, 9.0)), "[1].multiply"),
+        ((MultiplyChange(LR, 9.0), coupled(BATCH, 576)), "[1].coupling"),
+        ((SetChange(LR, 1.8e-4), coupled(BATCH, 256, Coupling.SQRT)), "[1].coupling"),
+        ((RampChange(LR, 1.8e-4, 5), coupled(BATCH, 576)), "[1].coupling"),
+        ((MultiplyChange(LR, 0.2), coupled(BATCH, 16)), "[1].coupling"),
+        ((MultiplyChange(LR, 9.0), MultiplyChange(LR, 9.0, "1")), "[1].multiply"),
+        ((SetChange(LR, 1.8e-4), MultiplyChange(LR, 9.0, "1")), "[1].multiply"),
+        ((coupled(ACCUMULATION, 8), coupled(DEVICE_BATCH, 16)), "[1].coupling"),
+    ],
+)
+def test_what_an_update_comes_to_is_what_counts(changes: tuple[Change, ...], path: str) -> None:
+    refusal = refusal_of(*changes, specs=BATCHES, in_force=SIZES)
+    assert refusal.reason is Reason.GUARD_RAIL
+    assert [v.field for v in refusal.violations] == [f"spec.changes{path}"]
+    assert "together" in refusal.message
+    for each in changes:
+        check(each, specs=BATCHES, in_force=SIZES)
+    check(*changes, specs=BATCHES, in_force=SIZES, force=True)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        (coupled(BATCH, 576), MultiplyChange(LR, 1 / 9)),
+        (coupled(BATCH, 576), SetChange(LR, 1.8e-4)),  # what is set last stands
+        (MultiplyChange(LR, 9.0, "0"), MultiplyChange(LR, 9.0, "1")),
+        # What the value was when it was multiplied is not known.
+        (SetChange(LR, 1.0, mode="peak"), MultiplyChange(LR, 9.0, "1")),
+        (ReleaseChange(LR), coupled(BATCH, 576)),
+        (SetChange(LR, 1e-3, "1"), coupled(BATCH, 576)),  # that of a group
+        # The first of them moves the other, so that by how much it moves is not known.
+        (SetChange(DEVICE_BATCH, 64), coupled(BATCH, 1024)),
+        (coupled(ACCUMULATION, 8), coupled(BATCH, 576)),
+    ],
+)
+def test_what_an_update_comes_to_is_within_the_limit_or_unknown(
+    changes: tuple[Change, ...],
+) -> None:
+    check(*changes, specs=BATCHES, in_force=SIZES)
+
+
+def test_what_an_update_comes_to_is_held_against_the_bounds_as_well() -> None:
+    changes = (coupled(BATCH, 640), MultiplyChange(LR, 9.0))
+    in_force = {**IN_FORCE, (LR, ""): 0.05}
+    refusal = refusal_of(*changes, in_force=in_force, force=True)
+    assert refusal.reason is INVALID
+    assert "got 4.5, allowed: at least 0, at most 1 (hard limit)" in refusal.message
+
+
 def test_every_fault_is_told_and_the_first_gives_the_reason() -> None:
     refusal = refusal_of(
         SetChange("nope", 1.0),

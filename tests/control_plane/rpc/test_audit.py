@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
-from control_plane.domain.errors import Refusal
 from control_plane.rpc.auditing import CHANGES
 from control_plane.services.ports import Transaction
 from grpc_runtime.bearer import bearer_metadata, new_secret

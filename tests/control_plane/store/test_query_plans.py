@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from control_plane.domain.audit import AuditPlace
 from control_plane.domain.batch import Batch
 from control_plane.domain.job import Job
 from control_plane.services.ports import Place, Store, Transaction
@@ -26,6 +27,10 @@ def _scan(tx: Transaction, of: Job, *, newest_first: bool, author: str = "") -> 
         author=author,
         limit=5,
     )
+
+
+def _audit(tx: Transaction, **of: str) -> object:
+    return tx.scan_audit_records(beyond=AuditPlace(NOW, 5), start=NOW, limit=5, **of)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +62,10 @@ def _scan(tx: Transaction, of: Job, *, newest_first: bool, author: str = "") -> 
             lambda tx, of: _scan(tx, of, newest_first=True, author="me"),
             "updates_by_author (author=? AND create_time",
         ),
+        (lambda tx, of: _audit(tx), "audit_records_by_time (time>? AND time<?)"),
+        (lambda tx, of: _audit(tx, principal="a"), "audit_records_by_principal (principal=? AND"),
+        (lambda tx, of: _audit(tx, root="jobs/j"), "audit_records_by_root (root=? AND time>?"),
+        (lambda tx, of: tx.prune_audit_records(NOW, 5), "audit_records_by_time (time<?)"),
         (lambda tx, of: tx.batches(beyond=9, limit=5), "USING INTEGER PRIMARY KEY"),
         (lambda tx, of: tx.batch_by_request("me", "r"), "(author=? AND request_id=?)"),
         (lambda tx, of: tx.batch_members(BATCH), "updates_by_batch (batch=?)"),

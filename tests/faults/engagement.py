@@ -1,0 +1,358 @@
+"""One run: jobs, callers and watchers on a cluster, faults meanwhile, and quiet at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import signal
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import grpc
+
+from midcourse.agent.v1 import session_pb2, session_pb2_grpc
+from midcourse.control.v1 import control_pb2 as pb
+from midcourse.control.v1 import update_pb2
+from tests.faults.callers import Caller, Fleet, Servers, Watcher
+from tests.faults.cluster import Cluster, running_cluster
+from tests.faults.history import Recorder
+from tests.faults.records import Asked, Change, Fault, Quiet, Run
+from tests.faults.schedule import FaultKind, Planned, schedule
+from tests.faults.store_reader import engine_of, newest_positions, stored_records
+from tests.faults.trainers import RecordedJob, eavesdropping
+from tests.support.postgres import PostgresServer
+from trainer_agent.simulate import LightJobSpec
+
+READY_SECONDS = 60.0
+LIE = "TOLD_BY_AN_IMPOSTOR"
+_LOOK = 0.05
+_IMPOSTOR_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a run is like.
+
+    Attributes:
+        seed: What faults and requests are drawn from. (When exactly they come, the machine says.)
+        seconds: For how long there are faults and requests.
+        replicas: Servers; of more than one, or with `postgres`, the database is PostgreSQL.
+        postgres: Whether the database is PostgreSQL, and not a file.
+        jobs: Light jobs.
+        callers: Callers that send all the time.
+        pause: Mean seconds between two requests of one caller.
+        watchers: Watchers of all jobs; there are as many of one job each.
+        settle: Longest time until everything is settled at the end, in seconds.
+    """
+
+    seed: int = 0
+    seconds: float = 30.0
+    replicas: int = 3
+    postgres: bool = True
+    jobs: int = 24
+    callers: int = 6
+    pause: float = 0.1
+    watchers: int = 2
+    settle: float = 60.0
+
+
+class NotSettledError(Exception):
+    """Faults had ended, and not everything came to rest within the time that it has."""
+
+
+async def engage(setup: Setup, recorder: Recorder) -> None:
+    """Has a run, and records it.
+
+    Raises:
+        NotSettledError: Not everything has come to rest in time.
+    """
+    with contextlib.ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="faults-")))
+        postgres: PostgresServer | None = None
+        database = str(directory / "control.db")
+        if setup.postgres:
+            postgres = PostgresServer()
+            stack.callback(postgres.end)
+            database = stack.enter_context(postgres.empty_database())
+        recorder.add(
+            Run(
+                database="postgresql" if setup.postgres else "sqlite",
+                replicas=setup.replicas,
+                jobs=setup.jobs,
+                seed=setup.seed,
+                seconds=setup.seconds,
+            )
+        )
+        async with running_cluster(database, directory, setup.replicas, postgres) as cluster:
+            try:
+                await _Engagement(setup, cluster, recorder).run()
+            except BaseException:
+                print(*cluster.logs(), sep="\n")
+                raise
+        engine = engine_of(database)
+        try:
+            for record in stored_records(engine):
+                recorder.add(record)
+        finally:
+            engine.dispose()
+
+
+class _Engagement:
+    def __init__(self, setup: Setup, cluster: Cluster, recorder: Recorder) -> None:
+        self._setup = setup
+        self._cluster = cluster
+        self._recorder = recorder
+        self._servers = Servers(cluster.addresses, recorder)
+        self._jobs: dict[str, RecordedJob] = {}
+        self._specs = [
+            LightJobSpec(
+                job_id=f"light-{number:02d}",
+                control_plane=",".join(cluster.addresses),
+                step_time=0.02,
+                report_every=0.5,
+                seed=number,
+            )
+            for number in range(setup.jobs)
+        ]
+        names = [spec.job_id for spec in self._specs]
+        # What an impostor repeats may be older than what was withdrawn since.
+        self._fleet = Fleet(_Steps(self._jobs), keep=frozenset(names[::3]))
+        self._watchers = [
+            Watcher(f"watcher-{n}", self._servers, self._rng(f"watcher/{n}"), job)
+            for n, job in enumerate([""] * setup.watchers + names[: setup.watchers])
+        ]
+        self._callers = [
+            Caller(f"caller-{n}", self._servers, self._fleet, self._rng(f"caller/{n}"), setup.pause)
+            for n in range(setup.callers)
+        ]
+
+    def _rng(self, what: str) -> random.Random:
+        return random.Random(f"{self._setup.seed}/{what}")
+
+    async def run(self) -> None:
+        """From the start of the servers until all is quiet."""
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(self._servers.close)
+            stack.push_async_callback(self._end_jobs)
+            for spec in self._specs:
+                self._start_job(spec)
+            await self._until(self._all_served, "every job has a session", READY_SECONDS)
+            watching = await stack.enter_async_context(
+                _tasks([watcher.run() for watcher in self._watchers])
+            )
+            ended = asyncio.Event()
+            sending = [asyncio.create_task(caller.run(ended)) for caller in self._callers]
+            try:
+                await self._faults()
+                ended.set()
+                async with asyncio.timeout(self._setup.settle):
+                    await asyncio.gather(*sending)
+                await self._quiet(watching)
+            except TimeoutError:
+                raise NotSettledError("callers got no answer though faults had ended") from None
+            finally:
+                for task in sending:
+                    task.cancel()
+                await asyncio.wait(sending)
+
+    # ------------------------------------------------------------------------------------ jobs
+
+    def _start_job(self, spec: LightJobSpec) -> None:
+        job = self._jobs[spec.job_id] = RecordedJob(spec, self._recorder)
+        job.start()
+
+    async def _end_jobs(self) -> None:
+        await asyncio.gather(*(job.kill() for job in self._jobs.values()))
+
+    def _all_served(self) -> bool:
+        return all(job.connected for job in self._jobs.values())
+
+    # ---------------------------------------------------------------------------------- faults
+
+    async def _faults(self) -> None:
+        """Breaks one thing after another; all of it is mended when this returns."""
+        setup = self._setup
+        begun = time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            for planned in schedule(setup.seed, setup.seconds, postgres=setup.postgres):
+                await asyncio.sleep(max(0.0, begun + planned.at - time.monotonic()))
+                group.create_task(self._break(planned))
+            await asyncio.sleep(max(0.0, begun + setup.seconds - time.monotonic()))
+
+    async def _break(self, planned: Planned) -> None:
+        replica = self._cluster.replicas[planned.target % len(self._cluster.replicas)]
+        match planned.kind:
+            case FaultKind.KILL_REPLICA | FaultKind.END_REPLICA:
+                async with replica.fault:
+                    self._fault(planned, replica.address)
+                    killed = planned.kind is FaultKind.KILL_REPLICA
+                    await replica.end(signal.SIGKILL if killed else signal.SIGTERM)
+                    await asyncio.sleep(planned.lasting)
+                    replica.start()
+            case FaultKind.STOP_REPLICA:
+                async with replica.fault:
+                    self._fault(planned, replica.address)
+                    replica.signal(signal.SIGSTOP)
+                    try:
+                        await asyncio.sleep(planned.lasting)
+                    finally:
+                        replica.signal(signal.SIGCONT)
+            case FaultKind.RESTART_DATABASE:
+                self._fault(planned)
+                await self._cluster.restart_postgres(signal.SIGINT, planned.lasting)
+            case FaultKind.CRASH_DATABASE:
+                self._fault(planned)
+                await self._cluster.restart_postgres(signal.SIGQUIT, planned.lasting)
+            case FaultKind.KILL_BACKEND:
+                self._fault(planned)
+                await self._cluster.kill_backend(planned.target)
+            case FaultKind.KILL_TRAINER:
+                spec = self._specs[planned.target % len(self._specs)]
+                self._fault(planned, spec.job_id)
+                job = self._jobs.pop(spec.job_id, None)
+                if job is not None:
+                    await job.kill()
+                    await asyncio.sleep(planned.lasting)
+                    self._start_job(spec)
+            case FaultKind.IMPOSTOR:
+                kept = sorted(self._fleet.keep)
+                await self._pretend(planned, kept[planned.target % len(kept)], replica.address)
+
+    def _fault(self, planned: Planned, target: str = "") -> None:
+        self._recorder.add(Fault(fault=planned.kind.value, target=target))
+
+    async def _pretend(self, planned: Planned, job_id: str, address: str) -> None:
+        """Says what a job's agent has said, and lies once the agent is back.
+
+        That is what a process does that was held up on its way while another took its place.
+        """
+        job = self._jobs.get(job_id)
+        if job is None or job.ear is None or job.ear.hello is None:
+            return
+        self._fault(planned, job_id)
+        hello = session_pb2.Hello()
+        hello.CopyFrom(job.ear.hello)
+        asked = Asked(
+            caller="impostor",
+            call=0,
+            to="",
+            method="update",
+            jobs=(job_id,),
+            request_id=f"impostor-{self._recorder.number()}",
+            changes=(Change("weight_decay", "multiply", 1.1),),
+            at_step=job.step + 150,
+        )
+        with contextlib.suppress(TimeoutError, grpc.aio.AioRpcError):
+            async with (
+                asyncio.timeout(_IMPOSTOR_SECONDS),
+                eavesdropping(address, self._recorder, impostor=True) as ear,
+            ):
+                sent = await self._servers.send(asked, self._rng(asked.request_id))
+                stub = session_pb2_grpc.AgentServiceStub(cast("grpc.aio.Channel", ear))
+                call = stub.Session()
+                await call.write(session_pb2.SessionRequest(sequence=1, hello=hello))
+                await call.read()
+                while ear.epoch is None or job.epoch <= ear.epoch:
+                    await asyncio.sleep(0.001)  # between two looks
+                if not isinstance(sent, Exception):
+                    lie = session_pb2.UpdateOutcome(revision=sent.revisions[job_id])
+                    lie.rejected.reason = LIE
+                    await call.write(session_pb2.SessionRequest(sequence=2, outcome=lie))
+                while await call.read() is not grpc.aio.EOF:
+                    pass
+
+    # ----------------------------------------------------------------------------------- quiet
+
+    async def _quiet(self, watching: list[asyncio.Task[None]]) -> None:
+        """Waits until everything is settled, stored and told of."""
+        seconds = self._setup.settle
+        await self._until(self._all_served, "every job has a session again", seconds)
+        engine = engine_of(self._cluster.database)
+        try:
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
+                if await self._nothing_open() and self._all_stored():
+                    positions = await asyncio.to_thread(newest_positions, engine)
+                    if self._told(positions):
+                        names = tuple(watcher.name for watcher in self._watchers)
+                        last = max(positions.values())
+                        self._recorder.add(Quiet(position=last, watchers=names))
+                        return
+                for task in watching:
+                    if task.done():
+                        task.result()
+                await asyncio.sleep(_LOOK)
+        finally:
+            engine.dispose()
+        raise NotSettledError(f"not within {seconds:g} s: {list(self._unsettled())}")
+
+    async def _nothing_open(self) -> bool:
+        asked = pb.ListUpdatesRequest(
+            parent="jobs/-",
+            states=[update_pb2.UPDATE_STATE_PENDING, update_pb2.UPDATE_STATE_DELIVERED],
+            page_size=10,
+        )
+        self._open: list[str] = []
+        for address in self._servers.addresses:
+            try:
+                found = await self._servers.at(address).ListUpdates(asked, timeout=3)
+            except grpc.aio.AioRpcError:
+                return False
+            self._open += [each.name for each in found.updates]
+        return not self._open
+
+    def _all_stored(self) -> bool:
+        return self._all_served() and all(job.everything_stored for job in self._jobs.values())
+
+    def _told(self, positions: Mapping[str, int]) -> bool:
+        return all(
+            (watcher.position or 0)
+            >= (positions.get(watcher.job, 0) if watcher.job else max(positions.values()))
+            for watcher in self._watchers
+        )
+
+    def _unsettled(self) -> Iterator[str]:
+        yield f"open: {self._open}"
+        yield from (repr(job) for job in self._jobs.values() if not job.everything_stored)
+        yield from (f"{w.name} at {w.position}" for w in self._watchers)
+
+    async def _until(self, condition: Callable[[], bool], what: str, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                while not condition():
+                    await asyncio.sleep(_LOOK)
+        except TimeoutError:
+            jobs = [repr(job) for job in self._jobs.values() if not job.connected]
+            raise NotSettledError(f"not within {seconds:g} s: {what}; {jobs}") from None
+
+
+class _Steps(Mapping[str, int]):
+    """The steps that jobs have done by now."""
+
+    def __init__(self, jobs: dict[str, RecordedJob]) -> None:
+        self._jobs = jobs
+
+    def __getitem__(self, job: str) -> int:
+        return self._jobs[job].step
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._jobs)
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+
+@contextlib.asynccontextmanager
+async def _tasks(coroutines: list) -> AsyncIterator[list[asyncio.Task[None]]]:
+    tasks = [asyncio.create_task(each) for each in coroutines]
+    try:
+        yield tasks
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
