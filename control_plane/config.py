@@ -68,6 +68,24 @@ class ServerSettings(ServiceSettings, env_prefix="MIDCOURSE_"):
         le=100_000,
         description="Most updates of a job that are not in force yet.",
     )
+    max_sessions: int = Field(
+        default=20_000,
+        ge=1,
+        le=1_000_000,
+        description="Most agents whose sessions are open on this server.",
+    )
+    max_watches: int = Field(
+        default=10_000,
+        ge=1,
+        le=1_000_000,
+        description="Most watches and waits that are open on this server.",
+    )
+    max_watches_per_principal: int = Field(
+        default=5_000,
+        ge=1,
+        le=1_000_000,
+        description="Most of these that one caller has open.",
+    )
     watch_patience: float = Field(
         default=30.0,
         ge=0.1,

@@ -17,7 +17,7 @@ from control_plane.rpc.agent_servicer import AgentServicer
 from control_plane.rpc.auditing import RefusedCalls, entry_now
 from control_plane.rpc.control_servicer import ControlPlaneServicer, UseCases
 from control_plane.rpc.errors import DOMAIN, translate
-from control_plane.rpc.policies import POLICY, scope_now
+from control_plane.rpc.policies import POLICY, WATCHES, scope_now
 from control_plane.services.access import Secrets, TokenService
 from control_plane.services.agent_session import SessionLimits
 from control_plane.services.audit import AuditedStore, AuditLog
@@ -35,6 +35,7 @@ from control_plane.services.upkeep import Retention, Upkeep
 from control_plane.services.watch import WatchService
 from control_plane.store import open_store
 from grpc_runtime.bearer import BearerAuthenticator, digest, new_secret
+from grpc_runtime.limits import CallLimits, OpenLimit
 from grpc_runtime.listen import check_free
 from grpc_runtime.logging import configure_logging
 from grpc_runtime.observe import Observation, observing
@@ -230,6 +231,14 @@ def _service(settings: ServerSettings, bearer: BearerAuthenticator) -> Service:
         authenticator=authenticator(settings, bearer),
         translate=translate,
         policy=POLICY,
+        limits=CallLimits(
+            calls_per_second=settings.max_calls_per_second,
+            open_limit=OpenLimit(
+                *("watches and waits", WATCHES),
+                most=settings.max_watches,
+                most_per_principal=settings.max_watches_per_principal,
+            ),
+        ),
         tls=tls_files(settings),
         insecure=settings.insecure,
         max_message_bytes=settings.max_message_bytes,
@@ -243,6 +252,7 @@ def _limits(settings: ServerSettings) -> SessionLimits:
         heartbeat_interval=settings.heartbeat_interval,
         lost_after_intervals=settings.lost_after,
         stall_after=settings.stall_after,
+        max_sessions=settings.max_sessions,
         max_message_bytes=settings.max_message_bytes,
     )
 

@@ -7,6 +7,7 @@ Nothing here needs a server, so clients and command-line tools import it freely.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -26,6 +27,10 @@ REQUEST_ID_KEY = "x-request-id"
 STATUS_LOST = "STATUS_LOST"
 """Reason of an error whose status was lost on the client's side; see :func:`from_rpc_error`."""
 
+MESSAGE_TOO_LARGE = "MESSAGE_TOO_LARGE"
+"""Reason of an error that gRPC itself makes where a message exceeds either side's limit."""
+
+_TOO_LARGE = re.compile(r"message larger than max \((?P<size>\d+) vs\. (?P<limit>\d+)\)")
 _WRITE_FAILED_DETAILS = "Internal error from Core"  # grpc.aio's, when a message cannot be sent
 
 # Clients on gRPC's C core start to drop calls whose trailing metadata exceeds 8 KiB. The reserve
@@ -206,7 +211,7 @@ def from_rpc_error(error: grpc.RpcError) -> StatusError:
 
     If a streaming call ends while the client sends, grpc.aio reports that the sending failed, as
     an INTERNAL of its own, and drops what the server said; that becomes UNAVAILABLE with reason
-    ``STATUS_LOST``.
+    ``STATUS_LOST``. Where a message exceeds a limit of gRPC's, the reason is ``MESSAGE_TOO_LARGE``.
     """
     call: Any = error
     if not hasattr(call, "code"):  # grpc.RpcError itself promises nothing
@@ -231,6 +236,16 @@ def from_rpc_error(error: grpc.RpcError) -> StatusError:
             grpc.StatusCode.UNAVAILABLE,
             "the call ended while a message was being sent; how it ended is not known",
             reason=STATUS_LOST,
+        )
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and (too_large := _TOO_LARGE.search(message)):
+        return StatusError(
+            code,
+            f"a message of {too_large['size']} bytes is too large: the limit is"
+            f" {too_large['limit']} (max_message_bytes of the server, and of the client); send less"
+            " at once, or ask for smaller pages or fewer points",
+            reason=MESSAGE_TOO_LARGE,
+            metadata={"limit": too_large["limit"]},
+            request_id=request_id,
         )
     if not isinstance(code, grpc.StatusCode) or code is grpc.StatusCode.OK:
         code = grpc.StatusCode.UNKNOWN

@@ -21,6 +21,7 @@ from grpc_runtime.observing import CallObserver, FinishedCall
 from grpc_runtime.open_calls import OpenCall, OpenCalls
 
 if TYPE_CHECKING:
+    from grpc_runtime.limits import CallLimits
     from grpc_runtime.policy import Policy
 
 Translate = Callable[[Exception], StatusError | None]
@@ -58,6 +59,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         domain: str,
         translate: Translate | None = None,
         policy: Policy | None = None,
+        limits: CallLimits | None = None,
     ) -> None:
         """Makes an interceptor.
 
@@ -66,11 +68,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             domain: Domain of errors that name none.
             translate: Maps the service's own exceptions.
             policy: Decides who may call which method; None: who is known may call all of them.
+            limits: How many calls are taken on; None: any number.
         """
         self._authenticator = authenticator
         self._domain = domain
         self._translate = translate
         self._policy = policy
+        self._limits = limits
         self.observers: list[CallObserver] = []
         self.open_calls = OpenCalls()
 
@@ -197,10 +201,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         )
         if self._policy is not None and call.known:
             self._policy.check(principal, call.method)
+        if self._limits is not None:
+            call.is_counted = self._limits.enter(principal.name, call.method)
         if principal.credential:
             call.opened = self.open_calls.enter(principal.credential)
 
     def _leave(self, call: _Call) -> None:
+        if call.is_counted and self._limits is not None and call.principal is not None:
+            self._limits.leave(call.principal.name)
         if call.opened is not None and call.principal is not None:
             self.open_calls.leave(call.principal.credential, call.opened)
 
@@ -248,6 +256,7 @@ class _Call:
         "_context",
         "_metadata",
         "_started",
+        "is_counted",
         "kept",
         "known",
         "method",
@@ -273,6 +282,7 @@ class _Call:
         self.known = known
         self.peer = _peer(context)
         self.read = read
+        self.is_counted = False
         self.kept = Kept()
         self.principal: Principal | None = None
         self.opened: OpenCall | None = None

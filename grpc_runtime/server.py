@@ -29,6 +29,7 @@ from grpc_runtime.options import MAX_MESSAGE_BYTES, server_options
 from grpc_runtime.reflection import reflection_handlers
 
 if TYPE_CHECKING:
+    from grpc_runtime.limits import CallLimits
     from grpc_runtime.observing import CallObserver
     from grpc_runtime.policy import Policy
     from grpc_runtime.tls import TlsFiles
@@ -62,6 +63,7 @@ class Service:
         authenticator: Authenticator | None = None,
         translate: Translate | None = None,
         policy: Policy | None = None,
+        limits: CallLimits | None = None,
         tls: TlsFiles | None = None,
         insecure: bool = False,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
@@ -78,6 +80,7 @@ class Service:
                 (with ``insecure``, all callers) and there are no others.
             translate: Maps the service's own exceptions to API errors.
             policy: Decides who may call which method; None: who is known may call all of them.
+            limits: How many calls are taken on; None: any number.
             tls: Certificate and key; None for plain connections.
             insecure: Listen beyond loopback without TLS or authentication all the same.
             max_message_bytes: Largest message to take or to send.
@@ -102,7 +105,7 @@ class Service:
         )
         self._authenticator = authenticator
         self._interceptor = CallInterceptor(
-            authenticator, domain=domain, translate=translate, policy=policy
+            authenticator, domain=domain, translate=translate, policy=policy, limits=limits
         )
         self._tls = tls
         self._options = server_options(max_message_bytes=max_message_bytes)

@@ -91,6 +91,15 @@ class ServiceSettings(Settings):
     max_message_bytes: int = Field(
         default=4 * 1024 * 1024, ge=65_536, description="Largest gRPC message, in bytes."
     )
+    max_calls_per_second: float = Field(
+        default=0.0,
+        ge=0,
+        le=1_000_000,
+        description=(
+            "Most calls per second of one caller; a stream is one call. 0: any number. Without"
+            " authentication all callers are one."
+        ),
+    )
     grace: float = Field(
         default=10.0,
         ge=0,

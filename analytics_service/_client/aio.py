@@ -52,7 +52,6 @@ class AsyncClient:
             retry=retry or RetryPolicy(),
             credentials=credentials,
         )
-        self._stub = AnalyticsServiceStub(self._transport.channel)
 
     @property
     def address(self) -> str:
@@ -158,7 +157,7 @@ class AsyncClient:
         """
         return AsyncChat(
             self._transport,
-            self._stub.Chat,
+            self._transport.stub(AnalyticsServiceStub).Chat,
             calls.chat_request(question, options),
             options.get("timeout", CHAT_SECONDS),
         )

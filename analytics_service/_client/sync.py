@@ -63,7 +63,6 @@ class Client:
             retry=retry or RetryPolicy(),
             credentials=credentials,
         )
-        self._stub = AnalyticsServiceStub(self._transport.channel)
 
     @property
     def address(self) -> str:
@@ -228,7 +227,7 @@ class Client:
         """
         return Chat(
             self._transport,
-            self._stub.Chat,
+            self._transport.stub(AnalyticsServiceStub).Chat,
             calls.chat_request(question, options),
             options.get("timeout", CHAT_SECONDS),
         )

@@ -67,9 +67,7 @@ def reached(change: Change, current: Value | None) -> list[tuple[str, Value]]:
             return []
 
 
-def relative_changes(
-    change: Change, current: Value | None, aims: list[tuple[str, Value]]
-) -> list[tuple[str, float]]:
+def relative_changes(change: Change, current: Value | None) -> list[tuple[str, float]]:
     """By which factor the value in force would change; nothing where that is unknown.
 
     A peak is a base value, not the value in force, so no factor follows from it.
@@ -82,7 +80,7 @@ def relative_changes(
         return []
     return [
         (suffix, target / current)
-        for suffix, target in aims
+        for suffix, target in targets(change)
         if isinstance(target, int | float) and not isinstance(target, bool)
     ]
 
@@ -124,7 +122,7 @@ def factor_together(
                 factor = None if factor is None else factor * change.factor
             # A learning rate for all groups keeps their ratios.
             case _ if change.group == group or (change.parameter == LEARNING_RATE and not index):
-                ratios = relative_changes(change, current, targets(change))
+                ratios = relative_changes(change, current)
                 factor = ratios[0][1] if ratios else None
             case _:
                 factor = None

@@ -158,13 +158,12 @@ def _faults(
         return faults
     # Where the value of a group is not known, nothing follows from that of the whole.
     current = in_force.get((name, change.group))
-    aims = targets(change)
-    for suffix, target in [*aims, *reached(change, current)]:
+    for suffix, target in [*targets(change), *reached(change, current)]:
         if (out := _out_of_bounds(spec, target)) is not None:
             faults.append((out[0], suffix, out[1]))
     if faults or force:
         return faults
-    for suffix, factor in relative_changes(change, current, aims):
+    for suffix, factor in relative_changes(change, current):
         if (text := _too_far(factor, current, rails.max_relative_change)) is not None:
             faults.append((Reason.GUARD_RAIL, suffix, f"this is {text}"))
     return faults

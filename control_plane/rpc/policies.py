@@ -53,6 +53,12 @@ With which jobs is not said here: what a caller may not touch is not there for i
 `control_plane.services.scoped`).
 """
 
+WATCHES: Final = frozenset(
+    f"/midcourse.control.v1.ControlPlaneService/{name}"
+    for name in ("WatchJobs", "WatchBatch", "WaitUpdate")
+)
+"""Methods whose calls stay open for as long as the caller likes."""
+
 
 def scope_now() -> Scope:
     """The jobs that the caller being served may touch; everything, where none is being served."""

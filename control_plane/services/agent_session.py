@@ -78,6 +78,7 @@ class SessionLimits:
         stall_after: Least time without a step after which a trainer counts as stalled.
         max_message_bytes: Largest message.
         max_samples: Most samples in a heartbeat.
+        max_sessions: Most sessions on this server.
     """
 
     heartbeat_interval: float = 5.0
@@ -85,6 +86,7 @@ class SessionLimits:
     stall_after: float = 30.0
     max_message_bytes: int = 4 * 1024 * 1024
     max_samples: int = 10_000
+    max_sessions: int = 20_000
 
     @property
     def lost_after(self) -> float:

@@ -40,6 +40,7 @@ T = TypeVar("T")
 _CLOCKS_APART = timedelta(seconds=5)
 """How far the clocks of servers that share a store may be apart."""
 _AT_ONCE = timedelta()
+_FULL_SECONDS = 5.0
 _LOOKED_AT_ONCE = 500
 
 _log: FilteringBoundLogger = structlog.get_logger(__name__)
@@ -72,6 +73,7 @@ class SessionService:
         deliveries = JoinedReads[str](everything or store, lambda tx, ids: tx.read_ahead_open(ids))
         self._parts = SessionParts(store, clock, bus, telemetry, limits, deliveries)
         self._open: dict[str, AgentSession] = {}
+        self._opening = 0
         self._unrecorded: list[AgentSession] = []
         self._replicas = Replicas(store, clock, timedelta(seconds=limits.lost_after))
 
@@ -110,10 +112,23 @@ class SessionService:
         if self._is_draining():
             raise shutting_down()
         check_protocol(hello.protocol_version)
+        most = self.limits.max_sessions
+        if len(self._open) + self._opening >= most and hello.job_id not in self._open:
+            raise Refusal(
+                Reason.TOO_MANY_SESSIONS,
+                f"this server has {most} sessions with agents open, and that is the limit; another"
+                " server may have room",
+                metadata={"limit": str(most)},
+                retry_delay=_FULL_SECONDS,
+            )
         now = self._parts.clock()
-        admission = await self._parts.store.write(
-            lambda tx: admit(tx, hello, now, self._replicas.own)
-        )
+        self._opening += 1
+        try:
+            admission = await self._parts.store.write(
+                lambda tx: admit(tx, hello, now, self._replicas.own)
+            )
+        finally:
+            self._opening -= 1
         session = AgentSession(self._parts, admission, number)
         older = self._open.get(session.job_id)
         if older is not None and older.epoch > session.epoch:

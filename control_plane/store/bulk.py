@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Conflict: TypeAlias = Literal["refuse", "leave", "replace"]
 """What becomes of a row whose key is there already."""
 
-_CHUNKS = (256, 16, 1)
+_CHUNKS = (256, 64, 16, 4, 1)
 """Rows in one statement. A driver gives up Python's lock for every statement that it runs, so
 that each costs another wait for the lock while the event loop is busy."""
 
@@ -67,20 +67,29 @@ def insert_rows(
 
 
 def change_rows(
-    connection: Connection, table: Table, columns: tuple[str, ...], rows: Iterable[Sequence[Any]]
-) -> None:
+    connection: Connection,
+    table: Table,
+    columns: tuple[str, ...],
+    rows: Iterable[Sequence[Any]],
+    *,
+    keys: int = 1,
+) -> int:
     """Changes rows, the values converted as their columns say.
 
     Args:
         connection: Where to.
         table: Of what.
-        columns: The one by which a row is found, then those to change.
-        rows: Their values; none of them None, since PostgreSQL could not tell its type.
+        columns: Those by which a row is found, then those to change.
+        rows: Their values.
+        keys: By how many columns a row is found.
+
+    Returns:
+        How many rows were found.
     """
-    _run(
+    return _run(
         connection,
         _converted(connection.dialect, table, columns, rows),
-        lambda size: _update(connection.dialect, table, columns, size),
+        lambda size: _update(connection.dialect, table, columns, size, keys),
     )
 
 
@@ -132,14 +141,15 @@ class Lookup:
 
 def _run(
     connection: Connection, rows: Sequence[Sequence[Any]], statement: Callable[[int], str]
-) -> None:
-    """Runs a statement for all rows, as many at a time as it can take."""
-    start = 0
+) -> int:
+    """Runs a statement for all rows, as many at a time as it can take; returns their count."""
+    start = done = 0
     for size in _CHUNKS:
         while len(rows) - start >= size:
             chunk = tuple(chain.from_iterable(rows[start : start + size]))
-            execute(connection, statement(size), chunk)
+            done += execute(connection, statement(size), chunk).rowcount
             start += size
+    return done
 
 
 def _converted(
@@ -156,7 +166,7 @@ def _converted(
     return converted
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _converting(
     dialect: Dialect, table: Table, columns: tuple[str, ...]
 ) -> tuple[tuple[int, Callable[[Any], Any]], ...]:
@@ -169,7 +179,7 @@ def _converting(
     return tuple(found)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _insert(
     dialect: Dialect,
     table: Table,
@@ -202,18 +212,27 @@ def _insert(
     return f"INSERT INTO {quote(table.name)} ({names}) {_values(dialect, columns, size)} {action}"
 
 
-@lru_cache(maxsize=64)
-def _update(dialect: Dialect, table: Table, columns: tuple[str, ...], size: int) -> str:
+@lru_cache(maxsize=256)
+def _update(dialect: Dialect, table: Table, columns: tuple[str, ...], size: int, keys: int) -> str:
     """The statement that changes so many rows, its parameters row by row.
 
     Both databases call the columns of a list of values column1, column2, ….
     """
     quote = dialect.identifier_preparer.quote
-    key, *others = (quote(name) for name in columns)
-    new = ", ".join(f"{name} = v.column{number}" for number, name in enumerate(others, start=2))
+    new, found = [], []
+    for number, name in enumerate(columns, start=1):
+        if number <= keys:
+            found.append(f"{quote(table.name)}.{quote(name)} = v.column{number}")
+            continue
+        value = f"v.column{number}"
+        kind = table.c[name].type.compile(dialect)
+        if kind == "BIGINT":
+            # Of nothing but NULLs PostgreSQL takes them for text.
+            value = f"CAST({value} AS {kind})"
+        new.append(f"{quote(name)} = {value}")
     return (
-        f"UPDATE {quote(table.name)} SET {new} FROM ({_values(dialect, columns, size)}) AS v "  # noqa: S608 - names of ours
-        f"WHERE {quote(table.name)}.{key} = v.column1"
+        f"UPDATE {quote(table.name)} SET {', '.join(new)} "  # noqa: S608 - names of ours
+        f"FROM ({_values(dialect, columns, size)}) AS v WHERE {' AND '.join(found)}"
     )
 
 

@@ -63,7 +63,7 @@ class EventQueries(Queries):
         self.appended.append(event)
 
     def write_events(self) -> None:
-        """Writes the events that are held back. Nothing else must be locked after it."""
+        """Writes all that is held back, events last. Nothing else must be locked after it."""
         rows = [
             (e.kind.value, e.job_id, e.job_uid, e.revision, microseconds(e.time), self._origin)
             for e in self.appended[self._written :]

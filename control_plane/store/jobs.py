@@ -7,7 +7,7 @@ from dataclasses import astuple, fields, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, select
 
 from control_plane.domain.job import LIVE_STATES, Job, JobState, seen_by_selectors
 from control_plane.domain.session import Run
@@ -36,12 +36,8 @@ _NAMED = Lookup(lambda ids: _JOB.where(jobs.c.id.in_(ids)))
 _NAMED_TO_CHANGE = Lookup(
     lambda ids: _JOB.where(jobs.c.id.in_(ids)).order_by(jobs.c.id).with_for_update(key_share=True)
 )
-_ACCEPTING = ("key", "revision", "desired", "version", "update_time")
-_INSERT = insert(jobs).values({name: bindparam(name) for name in _WRITTEN})
-_SAVE = Prepared(
-    update(jobs)
-    .where(jobs.c.key == bindparam("job_key"))
-    .values({name: bindparam(name) for name in (*_CHANGING, "replica")})
+_INSERT = Prepared(
+    insert(jobs).values({name: bindparam(name) for name in _WRITTEN}).returning(jobs.c.key)
 )
 _DELETE = Prepared(delete(jobs).where(jobs.c.key == bindparam("job_key")))
 _RUNS = Prepared(
@@ -80,32 +76,34 @@ def _in_order(page: Select[Any], states: frozenset[JobState]) -> Select[Any]:
 
 
 class JobQueries(Queries):
-    """The part of a transaction that is about jobs."""
+    """The part of a transaction that is about jobs.
+
+    What becomes of jobs is held back until something is asked of the database, or the end: then
+    the last of it is written, all jobs together and no more of them than has changed.
+    """
 
     def __init__(self, connection: Connection, *, origin: str = "", writing: bool) -> None:
         """See `Queries`."""
         super().__init__(connection, origin=origin, writing=writing)
-        self._read: set[int] = set()
-        self._ahead_jobs: dict[str, Job | None] = {}
+        self._stored: dict[int, Job] = {}
+        self._held_jobs: dict[int, Job] = {}
+        self._known: dict[str, Job | None] = {}
 
     def job(self, job_id: str) -> Job | None:
         """The job, or None."""
-        if not self._writing and job_id in self._ahead_jobs:
-            return self._ahead_jobs[job_id]
+        if job_id in self._known:
+            return self._known[job_id]
         statement = _JOB_TO_CHANGE if self._writing else _JOB_TO_READ
-        for row in statement.rows(self._connection, id=job_id):
-            job = Job(*row)
-            self._read.add(job.key)
-            return job
+        # One that is not known is not held back.
+        for row in statement.rows(self._direct, id=job_id):
+            return self._found([Job(*row)])[0]
         return None
 
     def jobs(self, *, after: str = "", limit: int, states: Iterable[JobState] = ()) -> list[Job]:
         """Jobs in the order of their ids, after an id; of the given states, if any are given."""
         page = _page(frozenset(states), to_change=self._writing)
         rows = page.rows(self._connection, after=after, limit=limit)
-        found = [Job(*row) for row in rows]
-        self._read.update(job.key for job in found)
-        return found
+        return self._found([Job(*row) for row in rows])
 
     def unheard_jobs(self, replicas: Collection[str]) -> list[Job]:
         """Jobs that seem to be alive and whose stream none of the replicas has open."""
@@ -118,15 +116,14 @@ class JobQueries(Queries):
         # Locked in the order of the ids, as everybody does who locks several.
         rows = lookup.rows(self._connection, sorted(set(ids)))
         found = {row[0]: Job(*row) for row in rows}
-        self._read.update(job.key for job in found.values())
-        return [found[job_id] for job_id in sorted(found)]
+        return self._found([found[job_id] for job_id in sorted(found)])
 
     def read_ahead_jobs(self, ids: Iterable[str]) -> list[Job]:
         """Reads jobs at once, for when each is asked for; returns those that exist."""
         asked = list(ids)
         found = self.jobs_named(asked)
-        self._ahead_jobs.update(dict.fromkeys(asked))
-        self._ahead_jobs.update((job.id, job) for job in found)
+        self._known.update(dict.fromkeys(asked))
+        self._known.update((job.id, job) for job in found)
         return found
 
     def selectable_jobs(
@@ -147,10 +144,8 @@ class JobQueries(Queries):
         """
         values = {name: getattr(job, name) for name in _FIELDS if name != "key"}
         values["replica"] = _replica(job)
-        inserted = self._connection.execute(_INSERT, values).inserted_primary_key
-        assert inserted is not None
-        self._read.add(inserted.key)
-        return replace(job, key=inserted.key)
+        [(key,)] = _INSERT.rows(self._direct, **values)
+        return self._found([replace(job, key=key)])[0]
 
     def save_job(self, job: Job) -> None:
         """Stores a job that was read before.
@@ -160,8 +155,8 @@ class JobQueries(Queries):
                 changed since would be lost.
         """
         self._check_read(job)
-        values = {name: getattr(job, name) for name in _CHANGING}
-        _SAVE.run(self._connection, job_key=job.key, replica=_replica(job), **values)
+        self._held_jobs[job.key] = job
+        self._known[job.id] = job
 
     def save_accepting(self, jobs_: Sequence[Job]) -> None:
         """Stores of jobs that were read before what accepting updates changes in them.
@@ -170,12 +165,34 @@ class JobQueries(Queries):
             RuntimeError: If one was not read in this transaction.
         """
         for job in jobs_:
-            self._check_read(job)
-        rows = [[getattr(job, name) for name in _ACCEPTING] for job in jobs_]
-        change_rows(self._connection, jobs, _ACCEPTING, rows)
+            JobQueries.save_job(self, job)
+
+    def _found(self, found: list[Job]) -> list[Job]:
+        """Notes jobs as they stand in the database, for when they are asked for or stored."""
+        if self._writing:
+            self._stored.update((job.key, job) for job in found)
+            self._known.update((job.id, job) for job in found)
+        return found
+
+    def _write_held(self) -> None:
+        held, self._held_jobs = self._held_jobs, {}
+        rows: dict[tuple[str, ...], list[list[Any]]] = {}
+        for key, job in held.items():
+            stored = self._stored[key]
+            changed = [n for n in _CHANGING if getattr(job, n) is not getattr(stored, n)]
+            values = [key, *(getattr(job, name) for name in changed)]
+            if "session" in changed:
+                changed.append("replica")
+                values.append(_replica(job))
+            if changed:
+                rows.setdefault(("key", *changed), []).append(values)
+            self._stored[key] = job
+        for columns, of_these in rows.items():
+            change_rows(self._direct, jobs, columns, of_these)
+        super()._write_held()
 
     def _check_read(self, job: Job) -> None:
-        if job.key not in self._read:
+        if job.key not in self._stored:
             raise RuntimeError(
                 f"job {job.id!r} was not read in this transaction; read, change and save a job in "
                 "the same one"
@@ -187,17 +204,18 @@ class JobQueries(Queries):
         Its samples can not be reached from then on; `prune` takes them off the disk.
         """
         _DELETE.run(self._connection, job_key=job.key)
-        self._read.discard(job.key)
+        self._stored.pop(job.key, None)
+        self._known.pop(job.id, None)
 
     def runs(self, job: Job) -> list[Run]:
         """The job's training processes, in the order of their numbers."""
-        return [Run(*row) for row in _RUNS.rows(self._connection, job_key=job.key)]
+        return [Run(*row) for row in _RUNS.rows(self._direct, job_key=job.key)]
 
     def save_run(self, job: Job, run: Run) -> None:
         """Stores a run, new or read before."""
         columns = ("job_key", *_RUN_FIELDS)
         row = (job.key, *astuple(run))
-        write_rows(self._connection, runs, columns, [row], replace=True)
+        write_rows(self._direct, runs, columns, [row], replace=True)
 
 
 def _replica(job: Job) -> str:

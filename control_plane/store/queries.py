@@ -27,10 +27,22 @@ class Queries:
             writing: Whether rows that are read are going to be written, so that other
                 writers must be kept from them.
         """
-        self._connection = connection
+        self._direct = connection
         self._origin = origin
         self._writing = writing
         self.notes: list[Update] = []
+
+    @property
+    def _connection(self) -> Connection:
+        """The connection, once what is held back has been written.
+
+        `_direct` is the connection for what has nothing to do with it.
+        """
+        self._write_held()
+        return self._direct
+
+    def _write_held(self) -> None:
+        """Writes what is held back, for those parts that hold anything back."""
 
     def _keep_series(self, *, alone: bool = False) -> None:
         """Keeps series from being deleted while samples are added, or others from adding any.

@@ -105,7 +105,7 @@ class TelemetryQueries(Queries):
         """The newest telemetry of a job as stored, or None."""
         if job.key in self._ahead:
             return self._ahead[job.key]
-        rows = _LATEST.rows(self._connection, job_key=job.key)
+        rows = _LATEST.rows(self._direct, job_key=job.key)
         return Telemetry(*rows[0]) if rows else None
 
     def read_ahead_telemetry(self, of: Iterable[Job]) -> None:

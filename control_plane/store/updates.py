@@ -8,12 +8,12 @@ from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, and_, bindparam, func, insert, or_, select, tuple_, update
+from sqlalchemy import Connection, and_, bindparam, func, insert, or_, select, tuple_
 
 from control_plane.domain.job import seen_by_selectors
 from control_plane.domain.update import OPEN_STATES, Update, UpdateState
 from control_plane.services.ports import Place, Scanned
-from control_plane.store.bulk import Lookup, insert_rows
+from control_plane.store.bulk import Lookup, change_rows, insert_rows
 from control_plane.store.jobs import JobQueries
 from control_plane.store.schema import IS_OPEN, is_one_of, jobs, updates
 from grpc_runtime.sql.prepared import Prepared
@@ -75,11 +75,6 @@ _EXPIRED = Prepared(
     .limit(bindparam("limit"))
 )
 _INSERT = Prepared(insert(updates).values({column: bindparam(column.name) for column in updates.c}))
-_SAVE = Prepared(
-    update(updates)
-    .where(updates.c.job_key == bindparam("of_job"), updates.c.revision == bindparam("number"))
-    .values({name: bindparam(name) for name in _CHANGING})
-)
 _NO_END = 2**63 - 1
 
 _COLUMNS = tuple(column.name for column in updates.c)
@@ -135,24 +130,26 @@ def _page(states: frozenset[UpdateState], *, newest_first: bool) -> Prepared:
 
 
 class UpdateQueries(JobQueries):
-    """The part of a transaction that is about updates."""
+    """The part of a transaction that is about updates; holds back as that about jobs does."""
 
     def __init__(self, connection: Connection, *, origin: str = "", writing: bool) -> None:
         """See `Queries`."""
         super().__init__(connection, origin=origin, writing=writing)
-        self._ahead_updates: dict[tuple[int, int], Update] = {}
-        self._ahead_open: dict[int, list[Update]] = {}
+        self._held_updates: dict[tuple[int, int], Update] = {}
+        self._known_updates: dict[tuple[int, int], Update] = {}
+        self._known_open: dict[int, dict[int, Update]] = {}
 
     def update(self, job: Job, revision: int) -> Update | None:
         """The update, or None."""
-        if (ahead := self._ahead_updates.get((job.key, revision))) is not None:
-            return ahead
-        rows = _ONE.rows(self._connection, job_key=job.key, revision=revision)
+        if (known := self._known_updates.get((job.key, revision))) is not None:
+            return known
+        # One that is not known is not held back.
+        rows = _ONE.rows(self._direct, job_key=job.key, revision=revision)
         return _update(job, rows[0]) if rows else None
 
     def update_by_request(self, job: Job, request_id: str) -> Update | None:
         """The update that a request made, or None."""
-        rows = _BY_REQUEST.rows(self._connection, job_key=job.key, request_id=request_id)
+        rows = _BY_REQUEST.rows(self._for_updates, job_key=job.key, request_id=request_id)
         return _update(job, rows[0]) if rows else None
 
     def updates(
@@ -168,35 +165,37 @@ class UpdateQueries(JobQueries):
         if beyond is None:
             beyond = _NO_END if newest_first else -1
         page = _page(frozenset(states), newest_first=newest_first)
-        rows = page.rows(self._connection, job_key=job.key, beyond=beyond, limit=limit)
+        rows = page.rows(self._for_updates, job_key=job.key, beyond=beyond, limit=limit)
         return [_update(job, row) for row in rows]
 
     def open_updates(self, job: Job) -> list[Update]:
         """Updates that are pending or delivered, oldest first."""
-        if job.key in self._ahead_open:
-            return self._ahead_open[job.key]
-        return [_update(job, row) for row in _OPEN.rows(self._connection, job_key=job.key)]
+        if (known := self._known_open.get(job.key)) is not None:
+            return [known[revision] for revision in sorted(known)]
+        return [_update(job, row) for row in _OPEN.rows(self._for_updates, job_key=job.key)]
 
     def read_ahead_open(self, ids: Iterable[str]) -> None:
         """Reads jobs with their open updates at once, for when each is asked for."""
         found = {job.key: job for job in self.read_ahead_jobs(ids)}
-        self._ahead_open.update((key, []) for key in found)
-        for job_key, *row in _OPEN_OF.rows(self._connection, list(found)):
-            self._ahead_open[job_key].append(_update(found[job_key], row))
+        self._known_open.update((key, {}) for key in found)
+        for job_key, *row in _OPEN_OF.rows(self._for_updates, list(found)):
+            self._know(found[job_key], _update(found[job_key], row))
 
     def first_open(self, job: Job) -> int | None:
         """Revision of the oldest update that is pending or delivered; None: there is none."""
-        [(revision,)] = _FIRST_OPEN.rows(self._connection, job_key=job.key)
+        if (known := self._known_open.get(job.key)) is not None:
+            return min(known, default=None)
+        [(revision,)] = _FIRST_OPEN.rows(self._for_updates, job_key=job.key)
         return None if revision is None else int(revision)
 
     def count_open(self, job: Job) -> int:
         """How many updates are pending or delivered."""
-        [(count,)] = _COUNT_OPEN.rows(self._connection, job_key=job.key)
+        [(count,)] = _COUNT_OPEN.rows(self._for_updates, job_key=job.key)
         return int(count)
 
     def applied_above(self, job: Job, floor: int) -> list[int]:
         """Revisions above `floor` in state APPLIED, ascending."""
-        rows = _APPLIED.rows(self._connection, job_key=job.key, floor=floor)
+        rows = _APPLIED.rows(self._for_updates, job_key=job.key, floor=floor)
         return [revision for (revision,) in rows]
 
     def overdue(self, now: datetime, limit: int) -> list[tuple[str, int]]:
@@ -210,7 +209,8 @@ class UpdateQueries(JobQueries):
         Raises:
             sqlalchemy.exc.IntegrityError: If one of them is.
         """
-        _INSERT.run(self._connection, **dict(zip(_COLUMNS, _row(job, update), strict=True)))
+        _INSERT.run(self._direct, **dict(zip(_COLUMNS, _row(job, update), strict=True)))
+        self._know(job, update)
 
     def insert_updates(self, made: Iterable[tuple[Job, Update]]) -> None:
         """Stores new updates, each of its job; as `insert_update` does.
@@ -219,19 +219,52 @@ class UpdateQueries(JobQueries):
             sqlalchemy.exc.IntegrityError: If a revision or request id is in use.
         """
         bare: dict[int, UpdateSpec] = {}
+        made = list(made)
         rows = [_row(job, update, bare) for job, update in made]
-        insert_rows(self._connection, updates, _COLUMNS, rows)
+        insert_rows(self._direct, updates, _COLUMNS, rows)
+        for job, update in made:
+            self._know(job, update)
 
     def save_update(self, job: Job, update: Update) -> None:
         """Stores an update that was read before.
 
         Raises:
-            LookupError: If there is no such update.
+            LookupError: If there is no such update; at the end of the transaction at the latest.
         """
-        self._ahead_updates.pop((job.key, update.revision), None)
-        values = {name: getattr(update, name) for name in _CHANGING}
-        if not _SAVE.run(self._connection, of_job=job.key, number=update.revision, **values):
-            raise LookupError(f"job {job.id!r} has no update with revision {update.revision}")
+        self._held_updates[job.key, update.revision] = update
+        self._know(job, update)
+
+    def _know(self, job: Job, update: Update) -> None:
+        """Notes an update as it stands, for when it is asked for."""
+        self._known_updates[job.key, update.revision] = update
+        if (known := self._known_open.get(job.key)) is not None:
+            known.pop(update.revision, None)
+            if update.is_open:
+                known[update.revision] = update
+
+    @property
+    def _for_updates(self) -> Connection:
+        """The connection for what asks for updates alone: held jobs wait on."""
+        self._write_held_updates()
+        return self._direct
+
+    def _write_held(self) -> None:
+        self._write_held_updates()
+        super()._write_held()
+
+    def _write_held_updates(self) -> None:
+        if not self._held_updates:
+            return
+        held, self._held_updates = self._held_updates, {}
+        rows = [
+            (*place, *(getattr(update, name) for name in _CHANGING))
+            for place, update in held.items()
+        ]
+        columns = ("job_key", "revision", *_CHANGING)
+        if change_rows(self._direct, updates, columns, rows, keys=2) < len(rows):
+            there = self.updates_at(list(held))
+            gone = next((place, each) for place, each in held.items() if place not in there)
+            raise LookupError(f"job {gone[1].job_id!r} has no update with revision {gone[0][1]}")
 
     def updates_at(self, places: Collection[tuple[int, int]]) -> dict[tuple[int, int], Update]:
         """Those of the updates that exist, by (job key, revision)."""
@@ -243,7 +276,7 @@ class UpdateQueries(JobQueries):
 
     def read_ahead_updates(self, places: Collection[tuple[int, int]]) -> None:
         """Reads updates, by (job key, revision), at once, for when they are asked for."""
-        self._ahead_updates.update(self.updates_at(places))
+        self._known_updates.update(self.updates_at(places))
 
     def count_open_of(self, of: Iterable[Job]) -> dict[int, int]:
         """How many updates are pending or delivered, by job key; without those of none."""

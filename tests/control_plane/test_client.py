@@ -406,14 +406,21 @@ def test_watch_goes_on_by_itself(plane: Client, server: FakeControlPlane) -> Non
         server.break_watches(unavailable())
         server.publish(control_pb2.JOB_EVENT_TYPE_PROGRESS, job)
         events.append(next(watch))
+        slow = StatusError(
+            Code.RESOURCE_EXHAUSTED, "read faster", reason="WATCHER_TOO_SLOW", retry_delay=0.001
+        )
+        server.break_watches(slow)
+        server.publish(control_pb2.JOB_EVENT_TYPE_PROGRESS, job)
+        events.append(next(watch))
         server.break_watches(None)  # a plain end is no end of the watch either
         server.publish(control_pb2.JOB_EVENT_TYPE_MODIFIED, job)
         events.append(next(watch))
         assert watch.interruption is None
-        assert watch.position == "3"
-    assert kinds(events) == ["SNAPSHOT", "BOOKMARK", "MODIFIED", "PROGRESS", "MODIFIED"]
+        assert watch.position == "4"
+    changed = ["MODIFIED", "PROGRESS", "PROGRESS", "MODIFIED"]
+    assert kinds(events) == ["SNAPSHOT", "BOOKMARK", *changed]
     positions = [request.position for name, request in server.calls if name == "WatchJobs"]
-    assert positions == ["", "1", "2"]
+    assert positions == ["", "1", "2", "3"]
 
 
 def test_watch_ends_with_the_job(plane: Client, server: FakeControlPlane) -> None:

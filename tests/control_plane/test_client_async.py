@@ -17,7 +17,6 @@ from midcourse.control.v1 import control_pb2 as pb
 from midcourse.control.v1 import control_pb2_grpc, job_pb2
 
 SHARED = {"address", "with_metadata"}  # what is no call is no different
-ITERATED = {"list_jobs", "list_updates", "list_batches", "list_tokens"}
 WATCHES = {"watch_jobs", "watch_batch"}
 
 
@@ -40,7 +39,7 @@ def test_a_method_is_the_same_but_asynchronous(name: str) -> None:
     answer = inspect.signature(other).return_annotation
     if name in SHARED:
         assert answer == "Self"
-    elif name in ITERATED:
+    elif name.startswith("list_"):
         assert answer == inspect.signature(blocking).return_annotation.replace("It", "AsyncIt")
     elif name in WATCHES:
         watch = getattr(public, answer)
@@ -53,7 +52,9 @@ def test_a_method_is_the_same_but_asynchronous(name: str) -> None:
         assert answer == inspect.signature(blocking).return_annotation
 
 
-@pytest.mark.parametrize(("name", "other"), [("JobWatch", "AsyncJobWatch")])
+@pytest.mark.parametrize(
+    ("name", "other"), [("JobWatch", "AsyncJobWatch"), ("BatchWatch", "AsyncBatchWatch")]
+)
 def test_both_watches_have_the_same_properties(name: str, other: str) -> None:
     blocking = public_names(getattr(public, name))
     assert (blocking - {"close"}) | {"aclose"} == public_names(getattr(public, other))

@@ -11,12 +11,22 @@ from pathlib import Path
 import pytest
 
 from control_plane import client
+from midcourse.control.v1 import update_pb2
 from tests.support.applying_agent import ScriptedAgent
 from tests.support.blocking_client import EventLoop
 from tests.support.plane import running_plane
 
 TEXT = Path("docs/client.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+
+SHOWN = [
+    r"learning_rate 2e-05 -> 5e-05",
+    r"\{'jobs/my-run': \[\]\}",
+    r"\[\('spec\.changes\[0\]\.\S+', '.*-1.*'\)\]",
+    r"JOB_EVENT_TYPE_SNAPSHOT jobs/my-run \nJOB_EVENT_TYPE_BOOKMARK  \n.*jobs/my-run/updates/3",
+    rf"\['jobs/my-run'\]\n.*jobs/my-run {update_pb2.UPDATE_STATE_APPLIED} ",
+]
+"""What each block prints."""
 
 
 @pytest.fixture
@@ -34,11 +44,12 @@ def plane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         loop.stop()
 
 
-def test_its_code_runs(plane: None, capsys: pytest.CaptureFixture[str]) -> None:
-    assert len(BLOCKS) == 5
-    for block in BLOCKS:
-        exec(compile(block, "docs/client.md", "exec"), {"__name__": "__main__"})
-        assert "jobs/my-run" in (out := capsys.readouterr().out) or "learning_rate" in out, out
+def test_its_code_runs(plane: None) -> None:
+    for block, shown in zip(BLOCKS, SHOWN, strict=True):
+        lines: list[str] = []
+        names = {"print": lambda *words, out=lines: out.append(" ".join(map(str, words)))}
+        exec(compile(block, "docs/client.md", "exec"), {"__name__": "__main__", **names})
+        assert re.fullmatch(shown, "\n".join(lines), re.DOTALL), lines
 
 
 def test_it_names_every_exception() -> None:

@@ -165,6 +165,7 @@ def test_tokens(connect: Connect, loop: EventLoop, tmp_path: Path) -> None:
                     viewer.get_caller()
             listed = {token.principal: token for token in admin.list_tokens(show_inactive=True)}
             assert listed["eve"].description == "a look"
+            assert {record.principal for record in admin.list_audit_records()} >= {"root"}
 
 
 def test_a_watch_outlives_restarts_without_gaps_and_duplicates(

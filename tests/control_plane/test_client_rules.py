@@ -1,4 +1,4 @@
-"""The client's pure parts: watch cursor, changes, the exception tree."""
+"""The client's pure parts: watch cursor, rounds of a wait, changes, the exception tree."""
 
 from __future__ import annotations
 
@@ -13,8 +13,15 @@ from hypothesis import strategies as st
 
 from control_plane import changes, client
 from control_plane._client.cursor import WatchCursor
-from control_plane.client import MidcourseError, UpdateError
-from midcourse.control.v1 import control_pb2, parameter_pb2
+from control_plane._client.waiting import Rounds
+from control_plane.client import (
+    MidcourseError,
+    NotFoundError,
+    RetryPolicy,
+    UnavailableError,
+    UpdateError,
+)
+from midcourse.control.v1 import control_pb2, parameter_pb2, update_pb2
 
 
 @given(
@@ -104,3 +111,59 @@ def test_the_client_needs_only_the_base_install() -> None:
     ours = {"control_plane.server", "control_plane.services", "control_plane.store"}
     assert "control_plane.client" in loaded
     assert not (heavy | ours) & set(loaded)
+
+
+class Clock:
+    """A clock that a test turns."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+RETRY = RetryPolicy(initial=0.001, maximum=0.001)
+OPEN = update_pb2.Update(state=update_pb2.UPDATE_STATE_PENDING)
+SETTLED = update_pb2.Update(state=update_pb2.UPDATE_STATE_APPLIED)
+
+
+@given(timeout=st.floats(0, 200), early=st.floats(0, 1))
+def test_a_wait_takes_as_long_as_it_is_told(timeout: float, early: float) -> None:
+    """The server may answer a round a little before its time is up."""
+    clock = Clock()
+    rounds = Rounds("jobs/j/updates/1", timeout, RETRY, clock=clock)
+    assert rounds.is_over(SETTLED)
+    for _ in range(60):
+        request, seconds = rounds.next()
+        assert 0 <= seconds <= 30
+        assert request.timeout.ToNanoseconds() == pytest.approx(seconds * 1e9, abs=1)
+        clock.now += max(0.0, seconds - early / 4) if seconds > 1 else seconds
+        if rounds.is_over(OPEN):
+            break
+    assert clock.now - 1000 == pytest.approx(timeout, abs=1e-6)
+
+
+def test_a_wait_gives_up_after_a_minute_without_an_answer() -> None:
+    clock = Clock()
+    rounds = Rounds("jobs/j/updates/1", None, RETRY, clock=clock)
+    down = UnavailableError("nobody there")
+    assert rounds.delay_after(down) <= 0.001
+    clock.now += 59
+    rounds.delay_after(down)
+    assert not rounds.is_over(OPEN)  # an answer begins the minute anew
+    clock.now += 59
+    rounds.delay_after(down)
+    clock.now += 61
+    with pytest.raises(UnavailableError):
+        rounds.delay_after(down)
+
+
+def test_a_wait_is_not_tried_again_where_that_is_in_vain() -> None:
+    clock = Clock()
+    with pytest.raises(NotFoundError):
+        Rounds("jobs/j/updates/1", None, RETRY, clock=clock).delay_after(NotFoundError("none"))
+    with pytest.raises(UnavailableError):  # the time would be over by then
+        Rounds("jobs/j/updates/1", 3.0, RETRY, clock=clock).delay_after(
+            UnavailableError("busy", retry_delay=5.0)
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,6 @@ from tests.faults.history import Recorder
 from tests.faults.records import Answered, Asked, Change, Failed, WatchBegan, Watched, WatchEnded
 
 CALL_SECONDS = 3.0
-BETWEEN_TRIES = 0.05
 PASSING = (
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -43,6 +43,11 @@ def state_name(state: update_pb2.UpdateState.ValueType) -> str:
 def job_name(job: str) -> str:
     """Resource name of a job."""
     return f"jobs/{job}"
+
+
+def _pause(attempt: int, rng: random.Random) -> float:
+    """Seconds between two attempts."""
+    return rng.uniform(0.5, 1.0) * min(0.05 * 2.0**attempt, 0.5)
 
 
 class Servers:
@@ -76,7 +81,7 @@ class Servers:
 
     async def send(self, asked: Asked, rng: random.Random) -> Answered | StatusError:
         """Sends a request until there is an answer, or an error that is final."""
-        while True:
+        for attempt in itertools.count():
             asked = replace(asked, call=self.recorder.number(), to=rng.choice(self.addresses))
             self.recorder.add(asked)
             try:
@@ -88,10 +93,11 @@ class Servers:
                 )
                 if error.code not in PASSING:
                     return error
-                await asyncio.sleep(BETWEEN_TRIES)
+                await asyncio.sleep(_pause(attempt, rng))
             else:
                 self.recorder.add(answered)
                 return answered
+        raise AssertionError("there is always another attempt")
 
     async def _once(self, asked: Asked) -> Answered:
         stub = self.at(asked.to)
@@ -257,7 +263,7 @@ class Watcher:
     async def run(self) -> None:
         """Goes on until it is cancelled."""
         recorder = self._servers.recorder
-        while True:
+        for attempt in itertools.count():
             address = self._rng.choice(self._servers.addresses)
             recorder.add(
                 WatchBegan(watcher=self.name, to=address, job=self.job, position=self.position)
@@ -275,7 +281,7 @@ class Watcher:
                 )
                 if error.code not in PASSING:
                     raise error from failure
-            await asyncio.sleep(BETWEEN_TRIES)
+            await asyncio.sleep(_pause(attempt % 4, self._rng))
 
     def _saw(self, event: pb.WatchJobsResponse) -> None:
         self._token = event.position or self._token

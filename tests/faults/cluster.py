@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 from tests.support.postgres import PostgresServer
 from tests.support.processes import Process, free_port, serve
+from tests.support.use_cases import eventually
 
 _SETTINGS = {"heartbeat_interval": 1.0, "grace": 2.0, "log_level": "warning"}
 _LOOK = 0.2
@@ -49,6 +51,16 @@ class Replica:
             self.starts += 1
             self._process = serve(self.port, self._directory, database=self._database, **_SETTINGS)
 
+    async def restart(self, seconds: float) -> None:
+        """Starts it, and waits until it listens; if it takes longer, that is for others to see."""
+        self.start()
+        with contextlib.suppress(AssertionError):
+            await eventually(self._listens, "the server listens", seconds)
+
+    def _listens(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
     def signal(self, number: int) -> None:
         """Sends its process a signal."""
         if self._process is not None and not self.has_ended:
@@ -57,10 +69,8 @@ class Replica:
     async def end(self, number: int, seconds: float = 20.0) -> None:
         """Ends its process by a signal; by SIGKILL, if that is not enough."""
         self.signal(number)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while not self.has_ended:
-                    await asyncio.sleep(0.01)  # between two looks
+        with contextlib.suppress(AssertionError):
+            await eventually(lambda: self.has_ended, "the server has ended", seconds)
         self.kill()
 
     def kill(self) -> None:
@@ -94,6 +104,12 @@ class Cluster:
     def addresses(self) -> list[str]:
         """Where the servers listen."""
         return [replica.address for replica in self.replicas]
+
+    def whole_replica(self, choice: int) -> Replica:
+        """One that nothing is being done to; if there is none, any."""
+        whole = [replica for replica in self.replicas if not replica.fault.locked()]
+        among = whole or self.replicas
+        return among[choice % len(among)]
 
     async def supervise(self) -> None:
         """Starts again what has ended by itself, as it could not open the database; for ever."""

@@ -61,7 +61,7 @@ def schedule(seed: int, seconds: float, *, postgres: bool) -> list[Planned]:
     """
     rng = random.Random(f"faults/{seed}")
     weights = _EVERYWHERE | (_WITH_POSTGRES if postgres else {})
-    planned = []
+    planned: list[Planned] = []
     at = rng.uniform(0.3, 1.0)
     while True:
         lasting = rng.uniform(0.0, 1.5)

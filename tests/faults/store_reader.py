@@ -37,7 +37,7 @@ def newest_positions(engine: Engine) -> dict[str, int]:
         schema.events.c.job_id
     )
     with engine.connect() as connection:
-        return {job: position for job, position in connection.execute(query)}
+        return {row[0]: row[1] for row in connection.execute(query)}
 
 
 def stored_records(engine: Engine) -> Iterator[AnyRecord]:

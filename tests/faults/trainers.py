@@ -201,6 +201,11 @@ class RecordedJob(LightJob):
         """Epoch of the newest session that it was welcomed to; 0: none."""
         return (self.ear.epoch or 0) if self.ear is not None else 0
 
+    @property
+    def rests(self) -> bool:
+        """Whether no update is open here, and how all of them ended is on disk elsewhere."""
+        return not self._controller.has_unsettled and not self._controller.unacknowledged()
+
     def start(self) -> None:
         """Begins to train."""
         self._seen = self._numbers()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from midcourse.control.v1 import parameter_pb2
 from tests.support.plain_trainer import plain_trainer
 from tests.support.scripted_link import LinkScript, delivery, multiply_change, set_change
 from trainer_agent import GuardRails, Parameter, attach
+from trainer_agent.parameters import Boundary, Kind, Refused, Set
 
 
 class Knob:
@@ -156,19 +159,75 @@ def test_what_makes_no_sense_is_said_in_the_script() -> None:
     assert choices.spec().choices == ("a", "b")
 
 
-def test_a_value_that_no_checkpoint_can_hold_does_not_keep_the_run_from_saving(
-    tmp_path: Path,
+@pytest.mark.parametrize(
+    ("begins", "kept"),
+    [(float, np.float32), (np.float32, np.float32), (float, torch.tensor)],
+    ids=["becoming numpy's", "numpy's", "becoming torch's"],
+)
+def test_a_number_of_numpy_or_torch_is_a_number(
+    begins: Callable[[float], Any], kept: Callable[[float], Any], tmp_path: Path
 ) -> None:
     class Own(Knob):
         def set(self, value: Any) -> None:
-            super().set(np.float32(value))
+            super().set(kept(value))
 
-    own = Own(0.5)
+    own = Own(begins(0.5))
     parameter = Parameter("mixing", own.get, own.set)
-    links = run(tmp_path, {3: [delivery(1, set_change(0.25, parameter="mixing"))]}, parameter)
-    assert own.value == 0.25
-    assert (tmp_path / "checkpoint-10" / "trainer_state.json").is_file()
-    assert [each.component for each in links.link.faults] in ([], ["state"])
+    links = run(tmp_path, {3: [delivery(1, set_change(0.1, parameter="mixing"))]}, parameter)
+    (transition,) = links.link.outcomes[0].applied.transitions
+    assert transition.old_value.number == 0.5
+    assert transition.new_value.number == float(kept(0.1)), "what is left of it is what is told"
+    assert own.value == kept(0.1)
+    assert not links.link.faults
+    anew = Own(0.5)
+    trainer = plain_trainer(tmp_path)
+    mine = Parameter("mixing", anew.get, anew.set)
+    attach(trainer, "job", parameters=[mine], link_factory=LinkScript())
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    assert anew.value == kept(0.1)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (np.bool_(True), Kind.BOOL),
+        (torch.tensor(True), Kind.BOOL),
+        (np.int8(3), Kind.INT),
+        (torch.tensor(3), Kind.INT),
+        (np.float64(3), Kind.FLOAT),
+        (torch.tensor(3, dtype=torch.bfloat16), Kind.FLOAT),
+        (np.str_("abc"), Kind.STRING),
+    ],
+)
+def test_its_kind_is_seen_through_numpy_and_torch(value: Any, kind: Kind) -> None:
+    knob = Knob(value)
+    mine = Parameter("knob", knob.get, knob.set)
+    assert mine.spec().kind is kind
+    read = mine.read().value
+    assert type(read) in {bool, int, float, str}
+    assert read == value
+
+
+@pytest.mark.parametrize(
+    "value", [np.zeros(2), torch.zeros(1), torch.tensor(1.0, device="meta"), 1j, np.complex64(1)]
+)
+def test_what_is_no_plain_number_on_the_host_is_refused(value: Any) -> None:
+    with pytest.raises(TypeError, match="one number on the host"):
+        Parameter("knob", lambda: value, print)
+    knob = Knob(0.5)
+    mine = Parameter("knob", knob.get, lambda new: knob.set(value if new == 0.25 else new))
+    with pytest.raises(TypeError, match="the live parameter knob must hold"):
+        mine.apply(Set("knob", 0.25), Boundary(1, 10))
+    assert knob.value == 0.5
+
+
+def test_what_a_script_s_precision_does_not_hold_is_out_of_bounds() -> None:
+    knob = Knob(np.float16(1))
+    mine = Parameter("knob", knob.get, knob.set)
+    with pytest.raises(Refused, match="inf") as refused:
+        mine.apply(Set("knob", 1e9), Boundary(1, 10))
+    assert refused.value.reason == "OUT_OF_BOUNDS"
+    assert knob.value == 1
 
 
 @pytest.mark.parametrize("boundary", ["generation", "accumulation", "whenever"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from trainer_agent.parameters.base import EVERY_GROUP, BoundaryKind, Kind
 from trainer_agent.parameters.value import ValueParameter, Values
@@ -39,7 +39,8 @@ class Parameter(ValueParameter):
         kind: Its type; None: that of the value now in force.
 
     Raises:
-        TypeError: The value now in force is neither number, text nor truth value.
+        TypeError: The value now in force is neither number, text nor truth value. Those of numpy
+            and torch are, where they lie on the host; what ``get`` returns later has to be, too.
         ValueError: The name is not lower_snake_case, or the boundary is another one.
     """
 
@@ -69,12 +70,11 @@ class Parameter(ValueParameter):
                 f"boundary {str(boundary)!r}"
             )
         self._get, self._set = get, set
-        inferred = Kind.ENUM if choices else Kind(kind) if kind else _kind(name, get())
         # Of the class in every family, and of the object in this one alone.
         self.__dict__.update(
             name=name,
             description=description or f"{name}, declared by the training script",
-            kind=inferred,
+            kind=Kind.ENUM if choices else Kind(kind) if kind else _kind(_plain(name, get())),
             unit=unit,
             minimum=minimum,
             maximum=maximum,
@@ -84,7 +84,21 @@ class Parameter(ValueParameter):
 
     def get(self) -> Values:
         """Return the value in force."""
-        return {EVERY_GROUP: self._get()}
+        return {EVERY_GROUP: _plain(self.name, self._get())}
+
+    def stored(self, group: str, value: Value) -> Value:
+        """Return what is left of a number where the script keeps it in less precision."""
+        there = self._get()
+        if isinstance(value, bool | str) or not isinstance(_plain(self.name, there), float):
+            return value
+        if hasattr(there, "new_tensor"):
+            return float(there.new_tensor(value))
+        if hasattr(there, "dtype"):
+            import numpy as np
+
+            with np.errstate(over="ignore"):  # infinity is no value
+                return float(there.dtype.type(value))
+        return value
 
     def put(self, values: Mapping[str, Value]) -> None:
         """Have the script set a value."""
@@ -96,11 +110,25 @@ class Parameter(ValueParameter):
         self._original = None
 
 
-def _kind(name: str, value: object) -> Kind:
-    for cls, kind in _KINDS:
+def _plain(name: str, held: object) -> Value:
+    """Return what a script holds as a plain value: numpy's and torch's numbers are numbers too.
+
+    Those on an accelerator are not, as reading them would have the run wait for it.
+
+    Raises:
+        TypeError: It is none.
+    """
+    value: Any = held
+    if getattr(held, "ndim", None) == 0 and str(getattr(held, "device", "cpu")) == "cpu":
+        value = value.item()
+    for cls, _ in _KINDS:
         if isinstance(value, cls):
-            return kind
+            return cls(value)
     raise TypeError(
-        f"the live parameter {name} must hold a number, a text or a truth value; it holds "
-        f"{value!r} ({type(value).__name__})"
+        f"the live parameter {name} must hold a text, a truth value or one number on the host; it "
+        f"holds {held!r} ({type(held).__name__})"
     )
+
+
+def _kind(value: Value) -> Kind:
+    return next(kind for cls, kind in _KINDS if isinstance(value, cls))

@@ -184,8 +184,10 @@ class ValueParameter:
         try:
             self.put(planned)
             new = dict(self.get())
+            # Only now it may be seen in what precision they are kept.
+            kept = {group: self.stored(group, value) for group, value in planned.items()}
             # Groups that nobody named must be what they were.
-            if wrong := _difference({**old, **planned}, new):
+            if wrong := _difference({**old, **kept}, new):
                 raise Refused(
                     "READ_BACK_DIFFERS",
                     f"{self.name} was set and read back otherwise: {wrong}",

@@ -273,6 +273,11 @@ class ParameterController:
         """Return what was done by itself since the last call."""
         return self._settled.local.take_untold()
 
+    def take_faults(self) -> list[session_pb2.Fault]:
+        """Return what has gone wrong since the last call and does not end steering."""
+        lost = self._settled.local.take_lost()
+        return [session_pb2.Fault(component="local_updates", message=lost)] if lost else []
+
     def take_moved_readings(self) -> list[update_pb2.ParameterReading]:
         """Return the values now in force of what updates have moved since the last call."""
         moved, self._in_force.moved = self._in_force.moved, {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,10 @@ from trainer_agent.steering.guard_rails import GUARD
 
 MAX_LOCAL = 100
 """Local updates kept; with no control plane to take them, nothing more is done by itself."""
+
+_NAMED = 10
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -66,6 +71,7 @@ class LocalUpdates:
         self._made = 0
         self._kept: dict[str, _Local] = {}
         self._untold: list[str] = []
+        self._lost = ""
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._kept
@@ -130,13 +136,18 @@ class LocalUpdates:
 
     @property
     def has_news(self) -> bool:
-        """Whether there is one that was not told yet."""
-        return bool(self._untold)
+        """Whether there is one that was not told yet, or that was lost."""
+        return bool(self._untold or self._lost)
 
     def take_untold(self) -> list[session_pb2.LocalUpdate]:
         """Return those since the last call."""
         untold, self._untold = self._untold, []
         return [_message(self._kept[request_id].update) for request_id in untold]
+
+    def take_lost(self) -> str:
+        """Return in words what was lost since the last call; empty: nothing."""
+        lost, self._lost = self._lost, ""
+        return lost
 
     def all(self) -> list[session_pb2.LocalUpdate]:
         """Return all, oldest first."""
@@ -163,7 +174,8 @@ class LocalUpdates:
         """Take what a process has left that went back to before the checkpoint gone on from.
 
         What the checkpoint does not have is in force no more. It has still to be told, and of what
-        was not confirmed by then nothing more becomes known.
+        was not confirmed by then nothing more becomes known. What there is no room for is lost,
+        which is logged and told.
 
         Args:
             state: What ``state_dict`` returned there.
@@ -171,9 +183,15 @@ class LocalUpdates:
         Raises:
             ValueError: It is something else.
         """
+        lost: list[str] = []
         for left in map(_Local.from_json, state):
             request_id = left.update.request_id
-            if request_id not in self._kept and len(self._kept) < MAX_LOCAL - 1:
+            if request_id in self._kept:
+                continue
+            # One place is for what has asked for the roll back.
+            if len(self._kept) >= MAX_LOCAL - 1:
+                lost.append(request_id)
+            else:
                 left.superseded = True
                 if left.outcome is None:
                     left.outcome = session_pb2.UpdateOutcome(
@@ -186,6 +204,14 @@ class LocalUpdates:
                 left.outcome.rolled_back = True
                 self._kept[request_id] = left
                 self._untold.append(request_id)
+        if lost:
+            named = ", ".join(lost[:_NAMED]) + (", ..." if len(lost) > _NAMED else "")
+            self._lost = (
+                f"{len(lost)} updates that the run made by itself before it went back, and whose "
+                f"changes are in force no more, will never be in its history, as {MAX_LOCAL} wait "
+                f"to be told, which is the limit; let the run reach its control plane: {named}"
+            )
+            logger.warning("%s", self._lost)
 
 
 def _message(update: update_pb2.Update) -> session_pb2.LocalUpdate:

@@ -151,6 +151,8 @@ class Reporter:
             message.step.time_nanos = self.step_nanos
             message.step.readings.extend(readings)
             self.link.send(message)
+        for fault in controller.take_faults():
+            self.link.send(link_pb2.TrainerMessage(fault=fault))
         for local in controller.take_local_updates():
             self.link.send(link_pb2.TrainerMessage(local_update=local))
         for outcome in controller.take_outcomes():

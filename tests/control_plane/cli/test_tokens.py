@@ -58,7 +58,7 @@ def test_tokens_of_a_database_without_a_server(database: str, tmp_path: Path) ->
     assert "ops" in run("token", "revoke", name, *on).stdout
     listing = run("token", "list", *on).stdout
     assert [line.split()[1] for line in listing.splitlines()[1:]] == ["root"]
-    assert "revoked now" in run("token", "list", "--all", *on).stdout
+    assert "revoked " in run("token", "list", "--all", *on).stdout
     assert "no token" in run("token", "revoke", "0" * 12, *on, code=3).stderr
 
 

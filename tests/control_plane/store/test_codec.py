@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from control_plane.domain.access import Access
 from control_plane.domain.job import (
     Desired,
     Effective,
@@ -71,6 +72,7 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
 
 
 STORED = (
+    Access,
     tuple[ReadValue, ...],
     tuple[ParameterSpec, ...],
     tuple[ActionKind, ...],
