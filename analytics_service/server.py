@@ -43,6 +43,7 @@ from grpc_runtime.bearer import BearerAuthenticator
 from grpc_runtime.client.credentials import Credentials
 from grpc_runtime.listen import check_free
 from grpc_runtime.logging import configure_logging
+from grpc_runtime.observe import observing
 from grpc_runtime.server import Service, run
 from grpc_runtime.sql.address import parse_address
 from midcourse.analytics.v1 import analytics_pb2_grpc
@@ -264,7 +265,10 @@ class Analytics:
         except BaseException:
             await store.close()
             raise
-        async with made.running() as analytics:
+        async with (
+            observing(settings, service, "midcourse-analytics"),
+            made.running() as analytics,
+        ):
             yield analytics
 
 

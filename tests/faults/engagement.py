@@ -32,7 +32,7 @@ from trainer_agent.simulate import LightJobSpec
 READY_SECONDS = 60.0
 LIE = "TOLD_BY_AN_IMPOSTOR"
 _LOOK = 0.05
-_IMPOSTOR_SECONDS = 5.0
+_IMPOSTOR_SECONDS = 15.0
 
 
 @dataclass(frozen=True, slots=True)
