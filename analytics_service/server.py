@@ -41,6 +41,7 @@ from control_plane.client import Client
 from grpc_runtime import security
 from grpc_runtime.bearer import BearerAuthenticator
 from grpc_runtime.client.credentials import Credentials
+from grpc_runtime.limits import CallLimits
 from grpc_runtime.listen import check_free
 from grpc_runtime.logging import configure_logging
 from grpc_runtime.observe import observing
@@ -252,6 +253,7 @@ class Analytics:
             authenticator=authenticator or security.authenticator(settings, bearer),
             translate=translate,
             policy=POLICY,
+            limits=CallLimits(calls_per_second=settings.max_calls_per_second),
             tls=security.tls_files(settings),
             insecure=settings.insecure,
             max_message_bytes=settings.max_message_bytes,

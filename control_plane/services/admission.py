@@ -270,17 +270,45 @@ def _effective(
     return tuple(values)
 
 
-def take_outcome(tx: Transaction, job: Job, outcome: TrainerOutcome, now: datetime) -> Job:
+def deliver_in(tx: Transaction, job: Job, received: Mapping[int, datetime]) -> None:
+    """Records that the agent has received updates, by revision when; once for each.
+
+    An unknown revision is left out, as with outcomes.
+    """
+    for revision, time in received.items():
+        update = tx.update(job, revision)
+        if update is not None and (delivered := deliver(update, time)) != update:
+            tx.save_update(job, delivered)
+            tx.append_event(job_event(EventKind.MODIFIED, job, time, revision))
+
+
+def take_outcome(
+    tx: Transaction,
+    job: Job,
+    outcome: TrainerOutcome,
+    now: datetime,
+    received: datetime | None = None,
+) -> Job:
     """Records how an update ended in the trainer; an outcome that is known changes nothing.
 
     An outcome of an unknown revision is left out: a job that was deleted and made anew
     has no use for it.
+
+    Args:
+        tx: The transaction.
+        job: The job, as the transaction has it.
+        outcome: What the trainer says.
+        now: The time.
+        received: When the agent received the update, where that may not be stored yet.
+
+    Returns:
+        The job as it is then (stored).
     """
     update = tx.update(job, outcome.revision)
     if update is None:
         return job
     if update.state is UpdateState.PENDING:
-        update = deliver(update, now)
+        update = deliver(update, received or now)
     result = _outcome(update, outcome)
     if outcome.rolled_back and isinstance(result, Applied):
         result = replace(result, rolled_back_by=newest_roll_back(tx, job, update))

@@ -8,7 +8,8 @@ import itertools
 import random
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import structlog
@@ -27,9 +28,10 @@ from control_plane.domain.session import (
     state_after,
     superseded,
 )
-from control_plane.domain.update import Applied, Rejected, Update, deliver
+from control_plane.domain.update import Applied, Rejected, Update
 from control_plane.services.admission import (
     Admission,
+    deliver_in,
     disconnected,
     lost,
     take_outcome,
@@ -52,7 +54,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from control_plane.domain.update import LocalUpdate
-    from control_plane.services.joined_reads import JoinedReads
+    from control_plane.services.joined import JoinedReads, JoinedWrites
     from control_plane.services.telemetry import TelemetryHub
 
 T = TypeVar("T")
@@ -61,6 +63,9 @@ LOCAL_UPDATES_AT_ONCE = 20
 """How many changes of its own a training process may tell of at once …"""
 SECONDS_PER_LOCAL_UPDATE = 1.0
 """… and how often after that: a guard that never rests must not fill the history."""
+
+RECEIPT_SECONDS = 0.02
+"""What an agent has received is stored after so long, unless it is settled by then."""
 
 _FIRST_RETRY_SECONDS = 0.1
 _LONGEST_RETRY_SECONDS = 2.0
@@ -104,6 +109,7 @@ class SessionParts:
     telemetry: TelemetryHub
     limits: SessionLimits
     deliveries: JoinedReads[str]
+    writes: JoinedWrites[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +142,7 @@ class AgentSession:
         self.outbox = Outbox()
         self.ended: asyncio.Future[Refusal] = asyncio.get_running_loop().create_future()
         self._state = admission.job.state
+        self._closed = False
         self._waiting = 0
         self.listens_since = parts.clock()
         """When it last began to listen; not while it waits for the store."""
@@ -143,6 +150,9 @@ class AgentSession:
         self._acks = AckTracker(hello_number)
         self._nonces: dict[int, int] = {}
         self._new_nonce = itertools.count(random.getrandbits(32) << 16)
+        # Received, and not yet stored as such: by revision, the reply's number, and when it came.
+        self._receipts: dict[int, tuple[int, datetime]] = {}
+        self._receipts_due: asyncio.TimerHandle | None = None
         self._sent: set[int] = set()
         self._withdrawn: set[int] = set()
         self._local_updates = Allowance(
@@ -185,37 +195,70 @@ class AgentSession:
             return
         del self._nonces[nonce]
         now = self._parts.clock()
+        match result:
+            case Received():
+                self._receipts[revision] = number, now
+                self._store_receipts_within(RECEIPT_SECONDS)
+            case TrainerOutcome():
+                await self.outcome(number, result)
+            case Refused():
+                rejected = Rejected(result.reason, result.message)
+                await self._settle(revision, rejected, now)
+                self.done(number)
 
-        def work(tx: Transaction) -> None:
-            job = self._fenced_job(tx)
+    async def _settle(self, revision: int, rejected: Rejected, now: datetime) -> None:
+        def work(tx: Transaction, job: Job) -> None:
             update = tx.update(job, revision)
-            if update is None:
-                return
-            match result:
-                case Received():
-                    delivered = deliver(update, now)
-                    if delivered != update:
-                        tx.save_update(job, delivered)
-                        tx.append_event(job_event(EventKind.MODIFIED, job, now, revision))
-                case TrainerOutcome():
-                    take_outcome(tx, job, result, now)
-                case Refused():
-                    rejected = Rejected(result.reason, result.message)
-                    settle_in(tx, job, update, rejected, now)
+            if update is not None:
+                settle_in(tx, job, update, rejected, now)
 
-        await self._write(work)
-        if isinstance(result, TrainerOutcome):
-            self._outdate_readings(result)
-        self.done(number)
+        await self._write_joined(work)
+
+    def _store_receipts_within(self, seconds: float) -> None:
+        if self._receipts_due is None and not self._closed:
+            loop = asyncio.get_running_loop()
+            self._receipts_due = loop.call_later(seconds, self._store_receipts, seconds)
+
+    def _store_receipts(self, waited: float) -> None:
+        """Has it stored that updates were received, together with what others have to store."""
+        self._receipts_due = None
+        receipts, self._receipts = self._receipts, {}
+        if receipts:
+            asked = self._parts.writes.ask(
+                self.job_id, lambda tx: deliver_in(tx, self._fenced_job(tx), _times(receipts))
+            )
+            asked.add_done_callback(partial(self._receipts_stored, receipts, waited))
+
+    def _receipts_stored(
+        self,
+        receipts: dict[int, tuple[int, datetime]],
+        waited: float,
+        asked: asyncio.Future[None],
+    ) -> None:
+        error = asked.exception()
+        if error is None:
+            for number, _ in receipts.values():
+                self.done(number)
+        elif not isinstance(error, Refusal):
+            if not self.ended.done():
+                self.ended.set_exception(error)
+        elif error.reason is Reason.STORE_UNAVAILABLE:
+            self._receipts = receipts | self._receipts
+            self._store_receipts_within(min(2 * waited, _LONGEST_RETRY_SECONDS))
+        else:
+            self.end(error)
 
     async def outcome(self, number: int, outcome: TrainerOutcome) -> None:
         """How an update ended in the trainer."""
         now = self._parts.clock()
+        reply, received = self._receipts.pop(outcome.revision, (None, now))
 
-        def work(tx: Transaction) -> None:
-            take_outcome(tx, self._fenced_job(tx), outcome, now)
+        def work(tx: Transaction, job: Job) -> None:
+            take_outcome(tx, job, outcome, now, received)
 
-        await self._write(work)
+        await self._write_joined(work)
+        if reply is not None:
+            self.done(reply)
         self._outdate_readings(outcome)
         _log.info(
             "update settled",
@@ -449,16 +492,20 @@ class AgentSession:
     async def close(self) -> None:
         """The stream has ended: from now on nothing can be on its way to the trainer."""
         now = self._parts.clock()
+        self._closed = True
+        if self._receipts_due is not None:
+            self._receipts_due.cancel()
 
         def work(tx: Transaction) -> None:
             job = tx.job(self.job_id)
             if job is None or job.session is None or job.session.epoch != self.epoch:
                 return
             if job.key == self.job_key:
+                deliver_in(tx, job, _times(self._receipts))
                 tx.save_job(disconnected(job, now))
                 tx.append_event(job_event(EventKind.MODIFIED, job, now))
 
-        await self._parts.store.write(work)
+        await self._parts.writes.write(self.job_id, work)
 
     def _fenced_job(self, tx: Transaction) -> Job:
         """The job, if this session is still the one that is served.
@@ -513,6 +560,12 @@ class AgentSession:
                     if refusal.reason is not Reason.STORE_UNAVAILABLE:
                         raise
 
+    async def _write_joined(self, work: Callable[[Transaction, Job], T]) -> T:
+        """Like `_write`, of the job, together with what other sessions write at the same time."""
+        return await self._patiently(
+            lambda: self._parts.writes.write(self.job_id, lambda tx: work(tx, self._fenced_job(tx)))
+        )
+
     async def _write(self, work: Callable[[Transaction], T]) -> T:
         result = await self._patiently(lambda: self._parts.store.write(work))
         self._notify()
@@ -521,6 +574,10 @@ class AgentSession:
     def _notify(self) -> None:
         self._parts.bus.notify(updates_topic(self.job_id))
         self._parts.bus.notify(JOBS)
+
+
+def _times(receipts: dict[int, tuple[int, datetime]]) -> dict[int, datetime]:
+    return {revision: time for revision, (_, time) in receipts.items()}
 
 
 def _deleted(job_id: str) -> Refusal:

@@ -191,10 +191,7 @@ class Transaction(Protocol):
         """Updates that are pending or delivered, oldest first."""
 
     def read_ahead_open(self, ids: Iterable[str]) -> None:
-        """Reads jobs with their open updates at once, for when each is asked for.
-
-        For transactions that only read.
-        """
+        """Reads jobs with their open updates at once, for when each is asked for."""
 
     def first_open(self, job: Job) -> int | None:
         """Revision of the oldest update that is pending or delivered; None: there is none."""

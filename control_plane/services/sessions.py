@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
@@ -22,7 +23,7 @@ from control_plane.services.admission import Admission, admit, lost
 from control_plane.services.agent_session import AgentSession, SessionLimits, SessionParts
 from control_plane.services.bus import JOBS, updates_topic
 from control_plane.services.jobs import job_event
-from control_plane.services.joined_reads import JoinedReads
+from control_plane.services.joined import JoinedReads, JoinedWrites
 from control_plane.services.outbox import (
     GoAway,
     Welcome,
@@ -67,11 +68,15 @@ class SessionService:
             bus: Wakes sessions, watchers and those who wait.
             telemetry: Tells how far jobs have come.
             limits: What agents are told.
-            everything: The store as everybody may see it, for what is read for several agents at
-                once, each its own job; None: `store` is that.
+            everything: The store as everybody may see it, for what is read and written for several
+                agents at once, each its own job; None: `store` is that.
         """
-        deliveries = JoinedReads[str](everything or store, lambda tx, ids: tx.read_ahead_open(ids))
-        self._parts = SessionParts(store, clock, bus, telemetry, limits, deliveries)
+        of_all = everything or store
+        self._parts = SessionParts(
+            *(store, clock, bus, telemetry, limits),
+            deliveries=JoinedReads(of_all, _read_ahead),
+            writes=JoinedWrites(of_all, _read_ahead, self._written),
+        )
         self._open: dict[str, AgentSession] = {}
         self._opening = 0
         self._unrecorded: list[AgentSession] = []
@@ -191,6 +196,12 @@ class SessionService:
         self._parts.bus.notify(JOBS)
         _log.info("session closed", job=session.job_id, epoch=session.epoch)
 
+    def _written(self, job_ids: Sequence[str]) -> None:
+        """Sessions have written something of their jobs."""
+        for job_id in job_ids:
+            self._parts.bus.notify(updates_topic(job_id))
+        self._parts.bus.notify(JOBS)
+
     def _is_draining(self) -> bool:
         return self._parts.bus.draining
 
@@ -269,6 +280,10 @@ class SessionService:
 
         await self._parts.store.write(work)
         self._parts.bus.notify(JOBS)
+
+
+def _read_ahead(tx: Transaction, job_ids: Sequence[str]) -> None:
+    tx.read_ahead_open(job_ids)
 
 
 def _go_away() -> GoAway:

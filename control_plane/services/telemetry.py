@@ -174,9 +174,11 @@ class TelemetryHub:
     def applied(self, job_key: int, transitions: Iterable[Transition]) -> None:
         """Notes that values were confirmed, by which what was read before is outdated."""
         live = self._of(job_key)
-        for transition in transitions:
-            live.readings.pop((transition.parameter, transition.group), None)
-        self._store_soon(job_key)
+        outdated = {(t.parameter, t.group) for t in transitions} & live.readings.keys()
+        for key in outdated:
+            del live.readings[key]
+        if outdated:
+            self._store_soon(job_key)
 
     def take(
         self, job_key: int, run_number: int, heartbeat: Heartbeat, stored: Callable[[], None]

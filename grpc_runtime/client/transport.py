@@ -91,6 +91,8 @@ class BaseTransport:
         self._metadata: Metadata | None = None
         self._stubs: dict[Callable[[Any], Any], Any] = {}
         self._closed = threading.Event()
+        # gRPC crashes where a stub is made of a closed channel.
+        self._lock = threading.Lock()
         self.channel_credentials: grpc.ChannelCredentials | None
         if isinstance(credentials, grpc.ChannelCredentials):
             self._credentials, self.channel_credentials = Credentials(), credentials
@@ -127,10 +129,16 @@ class BaseTransport:
         return other
 
     def stub(self, service: Callable[[Any], Any]) -> Any:
-        """Returns the stub of that class on the channel; there is one of each."""
-        if service not in self._stubs:
-            self._stubs[service] = service(self.channel)
-        return self._stubs[service]
+        """Returns the stub of that class on the channel; there is one of each.
+
+        Raises:
+            MidcourseError: The client is closed, and had none.
+        """
+        with self._lock:
+            if service not in self._stubs:
+                self.check_open()
+                self._stubs[service] = service(self.channel)
+            return self._stubs[service]
 
     def open_stream(
         self,
@@ -144,8 +152,13 @@ class BaseTransport:
             MidcourseError: The client is closed.
         """
         metadata = self.metadata
+        call = method(self.stub(service))
         self.check_open()
-        return method(self.stub(service))(request, metadata=metadata)
+        try:
+            return call(request, metadata=metadata)
+        except ValueError:  # what gRPC raises where another thread has closed the channel
+            self.check_open()
+            raise
 
     def check_open(self) -> None:
         """Makes sure that the channel can be used.
@@ -208,8 +221,9 @@ class Transport(BaseTransport):
     def close(self) -> None:
         """Closes the channel, if it is this transport's own; calls under way end with an error."""
         if self.owns_channel:
-            self._closed.set()
-            self.channel.close()
+            with self._lock:
+                self._closed.set()
+                self.channel.close()
 
     def run(self, call: Call[_Result]) -> _Result:
         """Makes a call, again if need be.
@@ -271,6 +285,9 @@ class Transport(BaseTransport):
             return method(request, timeout=timeout, metadata=metadata)
         except grpc.RpcError as error:
             raise self.translate(error) from error
+        except ValueError:  # what gRPC raises where another thread has closed the channel
+            self.check_open()
+            raise
 
     def sleep(self, seconds: float) -> None:
         """Waits before a next try, no longer than until the client is closed."""

@@ -441,6 +441,16 @@ def test_watch_can_be_closed_from_another_thread(plane: Client) -> None:
     closing.join()
 
 
+def test_a_client_that_is_closed_before_its_first_call(connect: Connect) -> None:
+    with connect("127.0.0.1:9") as plane:
+        other = plane.with_metadata([("authorization", "Bearer s3cret")])
+    for call in (plane.get_job, other.get_job):
+        with pytest.raises(MidcourseError, match="control plane is closed"):
+            call("my-run")
+    with pytest.raises(MidcourseError, match="control plane is closed"):
+        next(plane.watch_jobs())
+
+
 def test_closing_the_client_ends_a_watch_with_an_error(
     connect: Connect, server: FakeControlPlane
 ) -> None:

@@ -263,7 +263,9 @@ class Watcher:
     async def run(self) -> None:
         """Goes on until it is cancelled."""
         recorder = self._servers.recorder
-        for attempt in itertools.count():
+        failures = 0
+        while True:
+            before = self.position
             address = self._rng.choice(self._servers.addresses)
             recorder.add(
                 WatchBegan(watcher=self.name, to=address, job=self.job, position=self.position)
@@ -281,7 +283,8 @@ class Watcher:
                 )
                 if error.code not in PASSING:
                     raise error from failure
-            await asyncio.sleep(_pause(attempt % 4, self._rng))
+            failures = 0 if self.position != before else failures + 1
+            await asyncio.sleep(_pause(failures, self._rng))
 
     def _saw(self, event: pb.WatchJobsResponse) -> None:
         self._token = event.position or self._token

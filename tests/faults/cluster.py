@@ -53,11 +53,11 @@ class Replica:
 
     async def restart(self, seconds: float) -> None:
         """Starts it, and waits until it listens; if it takes longer, that is for others to see."""
-        self.start()
         with contextlib.suppress(AssertionError):
-            await eventually(self._listens, "the server listens", seconds)
+            await eventually(self._started, "the server listens", seconds)
 
-    def _listens(self) -> bool:
+    def _started(self) -> bool:
+        self.start()  # again, if it could not open the database
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
 

@@ -11,28 +11,26 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import grpc
 
-from midcourse.agent.v1 import session_pb2, session_pb2_grpc
 from midcourse.control.v1 import control_pb2 as pb
 from midcourse.control.v1 import update_pb2
 from tests.faults.callers import Caller, Fleet, Servers, Watcher
 from tests.faults.cluster import Cluster, running_cluster
 from tests.faults.history import Recorder
-from tests.faults.records import Asked, Change, Fault, Quiet, Run
+from tests.faults.impostor import pretend
+from tests.faults.records import Fault, Quiet, Run
 from tests.faults.schedule import FaultKind, Planned, schedule
 from tests.faults.store_reader import engine_of, newest_positions, stored_records
-from tests.faults.trainers import RecordedJob, eavesdropping
+from tests.faults.trainers import RecordedJob
 from tests.support.postgres import PostgresServer
 from tests.support.use_cases import eventually
 from trainer_agent.simulate import LightJobSpec
 
 READY_SECONDS = 60.0
-LIE = "TOLD_BY_AN_IMPOSTOR"
 _LOOK = 0.05
-_IMPOSTOR_SECONDS = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +106,7 @@ class _Engagement:
         self._setup = setup
         self._cluster = cluster
         self._recorder = recorder
+        self._end = 0.0
         self._servers = Servers(cluster.addresses, recorder)
         self._jobs: dict[str, RecordedJob] = {}
         self._specs = [
@@ -179,17 +178,20 @@ class _Engagement:
         """Breaks one thing after another; all of it is mended when this returns."""
         setup = self._setup
         begun = time.monotonic()
+        self._end = begun + setup.seconds
         async with asyncio.TaskGroup() as group:
             for planned in schedule(setup.seed, setup.seconds, postgres=setup.postgres):
                 await asyncio.sleep(max(0.0, begun + planned.at - time.monotonic()))
                 group.create_task(self._break(planned))
-            await asyncio.sleep(max(0.0, begun + setup.seconds - time.monotonic()))
+            await asyncio.sleep(max(0.0, self._end - time.monotonic()))
 
     async def _break(self, planned: Planned) -> None:
         replica = self._cluster.whole_replica(planned.target)
         match planned.kind:
             case FaultKind.KILL_REPLICA | FaultKind.END_REPLICA:
                 async with replica.fault:
+                    if time.monotonic() > self._end:
+                        return  # it took long to be there again after the fault before
                     self._fault(planned, replica.address)
                     killed = planned.kind is FaultKind.KILL_REPLICA
                     await replica.end(signal.SIGKILL if killed else signal.SIGTERM)
@@ -197,6 +199,8 @@ class _Engagement:
                     await replica.restart(READY_SECONDS)
             case FaultKind.STOP_REPLICA:
                 async with replica.fault:
+                    if time.monotonic() > self._end:
+                        return
                     self._fault(planned, replica.address)
                     replica.signal(signal.SIGSTOP)
                     try:
@@ -222,53 +226,15 @@ class _Engagement:
                     self._start_job(spec)
             case FaultKind.IMPOSTOR:
                 kept = sorted(self._fleet.keep)
-                await self._pretend(planned, kept[planned.target % len(kept)], replica.address)
+                job = self._jobs[kept[planned.target % len(kept)]]
+                if job.ear is not None and job.ear.hello is not None:
+                    self._fault(planned, job.job_id)
+                    several = len(self._cluster.replicas) > 1
+                    stop = several and planned.lasting > 0.7 and not replica.fault.locked()
+                    await pretend(job, job.ear.hello, replica, self._servers, stop=stop)
 
     def _fault(self, planned: Planned, target: str = "") -> None:
         self._recorder.add(Fault(fault=planned.kind.value, target=target))
-
-    async def _pretend(self, planned: Planned, job_id: str, address: str) -> None:
-        """Says what a job's agent has said, and lies once the agent is back.
-
-        That is what a process does that was held up on its way while another took its place.
-        """
-        job = self._jobs[job_id]
-        if job.ear is None or job.ear.hello is None:
-            return
-        self._fault(planned, job_id)
-        hello = session_pb2.Hello()
-        hello.CopyFrom(job.ear.hello)
-        asked = Asked(
-            caller="impostor",
-            call=0,
-            to="",
-            method="update",
-            jobs=(job_id,),
-            request_id=f"impostor-{self._recorder.number()}",
-            changes=(Change("weight_decay", "multiply", 1.1),),
-            at_step=job.step + 150,
-        )
-        # That it comes too late, or is not served, is as good as any other end.
-        with contextlib.suppress(TimeoutError, AssertionError, grpc.aio.AioRpcError):
-            async with (
-                asyncio.timeout(_IMPOSTOR_SECONDS),
-                eavesdropping(address, self._recorder, impostor=True) as ear,
-            ):
-                sent = await self._servers.send(asked, self._rng(asked.request_id))
-                stub = session_pb2_grpc.AgentServiceStub(cast("grpc.aio.Channel", ear))
-                call = stub.Session()
-                await call.write(session_pb2.SessionRequest(sequence=1, hello=hello))
-                await call.read()
-                epoch = ear.epoch
-                if epoch is None:
-                    return
-                await eventually(lambda: job.epoch > epoch, "the agent is back", _IMPOSTOR_SECONDS)
-                if not isinstance(sent, Exception):
-                    lie = session_pb2.UpdateOutcome(revision=sent.revisions[job_id])
-                    lie.rejected.reason = LIE
-                    await call.write(session_pb2.SessionRequest(sequence=2, outcome=lie))
-                while await call.read() is not grpc.aio.EOF:
-                    pass
 
     # ----------------------------------------------------------------------------------- quiet
 

@@ -1,4 +1,4 @@
-"""Histories that were made up, in which everything holds: what is to be spoilt to test validators."""
+"""Histories that were made up, in which everything holds: to be spoilt, to test validators."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class MadeHistory:
     def update(self, kind: Kind, name: str, factor: float) -> None:
         """One request, and what becomes of it."""
         job = self._jobs[name]
-        changes = (Change("rate", "multiply", factor),)
+        changes: tuple[Change, ...] = (Change("rate", "multiply", factor),)
         if kind == "two":
             changes += (Change("decay", "set", factor),)
         request_id = f"request-{self._next()}"

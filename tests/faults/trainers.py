@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, cast
@@ -79,6 +80,7 @@ class Eavesdropper:
         self._impostor = impostor
         self.session = recorder.number()
         self.hello: session_pb2.Hello | None = None
+        self.welcomed = asyncio.Event()
         self.epoch: int | None = None
 
     def stream_stream(
@@ -149,6 +151,7 @@ class Eavesdropper:
             case "welcome":
                 self.epoch = response.welcome.epoch
                 self._recorder.add(Welcomed(session=self.session, epoch=self.epoch))
+                self.welcomed.set()
             case "delivery":
                 revision = response.delivery.update.revision
                 self._recorder.add(Delivered(session=self.session, revision=revision))
@@ -183,6 +186,7 @@ class RecordedJob(LightJob):
         self._recorder = recorder
         self._seen: dict[str, Number] = {}
         self.ear: Eavesdropper | None = None
+        self._opened = asyncio.Event()
         super().__init__(
             spec,
             AgentIdentity(new_agent_id(), "", "localhost"),
@@ -196,10 +200,19 @@ class RecordedJob(LightJob):
         assert self._link is not None
         return self._link.relay.ledger.instance_id
 
-    @property
-    def epoch(self) -> int:
-        """Epoch of the newest session that it was welcomed to; 0: none."""
-        return (self.ear.epoch or 0) if self.ear is not None else 0
+    async def welcomed_after(self, epoch: int) -> None:
+        """Waits until it has a session with a higher epoch."""
+        while self.ear is None or (self.ear.epoch or 0) <= epoch:
+            self._opened.clear()
+            ear = self.ear
+            waits = [asyncio.create_task(self._opened.wait())]
+            if ear is not None and ear.epoch is None:
+                waits.append(asyncio.create_task(ear.welcomed.wait()))
+            try:
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for each in waits:
+                    each.cancel()
 
     @property
     def rests(self) -> bool:
@@ -246,4 +259,5 @@ class RecordedJob(LightJob):
     async def _open(self, to: str) -> AsyncIterator[grpc.aio.Channel]:
         async with eavesdropping(to, self._recorder) as ear:
             self.ear = ear
+            self._opened.set()
             yield cast("grpc.aio.Channel", ear)

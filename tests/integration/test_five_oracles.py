@@ -1,11 +1,10 @@
 """What makes a steered run trustworthy, for every method and what can be changed in each.
 
-1. Without updates it is the run without the callback.
-2. With an update it is the run whose script writes the same value at the same step.
-3. Interrupted after an update, and resumed, it is the run that was not interrupted.
+1. With an update it is the run whose script writes the same value at the same step.
+2. Interrupted after an update, and resumed, it is the run that was not interrupted.
 
-Each to the bit: losses, gradient norms, rewards, weights. Replays and several ranks have tests of
-their own.
+Each to the bit: losses, gradient norms, rewards, weights. Runs without updates (every method's
+tests), replays and several ranks have tests of their own.
 """
 
 from __future__ import annotations
@@ -99,19 +98,6 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Outcome]:
     return of
 
 
-@pytest.mark.parametrize("method", ARGS)
-def test_without_updates_a_run_is_as_without_the_callback(
-    method: str, plain: Callable[[str], Outcome], tmp_path: Path
-) -> None:
-    script = LinkScript()
-    watched = train(method, tmp_path, lambda trainer: attach(trainer, "job", link_factory=script))
-    watched.assert_same(plain(method))
-    assert not script.link.faults
-    assert script.link.first_hello is not None
-    offered = {spec.name for spec in script.link.first_hello.state.parameters if spec.operations}
-    assert offered >= OF_ALL.keys() | OWN.get(method, {}).keys()
-
-
 @pytest.mark.parametrize(
     ("method", "values"),
     [
@@ -140,6 +126,9 @@ def test_a_change_is_what_a_script_does_and_outlives_an_interruption(
     scripted = train(method, tmp_path / "scripted", writes(values, AT))
     steered = train(method, tmp_path, attached, save_strategy="steps", save_steps=SAVED)
     assert not script.link.faults
+    assert script.link.first_hello is not None
+    offered = {spec.name for spec in script.link.first_hello.state.parameters if spec.operations}
+    assert offered >= OF_ALL.keys() | OWN.get(method, {}).keys()
     (outcome,) = script.link.outcomes
     assert outcome.WhichOneof("result") == "applied", outcome
     assert outcome.applied.step == AT + 1

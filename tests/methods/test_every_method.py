@@ -51,6 +51,16 @@ def test_without_updates_a_run_is_as_without_the_callback(
     assert link.first_hello.method == method
 
 
+# With the other parameters of a method in one update it is among the oracles of every method but
+# KTO. By itself it is the same for all.
+ALONE = {"sft", "kto"}
+
+
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(each, marks=() if each in ALONE else pytest.mark.long) for each in METHODS],
+    indirect=True,
+)
 def test_a_live_set_is_what_a_plain_script_does(
     method: str, plain: Outcome, tmp_path: Path
 ) -> None:

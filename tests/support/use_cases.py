@@ -214,10 +214,12 @@ class Talk:
         return self.number
 
     async def receive_all(self) -> list[int]:
-        """Answers every delivery with "received"; returns the revisions."""
+        """Answers every delivery with "received", which is stored then; returns the revisions."""
         deliveries = only(await said(self.session), Delivery)
         for each in deliveries:
             await self.session.reply(self.next(), each.nonce, each.update.revision, Received())
+        acks = self.session._acks
+        await eventually(lambda: self.number not in {*acks._open} - {*acks._done}, "all is stored")
         return [each.update.revision for each in deliveries]
 
 

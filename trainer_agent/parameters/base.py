@@ -102,14 +102,23 @@ class Refused(Exception):  # noqa: N818 - it is an answer, not a fault
         reason: An UPPER_SNAKE word for programs.
         message: For people: what was wrong, what was got, what is allowed, what to do instead.
         value_in_force: The value that stays in force; None where it is not known.
+        for_now: It is for the value in force, and may be otherwise once that is another.
     """
 
-    def __init__(self, reason: str, message: str, *, value_in_force: Value | None = None) -> None:
+    def __init__(
+        self,
+        reason: str,
+        message: str,
+        *,
+        value_in_force: Value | None = None,
+        for_now: bool = False,
+    ) -> None:
         """Store the reason, the message and the value that stays in force."""
         super().__init__(message)
         self.reason = reason
         self.message = message
         self.value_in_force = value_in_force
+        self.for_now = for_now
 
 
 @dataclass(frozen=True, slots=True)

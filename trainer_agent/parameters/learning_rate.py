@@ -261,6 +261,7 @@ class LearningRate:
                     f"the learning rate of group {name} would become {value!r}, which is stored as "
                     f"{stored!r}",
                     value_in_force=in_force,
+                    for_now=True,
                 )
 
 

@@ -92,6 +92,7 @@ class _Planner:
                 f"the schedule is at 0 now, and no factor scales it to {value!r}; use mode hold "
                 "for a constant value, mode peak to raise the whole schedule, or follow a new "
                 "schedule",
+                for_now=True,
             )
         return [
             group.moved(self._now, rescaled(group.beneath(self._now), old, value))
@@ -107,6 +108,7 @@ class _Planner:
                 "the value that the schedule was built around is "
                 f"{'not known' if old is None else '0'}, so that mode peak has nothing to scale; "
                 "use mode default, which scales the value now in force",
+                for_now=old is not None,
             )
         return [group.rebased(old, value) for group in self._groups]
 
@@ -147,13 +149,17 @@ class _Planner:
         if change.peak is not None:
             peak = self._number("peak", change.peak, zero="mode hold")
         elif peak == 0.0:
-            raise self._refused("NO_PEAK", "the value now in force is 0: say which peak to go to")
+            raise self._refused(
+                "NO_PEAK", "the value now in force is 0: say which peak to go to", for_now=True
+            )
         floor = self._number("floor", change.floor, zero="")
         if change.shape is Shape.CONSTANT and floor != 0.0:
             raise self._refused("INVALID_VALUE", "a constant schedule has no floor; leave it out")
         if floor > peak:
             raise self._refused(
-                "INVALID_VALUE", f"floor must be at most the peak {peak!r}, got {floor!r}"
+                "INVALID_VALUE",
+                f"floor must be at most the peak {peak!r}, got {floor!r}",
+                for_now=change.peak is None,
             )
         curves = [
             ScheduleCurve(
@@ -238,5 +244,5 @@ class _Planner:
             )
         return value
 
-    def _refused(self, reason: str, message: str) -> Refused:
-        return Refused(reason, message, value_in_force=self._in_force)
+    def _refused(self, reason: str, message: str, *, for_now: bool = False) -> Refused:
+        return Refused(reason, message, value_in_force=self._in_force, for_now=for_now)

@@ -102,7 +102,8 @@ def check_each(
 ) -> None:
     """Say of changes that are to be made together, later, what can be said against them now.
 
-    What an earlier one of them may make possible is left to be seen.
+    What an earlier one of them may make possible is left to be seen, and so is what stands against
+    them only as long as the values in force are what they are.
 
     Args:
         parameters: The live parameters by name.
@@ -129,7 +130,8 @@ def check_each(
         except ChangeFailed:
             raise
         except Refused as refused:
-            raise ChangeFailed(change, refused) from refused
+            if not refused.for_now:
+                raise ChangeFailed(change, refused) from refused
         earlier.add(change.parameter)
 
 

@@ -290,6 +290,11 @@ class ValueParameter:
         except Refused as refused:
             if refused.value_in_force is None:
                 refused.value_in_force = _first(now)
+            # What a factor comes to depends on what there is.
+            refused.for_now = refused.for_now or (
+                isinstance(change, Multiply)
+                and refused.reason in {"INVALID_VALUE", "OUT_OF_BOUNDS"}
+            )
             raise
 
     def _comes_to(self, change: Change, boundary: Boundary, now: Values) -> dict[str, Value]:

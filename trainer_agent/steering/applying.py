@@ -101,7 +101,7 @@ class Applier:
             changed = ", ".join(_names(newer))
             problem = Problem(
                 "SUPERSEDED",
-                f"update {newer.update.revision}, which is newer, changed {changed} while this one "
+                f"{_called(newer)}, which is newer, changed {changed} while this one "
                 f"waited for a boundary where it can be applied, and its {over.parameter} would go "
                 "over that; nothing of this one was done: send again what is still wanted of it",
                 over.parameter,
@@ -205,8 +205,11 @@ class Applier:
         alarm: link_pb2.LossAlarm,
         boundary: Boundary,
         in_force: InForce,
-    ) -> None:
+    ) -> Held:
         """Do what the owner wants to be done about a loss that is not finite.
+
+        Returns:
+            What was done.
 
         Raises:
             RuntimeError: Nothing of it could be done.
@@ -215,18 +218,22 @@ class Applier:
         if protection.on_nonfinite_loss == "roll_back":
             checkpoint, problem = self._checkpoint_before(alarm.step)
         self._protecting = protection, alarm
-        self._protect(checkpoint, problem, boundary, in_force)
+        return self._protect(checkpoint, problem, boundary, in_force)
 
-    def protect_otherwise(self, problem: Problem, boundary: Boundary, in_force: InForce) -> None:
+    def protect_otherwise(
+        self, problem: Problem, boundary: Boundary, in_force: InForce
+    ) -> Held | None:
         """Do what else there is to do about a loss for which the run could not go back.
 
-        Does nothing where it was to go back for another reason.
+        Returns:
+            What was done; None: nothing, as it was to go back for another reason.
 
         Raises:
             RuntimeError: Nothing of it could be done.
         """
-        if self._protecting is not None:
-            self._protect(None, problem, boundary, in_force)
+        if self._protecting is None:
+            return None
+        return self._protect(None, problem, boundary, in_force)
 
     def _protect(
         self,
@@ -234,7 +241,7 @@ class Applier:
         problem: Problem | None,
         boundary: Boundary,
         in_force: InForce,
-    ) -> None:
+    ) -> Held:
         assert self._protecting is not None
         protection, alarm = self._protecting
         for spec in protection.attempts(alarm, checkpoint, self._in_a_row(checkpoint)):
@@ -244,7 +251,8 @@ class Applier:
             except Refused as refused:  # the same on all ranks
                 problem = _problem(refused)
                 continue
-            problem = self.apply(Held.of(update), boundary, in_force)
+            held = Held.of(update)
+            problem = self.apply(held, boundary, in_force)
             if problem is None:
                 if self.roll_back is None:
                     self._protecting = None
@@ -253,7 +261,7 @@ class Applier:
                     spec.reason,
                     update.request_id,
                 )
-                return
+                return held
             self._settled.local.drop(update.request_id)
         raise RuntimeError(f"the run could not be protected: {problem and problem.message}")
 
@@ -298,6 +306,12 @@ def _problem(error: Exception) -> Problem:
         culprit = error.change.parameter if isinstance(error, ChangeFailed) else ""
         return Problem(error.reason, error.message, culprit)
     return Problem("APPLY_FAILED", f"{type(error).__name__}: {error}")
+
+
+def _called(held: Held) -> str:
+    """Return what to call an update in a message; what a run does by itself has no number yet."""
+    update = held.update
+    return f"update {update.revision}" if update.revision else f"update {update.request_id}"
 
 
 def _names(held: Held) -> list[str]:

@@ -203,7 +203,8 @@ class ParameterController:
             alarm, self._alarm = self._alarm, None
             ends = last or self._applier.ending
             if self._protection is not None and not ends and self._due.off is None:
-                self._applier.protect(self._protection, alarm, boundary, in_force)
+                done = self._applier.protect(self._protection, alarm, boundary, in_force)
+                self._due.supersede(done, boundary)
         if self.stop_asked and not self.actions.stopping:
             self._applier.stop(boundary, in_force, begun=begun)
         if wakes:

@@ -91,20 +91,26 @@ class DueUpdates:
             found = self._applier.apply(held, boundary, self._in_force, begun=begun)
             if found is not None:
                 self._reject(held, found, boundary)
-            elif not self._applier.ending:
-                self._supersede(held, boundary)
+            else:
+                self.supersede(held, boundary)
 
-    def _supersede(self, newer: Held, boundary: Boundary) -> None:
+    def supersede(self, newer: Held, boundary: Boundary) -> None:
         """Reject what was asked for earlier and would go over what was applied just now.
 
         Only what waits for a boundary of its parameters: what was asked for a later step is still
         meant for that.
+
+        Args:
+            newer: What was applied. Where the run did that by itself, whatever has waited is older.
+            boundary: Where the run stands.
         """
+        if self._applier.ending:
+            return
         for revision in self._held:
-            if revision >= newer.update.revision:
+            if 0 < newer.update.revision <= revision:
                 break
             older = self._held[revision]
-            if older.due_step > boundary.next_step:
+            if not older.late:
                 continue
             problem = self._applier.gives_way(older, newer)
             if problem is not None:

@@ -81,7 +81,9 @@ class GoingBack:
             if not left.update.revision:
                 self._settled.local.keep(left.update)
             self._settled.reject(left.update, problem, boundary, ())
-            self._applier.protect_otherwise(problem, boundary, self._in_force)
+            done = self._applier.protect_otherwise(problem, boundary, self._in_force)
+            if done is not None:
+                self._due.supersede(done, boundary)
         return problem is None
 
     def leave(self, boundary: Boundary) -> None:

@@ -82,7 +82,11 @@ def check_change(
     factor = _factor(change, current)
     if force or author == GUARD or limit is None or factor is None:
         return
-    _check_factor(name, factor, limit, current, _ROUNDING)
+    try:
+        _check_factor(name, factor, limit, current, _ROUNDING)
+    except Refused as refused:
+        refused.for_now = not isinstance(change, Multiply)
+        raise
 
 
 def check_made(rails: GuardRails, made: Sequence[Applied], author: str, *, force: bool) -> None:

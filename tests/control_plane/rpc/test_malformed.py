@@ -76,14 +76,9 @@ OF_TYPE = {
 
 
 def values(field: FieldDescriptor, depth: int) -> st.SearchStrategy[Any]:
-    if field.type == FieldDescriptor.TYPE_MESSAGE:
+    if field.message_type is not None:
         return messages(field.message_type, depth + 1)
     return OF_TYPE[field.type]
-
-
-def is_map(field: FieldDescriptor) -> bool:
-    of = field.message_type
-    return of is not None and of.GetOptions().map_entry
 
 
 @st.composite
@@ -91,18 +86,18 @@ def messages(draw: st.DrawFn, of: descriptor.Descriptor, depth: int = 0) -> Mess
     """Any message of a type."""
     made = message_factory.GetMessageClass(of)()
     for field in of.fields:
-        is_message = field.type == FieldDescriptor.TYPE_MESSAGE
-        if (is_message and depth >= DEEPEST) or not draw(st.integers(0, 3)):
+        of_field = field.message_type
+        if (of_field is not None and depth >= DEEPEST) or not draw(st.integers(0, 3)):
             continue
-        if is_map(field):
-            entry = field.message_type.fields_by_name
+        if of_field is not None and of_field.GetOptions().map_entry:
+            entry = of_field.fields_by_name
             pairs = st.dictionaries(
                 values(entry["key"], depth), values(entry["value"], depth), max_size=4
             )
             getattr(made, field.name).update(draw(pairs))
         elif field.is_repeated:
             getattr(made, field.name).extend(draw(st.lists(values(field, depth), max_size=3)))
-        elif is_message:
+        elif of_field is not None:
             getattr(made, field.name).CopyFrom(draw(values(field, depth)))
         else:
             setattr(made, field.name, draw(values(field, depth)))
@@ -174,7 +169,8 @@ class Plane:
         accepted = False
         try:
             if method.client_streaming:
-                call = stub(iter_of(raw), timeout=seconds)
+                call = stub(timeout=seconds)
+                await say(call, raw)
             else:
                 call = stub(raw[0], timeout=seconds)
             if not method.server_streaming:
@@ -203,9 +199,12 @@ class Plane:
         assert answer.jobs
 
 
-async def iter_of(raw: list[bytes]) -> Any:
-    for each in raw:
-        yield each
+async def say(call: Any, raw: list[bytes]) -> None:
+    # A stream that has ended tells why to whoever reads.
+    with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        for each in raw:
+            await call.write(each)
+        await call.done_writing()
 
 
 @pytest.fixture(scope="module")
@@ -236,12 +235,13 @@ def test_any_request_has_a_proper_answer(plane: Plane, method: MethodDescriptor)
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("method", METHODS, ids=name_of)
 def test_any_of_many_requests_has_a_proper_answer(plane: Plane, method: MethodDescriptor) -> None:
     plane.check(method, MANY)
 
 
-@pytest.mark.parametrize("after", ["x", "1.2", "1.2.3.4", "9" * 400, "-1.2.3", f"{10**17}.1.1", -1])
+@pytest.mark.parametrize("after", ["x", "1.2.3.4", "9" * 400, "-1.2.3", f"{10**18}.1.1", -1])
 def test_a_page_token_that_was_made_up_well(plane: Plane, after: str | int) -> None:
     """Whoever reads the source can make a token that seems to be of the right query."""
     control, access = control_pb2.ListUpdatesRequest(parent="jobs/-"), "audit|"
@@ -250,7 +250,7 @@ def test_a_page_token_that_was_made_up_well(plane: Plane, after: str | int) -> N
     async def codes() -> set[grpc.StatusCode]:
         control.page_token = write_token(after, updates)
         asked = access_pb2.ListAuditRecordsRequest(page_token=write_token(after, access))
-        stub = plane.running.channel.unary_unary(
+        stub: Any = plane.running.channel.unary_unary(
             "/midcourse.control.v1.AccessService/ListAuditRecords",
             request_serializer=access_pb2.ListAuditRecordsRequest.SerializeToString,
         )

@@ -289,7 +289,7 @@ def test_data_without_a_known_length(
         assert torch.equal(mine, plain)
 
 
-@pytest.mark.parametrize("method", ["sft", "grpo", "rloo"])
+@pytest.mark.parametrize("method", ["sft", "grpo", pytest.param("rloo", marks=pytest.mark.long)])
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_a_method_is_as_a_script_without_us(method: str, tmp_path: Path) -> None:
     """Where it grows, and the last planned epoch does not end first, transformers can do it."""

@@ -34,7 +34,11 @@ CASES: dict[str, tuple[Script, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+# It grows over the end of the planned epochs, too.
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(each, marks=pytest.mark.long if each == "larger" else ()) for each in CASES],
+)
 def test_resumed_is_as_uninterrupted(name: str, tmp_path: Path) -> None:
     script, args = CASES[name]
     whole = train(tmp_path, script, **args, **SAVE)

@@ -196,7 +196,7 @@ def test_a_refusal_reaches_the_caller(tmp_path: Path) -> None:
     assert (rejection(link).reason, rejection(link).parameter) == ("GROUP_NEEDED", NAME)
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", [pytest.param("eager", marks=pytest.mark.long), "sdpa"])
 def test_with_trl(tmp_path: Path, attention: str) -> None:
     script = LinkScript({2: [delivery(1, change(NAME, 0.4))]})
 

@@ -131,6 +131,7 @@ def test_a_live_change_waits_and_is_what_a_plain_script_does(
     assert live.problems == dict.fromkeys(VALUES)
 
 
+@pytest.mark.long
 def test_every_one_of_the_values_matters(tmp_path: Path) -> None:
     plain = train("grpo", tmp_path / "plain", max_steps=4)
     for name, value in VALUES.items():

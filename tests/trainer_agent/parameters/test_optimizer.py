@@ -13,10 +13,8 @@ from hypothesis import strategies as st
 from transformers import Trainer
 from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
 
-from tests.support.plain_scripts import writes
 from tests.support.plain_trainer import plain_trainer
-from tests.support.scripted_link import LinkScript, delivery
-from tests.support.tiny_runs import outcome, run
+from tests.support.tiny_runs import outcome
 from tests.trainer_agent.parameters.steered import (
     all_applied,
     change,
@@ -27,7 +25,6 @@ from tests.trainer_agent.parameters.steered import (
     scripted,
     steer,
 )
-from trainer_agent import attach
 from trainer_agent.parameters import (
     Boundary,
     Change,
@@ -332,15 +329,6 @@ def test_a_resumed_trainer_remembers_who_decays_also_from_zero(tmp_path: Path) -
     assert all_applied(link)
     assert again.optimizer is not None
     assert [each["weight_decay"] for each in again.optimizer.param_groups] == [0.2, 0.0]
-
-
-def test_with_trl(tmp_path: Path) -> None:
-    script = LinkScript({2: [delivery(1, change("weight_decay", 0.5))]})
-    args: dict[str, Any] = {"max_steps": 4, "weight_decay": 0.1}
-    live = run("sft", tmp_path / "live", lambda t: attach(t, "job", link_factory=script), **args)
-    plain = run("sft", tmp_path / "plain", writes({"weight_decay": 0.5}, 2), **args)
-    live.assert_same(plain)
-    assert live.differs(run("sft", tmp_path / "none", **args))
 
 
 def test_momentum_of_a_trainer(tmp_path: Path) -> None:

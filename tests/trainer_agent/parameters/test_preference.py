@@ -46,10 +46,8 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, float]]] = {
 """Method, arguments, and what changes live."""
 
 
-@pytest.fixture(params=CASES)
-def case(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
+AMONG_THE_ORACLES = {"dpo", "orpo"}
+"""Those that the oracles of every method change as well, with all else and a resumption."""
 
 
 def train(
@@ -63,6 +61,13 @@ def parameters_of(trainer: Any) -> dict[str, LiveParameter]:
     return {each.name: each for each in find(Run(trainer=trainer, args=trainer.args))}
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(each, marks=pytest.mark.long if each in AMONG_THE_ORACLES else ())
+        for each in CASES
+    ],
+)
 def test_a_live_change_is_what_a_plain_script_does(case: str, tmp_path: Path) -> None:
     values = CASES[case][2]
     plain = train(case, tmp_path / "plain")
@@ -84,6 +89,7 @@ def test_a_live_change_is_what_a_plain_script_does(case: str, tmp_path: Path) ->
     assert not script.link.faults
 
 
+@pytest.mark.long
 def test_a_checkpoint_holds_the_change(tmp_path: Path) -> None:
     values = CASES["dpo"][2]
     script = LinkScript({AT: [delivery(1, *set_changes(values))]})
