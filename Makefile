@@ -23,7 +23,7 @@ ARGS ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup demo demo-chat demo-cluster test test-long test-node lint lint-code lint-types lint-imports lint-protos format \
-	protos bench bench-quick bench-scale lock clean distclean
+	protos bench bench-quick bench-scale faults lock clean distclean
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -100,6 +100,10 @@ bench-quick: $(SETUP) ## The same in under two minutes, with wider error bars
 
 bench-scale: $(SETUP) ## One control plane under 10,000 agents (ARGS='--agents 1000' for fewer)
 	@$(BIN)/python -m tests.bench.scale $(ARGS)
+
+# Servers are started by fork and exec while gRPC runs, which its own handlers of forks complain of.
+faults: $(SETUP) ## Kill servers and the database under updates and watches, and check every promise (ARGS='--seed 1 --seconds 60 --runs 5')
+	@GRPC_ENABLE_FORK_SUPPORT=0 $(BIN)/python -m tests.faults.run $(ARGS)
 
 lock: $(SETUP) ## Write constraints.txt from what is installed in .venv
 	@$(BIN)/python tools/lock.py

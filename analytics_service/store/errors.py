@@ -6,7 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from analytics_service.errors import Reason, Refusal
-from grpc_runtime.sql import DatabaseClosedError, DatabaseUnavailableError
+from grpc_runtime.sql import (
+    DatabaseClosedError,
+    DatabaseUnavailableError,
+    UnstorableTextError,
+)
 
 
 @contextmanager
@@ -15,7 +19,7 @@ def refusing() -> Iterator[None]:
 
     Raises:
         Refusal: STORE_UNAVAILABLE if the database can not be used now, SHUTTING_DOWN if
-            it was closed.
+            it was closed, INVALID_ARGUMENT if a text can not be stored.
     """
     try:
         yield
@@ -29,6 +33,8 @@ def refusing() -> Iterator[None]:
             "the analytics service is shutting down; try again",
             retry_delay=1.0,
         ) from error
+    except UnstorableTextError as error:
+        raise Refusal(Reason.INVALID_ARGUMENT, f"{error}; send it without") from error
 
 
 def session_not_found(session_id: str) -> Refusal:

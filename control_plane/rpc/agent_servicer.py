@@ -41,8 +41,12 @@ class AgentServicer(session_pb2_grpc.AgentServiceServicer):
         first = await anext(aiter(request_iterator), None)
         if first is None:
             return
-        note_request(first)
+        hello = first.hello
+        # Kept for as long as the stream lasts, unlike all that the agent offers.
+        told = pb.Hello(job_id=hello.job_id, instance_id=hello.instance_id, host=hello.host)
+        note_request(pb.SessionRequest(hello=told))
         session = await self._sessions.open(first.sequence, convert.hello_of(first))
+        del first, hello
         tasks: list[asyncio.Future[Any]] = [
             asyncio.ensure_future(_read(session, request_iterator)),
             asyncio.ensure_future(_write(session, context)),

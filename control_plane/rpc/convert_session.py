@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import structlog
@@ -53,11 +54,13 @@ from grpc_runtime.convert import (
     timestamp,
 )
 from midcourse.agent.v1 import session_pb2 as pb
+from midcourse.control.v1 import parameter_pb2
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from control_plane.domain.job import TrainerExit
+    from control_plane.domain.parameter import ParameterSpec
 
 _log: FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -119,8 +122,9 @@ def state_of(proto: pb.FullState, field: str) -> FullState:
                 f"got {each.first} to {each.last}, allowed: 1 or more, ascending",
             )
     return FullState(
-        parameters=tuple(
-            spec_of(each, f"{field}.parameters[{i}]") for i, each in enumerate(proto.parameters)
+        parameters=_parameters_of(
+            tuple(each.SerializeToString(deterministic=True) for each in proto.parameters),
+            f"{field}.parameters",
         ),
         actions=tuple(ACTIONS[each] for each in proto.actions if each in ACTIONS),
         in_force=tuple((each.first, each.last) for each in proto.in_force),
@@ -133,6 +137,15 @@ def state_of(proto: pb.FullState, field: str) -> FullState:
         else None,
         phase=_PHASES.get(proto.phase, Phase.UNKNOWN),
         local_updates=tuple(_readable(proto.local_updates, f"{field}.local_updates")),
+    )
+
+
+@lru_cache(maxsize=1024)
+def _parameters_of(specs: tuple[bytes, ...], field: str) -> tuple[ParameterSpec, ...]:
+    """What jobs offer; many offer the same, which is read and kept once."""
+    return tuple(
+        spec_of(parameter_pb2.ParameterSpec.FromString(each), f"{field}[{index}]")
+        for index, each in enumerate(specs)
     )
 
 

@@ -221,6 +221,17 @@ def spec(of: UpdateSpec) -> pb.UpdateSpec:
     return proto
 
 
+_newest: tuple[UpdateSpec, pb.UpdateSpec] | None = None
+
+
+def _shared_spec(of: UpdateSpec) -> pb.UpdateSpec:
+    """The same, not to be changed; the updates of a batch have one, which is converted once."""
+    global _newest  # noqa: PLW0603 - one that is remembered, whoever asked
+    if _newest is None or _newest[0] is not of:
+        _newest = of, spec(of)
+    return _newest[1]
+
+
 def applied_of(proto: pb.Applied, field: str) -> Applied:
     """An application, as the trainer reports it."""
     return Applied(
@@ -306,7 +317,7 @@ def update(of: Update) -> pb.Update:
     proto = pb.Update(
         name=update_name(of.job_id, of.revision),
         revision=of.revision,
-        spec=spec(of.spec),
+        spec=_shared_spec(of.spec),
         author=of.author,
         request_id=of.request_id,
         batch=of.batch,

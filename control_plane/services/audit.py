@@ -38,6 +38,7 @@ T = TypeVar("T")
 _log: FilteringBoundLogger = structlog.get_logger(__name__)
 
 _WRITE_SECONDS: Final = 1.0
+_RETRY_SECONDS: Final = 5.0
 _REPEAT_SECONDS: Final = 60.0
 _MOST_WAITING: Final = 10_000
 _AT_ONCE: Final = 500
@@ -201,6 +202,8 @@ class AuditLog:
             try:
                 async with asyncio.timeout(_REPEAT_SECONDS):
                     await self._wanted.wait()
+                    # Whatever comes meanwhile is written with it.
+                    await asyncio.sleep(_WRITE_SECONDS)
             except TimeoutError:
                 pass  # those that came again are due
             self._tell_repeated(loop.time())
@@ -210,7 +213,7 @@ class AuditLog:
                 if refusal.reason is not Reason.STORE_UNAVAILABLE:
                     raise
                 _log.warning("audit records are written later", error=refusal.message)
-            await asyncio.sleep(_WRITE_SECONDS)
+                await asyncio.sleep(_RETRY_SECONDS)
 
     async def close(self) -> None:
         """Writes all that is left."""

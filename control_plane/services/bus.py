@@ -39,6 +39,8 @@ class LocalSubscription:
     async def wait(self, timeout: float | None = None) -> bool:
         """Waits for a wake-up; returns whether there was one within `timeout` seconds."""
         if not self._event.is_set():
+            if timeout is None:
+                await self._event.wait()
             try:
                 async with asyncio.timeout(timeout):
                     await self._event.wait()

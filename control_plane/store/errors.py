@@ -6,7 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from control_plane.domain.errors import Reason, Refusal
-from grpc_runtime.sql import DatabaseClosedError, DatabaseUnavailableError
+from grpc_runtime.sql import (
+    DatabaseClosedError,
+    DatabaseUnavailableError,
+    UnstorableTextError,
+)
 
 
 class StoreError(Exception):
@@ -19,7 +23,7 @@ def refusing() -> Iterator[None]:
 
     Raises:
         Refusal: STORE_UNAVAILABLE if the database can not be used now, SHUTTING_DOWN if
-            it was closed.
+            it was closed, INVALID_ARGUMENT if a text can not be stored.
     """
     try:
         yield
@@ -31,3 +35,5 @@ def refusing() -> Iterator[None]:
         raise Refusal(
             Reason.SHUTTING_DOWN, "the server is shutting down; try again", retry_delay=1.0
         ) from error
+    except UnstorableTextError as error:
+        raise Refusal(Reason.INVALID_ARGUMENT, f"{error}; send it without") from error

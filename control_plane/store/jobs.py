@@ -88,6 +88,9 @@ class JobQueries(Queries):
         self._stored: dict[int, Job] = {}
         self._held_jobs: dict[int, Job] = {}
         self._known: dict[str, Job | None] = {}
+        # Jobs made here that have none of these yet, which need not be asked for.
+        self._without_runs: set[int] = set()
+        self._without_updates: set[int] = set()
 
     def job(self, job_id: str) -> Job | None:
         """The job, or None."""
@@ -145,6 +148,8 @@ class JobQueries(Queries):
         values = {name: getattr(job, name) for name in _FIELDS if name != "key"}
         values["replica"] = _replica(job)
         [(key,)] = _INSERT.rows(self._direct, **values)
+        self._without_runs.add(key)
+        self._without_updates.add(key)
         return self._found([replace(job, key=key)])[0]
 
     def save_job(self, job: Job) -> None:
@@ -209,10 +214,13 @@ class JobQueries(Queries):
 
     def runs(self, job: Job) -> list[Run]:
         """The job's training processes, in the order of their numbers."""
+        if job.key in self._without_runs:
+            return []
         return [Run(*row) for row in _RUNS.rows(self._direct, job_key=job.key)]
 
     def save_run(self, job: Job, run: Run) -> None:
         """Stores a run, new or read before."""
+        self._without_runs.discard(job.key)
         columns = ("job_key", *_RUN_FIELDS)
         row = (job.key, *astuple(run))
         write_rows(self._direct, runs, columns, [row], replace=True)

@@ -162,6 +162,8 @@ class UpdateQueries(JobQueries):
         states: Iterable[UpdateState] = (),
     ) -> list[Update]:
         """Updates in the order of their revisions, beyond a revision in that order."""
+        if job.key in self._without_updates:
+            return []
         if beyond is None:
             beyond = _NO_END if newest_first else -1
         page = _page(frozenset(states), newest_first=newest_first)
@@ -172,7 +174,14 @@ class UpdateQueries(JobQueries):
         """Updates that are pending or delivered, oldest first."""
         if (known := self._known_open.get(job.key)) is not None:
             return [known[revision] for revision in sorted(known)]
-        return [_update(job, row) for row in _OPEN.rows(self._for_updates, job_key=job.key)]
+        found: list[Update] = []
+        if job.key not in self._without_updates:
+            found = [_update(job, row) for row in _OPEN.rows(self._for_updates, job_key=job.key)]
+        if self._writing:
+            self._known_open[job.key] = {}
+            for update in found:
+                self._know(job, update)
+        return found
 
     def read_ahead_open(self, ids: Iterable[str]) -> None:
         """Reads jobs with their open updates at once, for when each is asked for."""
@@ -195,6 +204,8 @@ class UpdateQueries(JobQueries):
 
     def applied_above(self, job: Job, floor: int) -> list[int]:
         """Revisions above `floor` in state APPLIED, ascending."""
+        if job.key in self._without_updates:
+            return []
         rows = _APPLIED.rows(self._for_updates, job_key=job.key, floor=floor)
         return [revision for (revision,) in rows]
 
@@ -236,6 +247,7 @@ class UpdateQueries(JobQueries):
 
     def _know(self, job: Job, update: Update) -> None:
         """Notes an update as it stands, for when it is asked for."""
+        self._without_updates.discard(job.key)
         self._known_updates[job.key, update.revision] = update
         if (known := self._known_open.get(job.key)) is not None:
             known.pop(update.revision, None)

@@ -20,6 +20,7 @@ from grpc_runtime.sql.errors import (
     DatabaseClosedError,
     DatabaseOpenError,
     DatabaseUnavailableError,
+    UnstorableTextError,
 )
 from grpc_runtime.sql.opening import open_database
 
@@ -31,6 +32,7 @@ __all__ = [
     "DatabaseUnavailableError",
     "DecimalText",
     "Name",
+    "UnstorableTextError",
     "UtcTime",
     "open_database",
     "shown",

@@ -5,6 +5,7 @@
     DatabaseOpenError           can not be opened
     DatabaseUnavailableError    open, but can not be read or written now
     DatabaseClosedError         closed by its owner
+    UnstorableTextError         a text has a character that the database has no place for
     TransactionLostError        work went on after the database had undone its transaction
 """
 
@@ -33,6 +34,13 @@ class DatabaseClosedError(Exception):
 
     def __init__(self) -> None:
         super().__init__("the database is closed; open it again")
+
+
+class UnstorableTextError(Exception):
+    """A text that was to be stored or looked for has a NUL character, which PostgreSQL refuses."""
+
+    def __init__(self) -> None:
+        super().__init__("a text has a NUL character (U+0000), which can not be stored")
 
 
 class TransactionLostError(RuntimeError):

@@ -6,7 +6,7 @@ import sqlite3
 
 from sqlalchemy.exc import DBAPIError
 
-from grpc_runtime.sql.errors import DatabaseUnavailableError
+from grpc_runtime.sql.errors import DatabaseUnavailableError, UnstorableTextError
 
 _FULL = "the disk that holds the database is full; free some space"
 _READ_ONLY = "the database can not be written to; check the permissions of its file and folder"
@@ -15,6 +15,8 @@ _CORRUPT = "the database file is damaged; stop the server and restore the file f
 _OTHER_FILE = "the file is no SQLite database; choose another one, or restore it from a backup"
 _BROKEN = "the disk that holds the database reports errors; check the disk"
 _MEMORY = "the server is out of memory"
+
+_NUL = "text fields cannot contain NUL"
 
 Advice = tuple[str, float | None]
 """What to do, and after how many seconds a retry makes sense."""
@@ -90,7 +92,8 @@ def translated(error: BaseException) -> BaseException:
     """The error to show for one that a transaction raised."""
     known = advice(error)
     if known is None:
-        return error
+        # psycopg's own check, before anything is sent: there is no code to know it by.
+        return UnstorableTextError() if _NUL in str(driver_error(error)) else error
     text, retry_delay = known
     unavailable = DatabaseUnavailableError(f"{text} ({one_line(error)})", retry_delay)
     unavailable.__cause__ = driver_error(error)

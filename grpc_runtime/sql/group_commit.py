@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from sqlalchemy.exc import DBAPIError
@@ -52,16 +53,24 @@ class GroupCommit:
     and is answered after its commit is on disk.
     """
 
-    def __init__(self, connection: Connection, *, in_transaction: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        in_transaction: Callable[[], bool],
+        changes: Callable[[], int],
+    ) -> None:
         """Starts the thread.
 
         Args:
             connection: Begins transactions that keep other writers out. Belongs to the
                 thread until `join` has returned.
             in_transaction: Whether the database itself is in a transaction.
+            changes: How many rows the connection has changed so far.
         """
         self._connection = connection
         self._in_transaction = in_transaction
+        self._changes = changes
         self._queue: queue.SimpleQueue[_Unit | None] = queue.SimpleQueue()
         self._room = asyncio.Semaphore(MAX_WAITING)
         self._closing = False
@@ -139,20 +148,31 @@ class GroupCommit:
 
     def _run_group(self, group: list[_Unit], joining: Iterable[_Unit] = ()) -> None:
         """Runs the group's first unit and those that join it, and commits once."""
-        first = group[0]
         try:
             transaction = self._connection.begin()
         except DBAPIError as error:
             # Those who wait would fare the same, each after waiting as long.
-            for unit in (first, *joining):
+            for unit in (group[0], *joining):
                 unit.error = translated(error)
             return
         try:
-            # Undoing the first unit is undoing the transaction, so it needs no savepoint.
-            if not self._attempt(first):
-                transaction.rollback()
+            # Most that fails is refused before it has changed anything, so that there is nothing
+            # to undo. Savepoints are for where there was.
+            if all(self._attempt(unit) for unit in chain([group[0]], joining)):
+                transaction.commit()
                 return
-            for unit in joining:
+            transaction.rollback()
+            if len(group) > 1:
+                self._run_carefully(group)
+        except (DBAPIError, TransactionLostError) as error:
+            transaction.rollback()
+            self._run_alone(group, error)
+
+    def _run_carefully(self, group: list[_Unit]) -> None:
+        """Runs units so that each can be undone by itself, and commits once."""
+        transaction = self._connection.begin()
+        try:
+            for unit in group:
                 execute(self._connection, "SAVEPOINT unit")
                 if not self._attempt(unit):
                     execute(self._connection, "ROLLBACK TO unit")
@@ -160,23 +180,28 @@ class GroupCommit:
             transaction.commit()
         except (DBAPIError, TransactionLostError) as error:
             transaction.rollback()
-            if len(group) == 1:
-                first.error = first.error or translated(error)
-                return
-            # It may be one unit's fault, such as the one that filled the disk.
-            for unit in group:
-                self._run_group([unit])
+            self._run_alone(group, error)
+
+    def _run_alone(self, group: list[_Unit], error: Exception) -> None:
+        """Runs units each with a commit of its own, after they have failed together."""
+        if len(group) == 1:
+            group[0].error = group[0].error or translated(error)
+            return
+        # It may be one unit's fault, such as the one that filled the disk.
+        for unit in group:
+            self._run_group([unit])
 
     def _attempt(self, unit: _Unit) -> bool:
-        """Runs a unit's work; returns whether it is to be kept."""
+        """Runs a unit's work; returns whether nothing is to be undone."""
         unit.value = unit.error = None
+        before = self._changes()
         try:
             unit.value = unit.work(self._connection)
         except BaseException as error:  # noqa: BLE001 - it is the caller's
             unit.error = translated(error)
         if not self._in_transaction():
             raise TransactionLostError("the database has undone the transaction by itself")
-        return unit.error is None
+        return unit.error is None or self._changes() == before
 
 
 def _answer(group: Iterable[_Unit]) -> None:

@@ -152,7 +152,11 @@ class SqliteDatabase:
         for _ in range(READERS):
             self._idle.put(opened.enter_context(reading.connect()))
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="sql-reader")
-        return GroupCommit(writer, in_transaction=lambda: _in_transaction(writer))
+        return GroupCommit(
+            writer,
+            in_transaction=lambda: _driver(writer).in_transaction,
+            changes=lambda: _driver(writer).total_changes,
+        )
 
     def _read(self, work: Callable[[Connection], T]) -> T:
         connection = self._idle.get()
@@ -217,7 +221,7 @@ def _engine(path: Path, pragmas: tuple[str, ...], begin: str) -> Engine:
     return engine
 
 
-def _in_transaction(connection: Connection) -> bool:
+def _driver(connection: Connection) -> sqlite3.Connection:
     driver = connection.connection.driver_connection
     assert isinstance(driver, sqlite3.Connection)
-    return driver.in_transaction
+    return driver

@@ -87,9 +87,13 @@ async def engage(setup: Setup, recorder: Recorder) -> None:
                 seconds=setup.seconds,
             )
         )
+        unsettled: NotSettledError | None = None
         async with running_cluster(database, directory, setup.replicas, postgres) as cluster:
             try:
                 await _Engagement(setup, cluster, recorder).run()
+            except NotSettledError as error:
+                # What is in the store tells why, perhaps.
+                unsettled = error
             except BaseException:
                 print(*cluster.logs(), sep="\n")
                 raise
@@ -99,6 +103,8 @@ async def engage(setup: Setup, recorder: Recorder) -> None:
                 recorder.add(record)
         finally:
             engine.dispose()
+        if unsettled is not None:
+            raise unsettled
 
 
 class _Engagement:

@@ -44,8 +44,9 @@ def show(history: History, violations: Sequence[Violation], console: Console) ->
     table.add_column("number", justify="right")
     table.add_column("of which")
     for what, number, parts in _rows(history):
-        table.add_row(what, str(number), ", ".join(f"{v} {k}" for k, v in parts.most_common()))
-    table.add_row("violations", str(len(violations)) if violations else "none", "", style="bold")
+        table.add_row(what, str(number), _listed(parts))
+    broken = Counter(violation.guarantee for violation in violations)
+    table.add_row("violations", str(len(violations) or "none"), _listed(broken), style="bold")
     console.print(table)
     for violation in violations[:_SHOWN]:
         console.print(str(violation), markup=False, highlight=False)
@@ -54,6 +55,10 @@ def show(history: History, violations: Sequence[Violation], console: Console) ->
 
 
 _SHOWN = 20
+
+
+def _listed(parts: Counter[str]) -> str:
+    return ", ".join(f"{number} {name}" for name, number in parts.most_common())
 
 
 def _title(history: History) -> str:

@@ -114,6 +114,7 @@ def test_resumed_is_as_uninterrupted(name: str, tmp_path: Path) -> None:
     assert not resumed_link.link.faults
 
 
+@pytest.mark.long  # whole runs are killed among the integration tests
 def test_killed_with_sigkill(tmp_path: Path) -> None:
     script = SCRIPTS["hold-for-steps"]
     whole = run(

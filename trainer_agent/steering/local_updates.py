@@ -207,9 +207,10 @@ class LocalUpdates:
         if lost:
             named = ", ".join(lost[:_NAMED]) + (", ..." if len(lost) > _NAMED else "")
             self._lost = (
-                f"{len(lost)} of the updates that the run made by itself before it went back, whose "
-                f"changes are in force no more, will never be in its history, as {MAX_LOCAL} wait "
-                f"to be told, which is the limit; let the run reach its control plane: {named}"
+                f"{len(lost)} of the updates that the run made by itself before it went back will "
+                f"never be in its history, as {MAX_LOCAL} wait to be told, which is the limit, and "
+                f"what they changed is in force no more: {named}; let the run reach its control "
+                "plane"
             )
             logger.warning("%s", self._lost)
 

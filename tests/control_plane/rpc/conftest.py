@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.plane import RunningPlane, running_plane
+from tests.support.postgres import postgres_server
+
+__all__ = ["postgres_server"]
 
 
 @pytest.fixture
