@@ -10,6 +10,7 @@ from control_plane.domain.errors import Reason, Refusal
 from control_plane.rpc import convert_session as convert
 from grpc_runtime.auth import note_request
 from grpc_runtime.errors import StatusError
+from midcourse.agent.v1 import session_pb2 as pb
 from midcourse.agent.v1 import session_pb2_grpc
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
     from control_plane.services.agent_session import AgentSession
     from control_plane.services.sessions import SessionService
-    from midcourse.agent.v1 import session_pb2 as pb
 
     Context = grpc.aio.ServicerContext[pb.SessionRequest, pb.SessionResponse]
 

@@ -64,7 +64,7 @@ LOCAL_UPDATES_AT_ONCE = 20
 SECONDS_PER_LOCAL_UPDATE = 1.0
 """… and how often after that: a guard that never rests must not fill the history."""
 
-RECEIPT_SECONDS = 0.02
+RECEIPT_SECONDS = 0.05
 """What an agent has received is stored after so long, unless it is settled by then."""
 
 _FIRST_RETRY_SECONDS = 0.1

@@ -213,6 +213,7 @@ class AuditLog:
                 if refusal.reason is not Reason.STORE_UNAVAILABLE:
                     raise
                 _log.warning("audit records are written later", error=refusal.message)
+                self._wanted.set()
                 await asyncio.sleep(_RETRY_SECONDS)
 
     async def close(self) -> None:

@@ -105,6 +105,61 @@ class FleetContract:
 
         await store.read(look)
 
+    async def test_what_is_stored_of_many_is_seen_at_once(self, store: Store) -> None:
+        jobs = await add_jobs(store, 30)
+        await store.write(
+            lambda tx: tx.insert_updates(
+                (job, replace(update(n), job_id=job.id)) for job in jobs for n in (1, 2)
+            )
+        )
+
+        def work(tx: Transaction) -> None:
+            tx.read_ahead_open([*(job.id for job in jobs), "nobody"])
+            assert tx.job("nobody") is None
+            for number, made in enumerate(jobs):
+                job = tx.job(made.id)
+                assert job is not None
+                first = tx.update(job, 1)
+                assert first is not None
+                settled = replace(first, state=UpdateState.CANCELLED)
+                if number % 2:
+                    settled = replace(settled, settle_time=NOW + SECOND)
+                tx.save_update(job, settled)
+                assert tx.first_open(job) == 2
+                assert [u.revision for u in tx.open_updates(job)] == [2]
+                tx.save_job(replace(job, state=JobState.LOST))
+                tx.save_job(replace(job, state=JobState.RUNNING, method=f"m{number}"))
+                assert tx.job(job.id) == replace(job, state=JobState.RUNNING, method=f"m{number}")
+            one = tx.jobs_named(["j003"])[0]
+            assert (one.method, one.labels) == ("m3", {"team": "nlp"})
+            assert tx.count_open(one) == 1
+            assert [u.state for u in tx.updates(one, limit=5)] == ["pending", "cancelled"]
+            tx.save_job(replace(one, method="last"))
+
+        await store.write(work)
+
+        def look(tx: Transaction) -> None:
+            for number, job in enumerate(tx.jobs(limit=MANY)):
+                assert job.method == ("last" if number == 3 else f"m{number}")
+                assert job.state is JobState.RUNNING
+                one, two = tx.updates(job, newest_first=False, limit=5)
+                assert one.settle_time == (NOW + SECOND if number % 2 else None)
+                assert (one.state, two) == ("cancelled", replace(update(2), job_id=job.id))
+
+        await store.read(look)
+
+    async def test_of_several_updates_none_may_be_unknown(self, store: Store) -> None:
+        job = await add_job(store)
+        await add_updates(store, job, update(1))
+
+        def work(tx: Transaction) -> None:
+            for revision in (1, 2):
+                tx.save_update(job, replace(update(revision), state=UpdateState.CANCELLED))
+
+        with pytest.raises(LookupError, match="no update with revision 2"):
+            await store.write(work)
+        assert await store.read(lambda tx: tx.count_open(job)) == 1
+
     async def test_what_others_may_have_changed_is_not_saved(self, store: Store) -> None:
         job = await add_job(store)
         with pytest.raises(RuntimeError, match="was not read"):

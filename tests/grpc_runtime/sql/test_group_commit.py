@@ -101,3 +101,41 @@ async def test_a_transaction_that_the_database_undid_is_repeated_alone(database:
     assert isinstance(tasks[1].exception(), TransactionLostError)
     assert tasks[2].exception() is None
     assert await database.read(names) == ["a", "b"]
+
+
+async def test_in_a_group_only_what_failed_is_undone(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("grpc_runtime.sql.group_commit.MAX_GROUP_SECONDS", 10.0)
+    gate = threading.Event()
+    runs: list[str] = []
+
+    def unit(name: str, *, fails: bool) -> Any:
+        def work(connection: Connection) -> None:
+            runs.append(name)
+            if not name.startswith("bare"):
+                add(name)(connection)
+            if fails:
+                raise ZeroDivisionError
+
+        return work
+
+    async def together(*units: Any) -> list[Any]:
+        gate.clear()
+        blocked = asyncio.ensure_future(database.write(lambda _: gate.wait(10)))
+        await asyncio.sleep(0)
+        waiting = [asyncio.ensure_future(database.write(each)) for each in units]
+        await asyncio.sleep(0)
+        gate.set()
+        await blocked
+        return await asyncio.gather(*waiting, return_exceptions=True)
+
+    # What has changed nothing is not worth another run of the others.
+    bare = unit("bare", fails=True)
+    answers = await together(unit("a", fails=False), bare, unit("b", fails=False))
+    assert [type(each) for each in answers] == [type(None), ZeroDivisionError, type(None)]
+    assert runs == ["a", "bare", "b"]
+    assert await database.read(names) == ["a", "b"]
+    answers = await together(unit("c", fails=False), unit("d", fails=True), unit("e", fails=False))
+    assert [type(each) for each in answers] == [type(None), ZeroDivisionError, type(None)]
+    assert await database.read(names) == ["a", "b", "c", "e"]
