@@ -47,7 +47,7 @@ test: $(SETUP) ## Run the tests (ARGS='-k name' for some of them, ARGS='-n 0' in
 	@$(BIN)/python -m pytest $(WORKERS) -m 'not long' $(ARGS)
 
 test-long: $(SETUP) ## Run all tests, those too that only vary others
-	@$(BIN)/python -m pytest $(WORKERS) $(ARGS)
+	@$(BIN)/python -m pytest $(WORKERS) --hypothesis-profile=thorough $(ARGS)
 
 test-node: $(SETUP) $(NODE_MODULES) ## Run the Node example against a real control plane (needs node and npm)
 	@$(BIN)/python -m pytest tests/node $(ARGS)

@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # No test needs a model hub, and looking for one that is not there takes half a minute. To be said
@@ -16,6 +17,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 # Tests run side by side, one process each: threads of torch's own would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# `make test` draws less; `make test-long` asks for "thorough".
+hypothesis.settings.register_profile("quick", max_examples=40, deadline=None)
+hypothesis.settings.register_profile("thorough", max_examples=200, deadline=None)
+hypothesis.settings.load_profile("quick")
 
 # What is compiled once, here and in the processes that tests start, is not compiled again by each.
 sys.dont_write_bytecode = False

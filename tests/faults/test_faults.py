@@ -35,6 +35,7 @@ def check(history: History) -> None:
     assert states["applied"] > 20, states
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
 async def test_replicas_keep_their_promises_while_everything_fails(tmp_path: Path) -> None:
     check(await run(Setup(seed=151, seconds=12.0, jobs=12), tmp_path))

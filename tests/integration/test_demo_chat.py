@@ -28,6 +28,7 @@ def temporary() -> Iterator[Path]:
         yield Path(directory)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 @pytest.mark.skipif(
     local.unavailable() is not None, reason=f"no local model: {local.unavailable()}"

