@@ -47,7 +47,7 @@ async def watching(plane: UseCases, text: str = "", **options: Any) -> AsyncIter
     try:
         yield Watch(items)
     finally:
-        await items.aclose()  # type: ignore[attr-defined]  # it is a generator
+        await items.aclose()
         assert not plane.bus._subscribers.get("jobs")
 
 
