@@ -438,7 +438,7 @@ def test_my_new_learning_rate_is_not_ignored_on_resume(
 
 
 def test_a_pause_is_not_repeated_after_a_kill(begin: Callable[..., Run], plane: Plane) -> None:
-    run = begin(max_steps=60)
+    run = begin(max_steps=60, lr_scheduler_type="constant")
     run.reaches(4)
     held = plane.wait(run.job, plane.ask(run.job, action=pause()))
     assert held.applied.step > 4

@@ -96,7 +96,7 @@ def price_of(candidate: Candidate) -> tuple[bool, Decimal]:
 def test_the_candidates_drawn_below_often_have_a_best_and_often_none() -> None:
     seen: Counter[bool] = Counter()
 
-    @settings(derandomize=True, database=None)
+    @settings(max_examples=100, derandomize=True, database=None)
     @given(scores, several, constraints_)
     def draw(score: float, models: list[Candidate], asked: Constraints) -> None:
         seen[chosen(score, models, asked).best is not None] += 1
