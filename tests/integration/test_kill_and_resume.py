@@ -481,6 +481,7 @@ def test_a_stop_is_not_repeated_when_the_run_goes_on(
     plane.in_state(run.job, job_pb2.JOB_STATE_FINISHED)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
 def test_a_roll_back_through_the_launcher_is_applied_once(plane: Plane, tmp_path: Path) -> None:
     job = "rolled-back"

@@ -161,6 +161,7 @@ def test_an_update_that_can_not_be_made_is_told_of_and_left_out(
     assert caplog.records[-1].levelno == logging.WARNING
 
 
+@pytest.mark.long
 def test_thousands_of_updates_are_replayed_a_few_at_a_time(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
