@@ -568,6 +568,13 @@ def test_in_the_other_order_it_is_refused_at_once() -> None:
     assert (model.ended[1].why, model.ended[1].step) == ("NOT_DIVISIBLE", 2)
 
 
+def test_a_limit_on_how_far_a_value_may_move_is_for_the_boundary_where_it_moves() -> None:
+    """A held update may be within it by then: what is in force may be another value."""
+    far = deliver(1, Set(RATE, 0.003), Set(BATCH, 2))
+    alone = go_through(Script(False, {1: [far]}, []))
+    assert (alone.ended[1].why, alone.ended[1].step) == ("GUARD_RAIL", 3)
+
+
 def test_what_the_rate_may_not_follow_to_is_told_before_it_is_due(tmp_path: Path) -> None:
     coupled = deliver(1, Set(BATCH, 8, coupling=Coupling.LINEAR))
     ran = run(

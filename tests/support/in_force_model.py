@@ -274,6 +274,13 @@ class Model:
 
     def _check(self, change: Change, asked: Asked, earlier: set[str]) -> None:
         """Say whether a change that has to wait could be made, as far as can be told."""
+        try:
+            self._check_now(change, asked, earlier)
+        except Impossible as impossible:
+            if not impossible.for_now:
+                raise
+
+    def _check_now(self, change: Change, asked: Asked, earlier: set[str]) -> None:
         name = change.parameter
         self._rails(change, asked)
         if name in {ACCUMULATION, GLOBAL} and earlier & {ACCUMULATION, BATCH}:
@@ -299,7 +306,9 @@ class Model:
         try:
             values.change(change)
         except Impossible as impossible:
-            raise Impossible(impossible.reason, change.parameter) from None
+            raise Impossible(
+                impossible.reason, change.parameter, for_now=impossible.for_now
+            ) from None
 
     def _apply(self, asked: Asked) -> None:
         for change in asked.changes:
@@ -394,7 +403,11 @@ class Model:
         elif target is not None and getattr(change, "mode", None) is not SetMode.PEAK and now > 0:
             factor = target / now
         if factor is not None:
-            self._within_reach(name, 1.0, factor, asked)
+            try:
+                self._within_reach(name, 1.0, factor, asked)
+            except Impossible as impossible:
+                impossible.for_now = not isinstance(change, Multiply)
+                raise
 
     def _within_reach(self, name: str, before: Any, new: Any, asked: Asked) -> None:
         rails = self._setting.rails.get(name)

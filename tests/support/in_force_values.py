@@ -58,12 +58,19 @@ class Setting:
 
 
 class Impossible(Exception):  # noqa: N818 - an answer of the model, no fault of it
-    """A change can not be made."""
+    """A change can not be made.
 
-    def __init__(self, reason: str, culprit: str = "") -> None:
+    Args:
+        reason: The reason of the rejection.
+        culprit: The parameter.
+        for_now: It is so for the value in force, and may be otherwise once that is another.
+    """
+
+    def __init__(self, reason: str, culprit: str = "", *, for_now: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
         self.culprit = culprit
+        self.for_now = for_now
 
 
 class Rate:
@@ -115,7 +122,7 @@ class Rate:
             case Set(value=value):
                 _positive_or(float(value))
                 if not self._beneath(step):
-                    raise Impossible("NO_SCALE_FACTOR")
+                    raise Impossible("NO_SCALE_FACTOR", for_now=True)
                 self._factor *= float(value) / self._beneath(step)
                 self._hold = self._ramp = None
             case Multiply(factor=factor):
@@ -231,7 +238,13 @@ class Values:
         if name not in {*self.others, GLOBAL}:
             raise Impossible("UNKNOWN_PARAMETER")
         before, value = self.read(name), self._target(change)
-        self._check_value(name, value, released=isinstance(change, Release))
+        try:
+            self._check_value(name, value, released=isinstance(change, Release))
+        except Impossible as impossible:
+            # What a factor comes to depends on what there is.
+            if isinstance(change, Multiply) and impossible.reason == "OUT_OF_BOUNDS":
+                impossible.for_now = True
+            raise
         if name == GLOBAL:
             value, name = value // int(self.others[BATCH]), ACCUMULATION
         self.others[name] = value
@@ -252,7 +265,7 @@ class Values:
                     raise Impossible("UNSUPPORTED_OPERATION")
                 value = self.read(name) * factor
                 if name in WHOLE and value != int(value):
-                    raise Impossible("INVALID_VALUE")
+                    raise Impossible("INVALID_VALUE", for_now=True)
             case Release():
                 values = self._setting.values
                 value = values[BATCH] * values[ACCUMULATION] if name == GLOBAL else values[name]
