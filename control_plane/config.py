@@ -29,6 +29,12 @@ class ServerSettings(ServiceSettings, env_prefix="MIDCOURSE_"):
         description="SQLite file (a path or sqlite:///PATH) that holds everything durable, or "
         "postgresql://USER:PASSWORD@HOST:PORT/NAME, which any number of servers may share.",
     )
+    database_patience: float = Field(
+        default=30.0,
+        ge=0,
+        le=3_600,
+        description="Seconds to wait at the start for a PostgreSQL server that does not answer.",
+    )
     poll_interval: float = Field(
         default=5.0,
         ge=0.05,
@@ -109,6 +115,12 @@ class ServerSettings(ServiceSettings, env_prefix="MIDCOURSE_"):
         ge=0,
         le=36_500,
         description="Days that audit records are kept; 0: for ever.",
+    )
+    retain_tokens_days: float = Field(
+        default=30.0,
+        ge=0,
+        le=36_500,
+        description="Days that tokens are kept after they expired or were revoked; 0: for ever.",
     )
 
     @field_validator("cert_principals")

@@ -12,6 +12,7 @@ from control_plane.cli.session import GlobalOptions
 from control_plane.config import ServerSettings
 from grpc_runtime.commands import with_settings
 from grpc_runtime.listen import AddressError, ListenError
+from grpc_runtime.process import importing_much
 
 
 @with_settings(ServerSettings)
@@ -20,8 +21,9 @@ def serve(context: typer.Context, settings: ServerSettings) -> None:
 
     An option comes before an environment variable, and that before the TOML file.
     """
-    from control_plane.server import serve as run
-    from control_plane.store.errors import StoreError
+    with importing_much():
+        from control_plane.server import serve as run
+        from control_plane.store.errors import StoreError
 
     before = context.find_object(GlobalOptions)
     if before is not None and before.server is not None:

@@ -21,7 +21,9 @@ POLL_INTERVAL = 5.0
 """Seconds; see `open_store`."""
 
 
-async def open_store(database: str | Path, *, poll_interval: float = POLL_INTERVAL) -> Store:
+async def open_store(
+    database: str | Path, *, poll_interval: float = POLL_INTERVAL, patience: float = 0.0
+) -> Store:
     """Opens the store, makes it if there is none, and brings its tables up to date.
 
     Args:
@@ -30,6 +32,7 @@ async def open_store(database: str | Path, *, poll_interval: float = POLL_INTERV
             at a time; a PostgreSQL database may be shared by replicas.
         poll_interval: Seconds after which a replica looks for what others have written
             though it has heard of nothing.
+        patience: Seconds to wait for a PostgreSQL server that does not answer.
 
     Returns:
         The store; to be closed.
@@ -39,7 +42,10 @@ async def open_store(database: str | Path, *, poll_interval: float = POLL_INTERV
     """
     try:
         opened = await open_database(
-            database, migrations=migrations, exclusive_owner="control plane"
+            database,
+            migrations=migrations,
+            exclusive_owner="control plane",
+            patience=patience,
         )
     except DatabaseOpenError as error:
         raise StoreError(str(error)) from error

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from sqlalchemy import bindparam
 
-from grpc_runtime.sql.prepared import Prepared, execute
+from grpc_runtime.sql.prepared import Prepared, answered, send
 
 if TYPE_CHECKING:
     from sqlalchemy import BindParameter, Connection, Select, Table
     from sqlalchemy.engine import Dialect
+    from sqlalchemy.engine.interfaces import DBAPICursor
 
 Conflict: TypeAlias = Literal["refuse", "leave", "replace"]
 """What becomes of a row whose key is there already."""
@@ -73,7 +74,7 @@ def change_rows(
     rows: Iterable[Sequence[Any]],
     *,
     keys: int = 1,
-) -> int:
+) -> Callable[[], int]:
     """Changes rows, the values converted as their columns say.
 
     Args:
@@ -84,13 +85,19 @@ def change_rows(
         keys: By how many columns a row is found.
 
     Returns:
-        How many rows were found.
+        Tells how many rows were found; waits for the database.
     """
-    return _run(
+    cursors = _run(
         connection,
         _converted(connection.dialect, table, columns, rows),
         lambda size: _update(connection.dialect, table, columns, size, keys),
     )
+
+    def found() -> int:
+        answered(connection)
+        return sum(cursor.rowcount for cursor in cursors)
+
+    return found
 
 
 class Lookup:
@@ -116,7 +123,17 @@ class Lookup:
             keys: Any number.
             **values: Parameters of the select beside the keys.
         """
-        found: list[Any] = []
+        return self.ask(connection, keys, **values)()
+
+    def ask(
+        self, connection: Connection, keys: Sequence[Any], **values: Any
+    ) -> Callable[[], list[Any]]:
+        """Asks for the same, for whatever is waited for next to wait for it too.
+
+        Returns:
+            Gives the rows, once.
+        """
+        asked = []
         for start in range(0, len(keys), _CHUNKS[0]):
             part = keys[start : start + _CHUNKS[0]]
             size = min(size for size in _CHUNKS if size >= len(part))
@@ -124,8 +141,8 @@ class Lookup:
             full = [*part, *[part[-1]] * (size - len(part))]
             flat = full if self._width == 1 else chain.from_iterable(full)
             named = {f"key_{i}": value for i, value in enumerate(flat)}
-            found += self._of(size).rows(connection, **named, **values)
-        return found
+            asked.append(self._of(size).ask(connection, **named, **values))
+        return lambda: [row for rows in asked for row in rows()]
 
     def _of(self, size: int) -> Prepared:
         prepared = self._sizes.get(size)
@@ -141,15 +158,16 @@ class Lookup:
 
 def _run(
     connection: Connection, rows: Sequence[Sequence[Any]], statement: Callable[[int], str]
-) -> int:
-    """Runs a statement for all rows, as many at a time as it can take; returns their count."""
-    start = done = 0
+) -> list[DBAPICursor]:
+    """Runs a statement for all rows, as many at a time as it can take; waits for no answer."""
+    start = 0
+    cursors = []
     for size in _CHUNKS:
         while len(rows) - start >= size:
             chunk = tuple(chain.from_iterable(rows[start : start + size]))
-            done += execute(connection, statement(size), chunk).rowcount
+            cursors.append(send(connection, statement(size), chunk))
             start += size
-    return done
+    return cursors
 
 
 def _converted(

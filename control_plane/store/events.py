@@ -11,7 +11,9 @@ the commit takes, and whoever holds it waits for nobody.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any
 
 from sqlalchemy import Connection, bindparam, func, select
 
@@ -76,10 +78,11 @@ class EventQueries(Queries):
         self.write_events()
         return [Event(*row) for row in _PAGE.rows(self._connection, after=after, limit=limit)]
 
-    def foreign_events(self, *, after: int, limit: int) -> list[Event]:
-        """Events of other replicas after a position, in order."""
+    def foreign_events(self, *, after: int, limit: int) -> tuple[list[Event], tuple[int, int]]:
+        """Events of other replicas after a position, in order; and `event_span`."""
+        span = _SPAN.ask(self._connection)
         rows = _FOREIGN.rows(self._connection, after=after, limit=limit, own=self._origin)
-        return [Event(*row) for row in rows]
+        return [Event(*row) for row in rows], _span(span())
 
     def event_span(self) -> tuple[int, int]:
         """(oldest position that can be gone on from, newest position).
@@ -88,6 +91,10 @@ class EventQueries(Queries):
         newest one that was pruned, or 0.
         """
         self.write_events()
-        [(first, last)] = _SPAN.rows(self._connection)
-        # Pruning leaves the newest event, so that there is none only where there never was one.
-        return (0, 0) if first is None else (first - 1, last)
+        return _span(_SPAN.rows(self._connection))
+
+
+def _span(rows: Sequence[Any]) -> tuple[int, int]:
+    [(first, last)] = rows
+    # Pruning leaves the newest event, so that there is none only where there never was one.
+    return (0, 0) if first is None else (first - 1, last)

@@ -75,10 +75,8 @@ class Follower:
 
         def work(connection: Connection) -> tuple[list[Event], int, int]:
             tx = SqlTransaction(connection, origin=self._replica, writing=False)
-            oldest, newest = tx.event_span()
-            if newest == self._position:
-                return [], oldest, newest
-            return tx.foreign_events(after=self._position, limit=_CHUNK), oldest, newest
+            events, (oldest, newest) = tx.foreign_events(after=self._position, limit=_CHUNK)
+            return events, oldest, newest
 
         events, oldest, newest = await self._database.read(work)
         missed = self._position < oldest

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import astuple, fields, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -115,19 +115,33 @@ class JobQueries(Queries):
 
     def jobs_named(self, ids: Iterable[str]) -> list[Job]:
         """Those of the jobs that exist, in the order of their ids."""
+        return self._ask_named(ids)()
+
+    def _ask_named(self, ids: Iterable[str]) -> Callable[[], list[Job]]:
         lookup = _NAMED_TO_CHANGE if self._writing else _NAMED
         # Locked in the order of the ids, as everybody does who locks several.
-        rows = lookup.rows(self._connection, sorted(set(ids)))
-        found = {row[0]: Job(*row) for row in rows}
-        return self._found([found[job_id] for job_id in sorted(found)])
+        rows = lookup.ask(self._connection, sorted(set(ids)))
+
+        def named() -> list[Job]:
+            found = {job.id: job for job in (Job(*row) for row in rows())}
+            return self._found([found[job_id] for job_id in sorted(found)])
+
+        return named
 
     def read_ahead_jobs(self, ids: Iterable[str]) -> list[Job]:
         """Reads jobs at once, for when each is asked for; returns those that exist."""
-        asked = list(ids)
-        found = self.jobs_named(asked)
-        self._known.update(dict.fromkeys(asked))
-        self._known.update((job.id, job) for job in found)
-        return found
+        return self._ask_ahead(list(ids))()
+
+    def _ask_ahead(self, ids: list[str]) -> Callable[[], list[Job]]:
+        named = self._ask_named(ids)
+
+        def noted() -> list[Job]:
+            found = named()
+            self._known.update(dict.fromkeys(ids))
+            self._known.update((job.id, job) for job in found)
+            return found
+
+        return noted
 
     def selectable_jobs(
         self, *, after: str, limit: int, states: Iterable[JobState] = ()
@@ -208,7 +222,7 @@ class JobQueries(Queries):
 
         Its samples can not be reached from then on; `prune` takes them off the disk.
         """
-        _DELETE.run(self._connection, job_key=job.key)
+        _DELETE.send(self._connection, job_key=job.key)
         self._stored.pop(job.key, None)
         self._known.pop(job.id, None)
 

@@ -6,7 +6,7 @@ text. Numbers are 64 bits wide.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from enum import StrEnum
 from typing import Any
 
@@ -53,6 +53,7 @@ from control_plane.domain.update import (
 from control_plane.services.ports import EventKind
 from control_plane.store.codec import remembering
 from grpc_runtime.sql import KEY, Name, UtcTime
+from grpc_runtime.sql.audit import audit_table
 
 
 def is_one_of(column: ColumnElement[Any], names: Collection[StrEnum]) -> ColumnElement[bool]:
@@ -75,13 +76,17 @@ class Json(TypeDecorator[Any]):
         self.of = of
         self._codec = remembering(of)
 
-    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
-        """To the database."""
-        return None if value is None else self._codec.encode(value)
+    # Not by `process_bind_param` and the like, each of which is two calls more for every value.
 
-    def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
+    def bind_processor(self, dialect: Dialect) -> Callable[[Any], str | None]:
+        """To the database."""
+        encode = self._codec.encode
+        return lambda value: None if value is None else encode(value)
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[str | None], Any]:
         """From the database."""
-        return None if value is None else self._codec.decode(value)
+        decode = self._codec.decode
+        return lambda text: None if text is None else decode(text)
 
 
 # SQLite counts up by itself only in columns of just this type; they are 64 bits wide all the same.
@@ -269,30 +274,7 @@ tokens = Table(
 )
 
 # Who changed what, and who was refused.
-audit_records = Table(
-    "audit_records",
-    metadata,
-    Column("key", _Counter, primary_key=True, autoincrement=True),
-    Column("time", UtcTime, nullable=False),
-    Column("principal", KEY, nullable=False),
-    Column("peer", String, nullable=False),
-    Column("method", String, nullable=False),
-    Column("resource", KEY, nullable=False),
-    Column("summary", Text, nullable=False),
-    Column("reason", Text, nullable=False),
-    Column("code", String, nullable=False),
-    Column("error_reason", String, nullable=False),
-    Column("request_id", String, nullable=False),
-    # What the resource belongs to, such as its job.
-    Column("root", KEY, nullable=False),
-    sqlite_autoincrement=True,
-)
-Index("audit_records_by_time", audit_records.c.time, audit_records.c.key)
-Index(
-    "audit_records_by_principal",
-    *(audit_records.c.principal, audit_records.c.time, audit_records.c.key),
-)
-Index("audit_records_by_root", audit_records.c.root, audit_records.c.time, audit_records.c.key)
+audit_records = audit_table(metadata)
 
 # Replicas that are alive: each counts on while it is.
 replicas = Table(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
 from itertools import islice
 from math import isnan, nan
@@ -47,6 +47,11 @@ _LATEST = Prepared(
     select(*(telemetry.c[field.name] for field in fields(Telemetry))).where(
         telemetry.c.job_key == bindparam("job_key")
     )
+)
+_LATEST_BY_ID = Prepared(
+    select(*(telemetry.c[field.name] for field in fields(Telemetry)))
+    .join_from(telemetry, jobs)
+    .where(jobs.c.id == bindparam("id"))
 )
 # The last first, so that no more is read than is asked for.
 _SAMPLES = Prepared(
@@ -108,9 +113,21 @@ class TelemetryQueries(Queries):
         rows = _LATEST.rows(self._direct, job_key=job.key)
         return Telemetry(*rows[0]) if rows else None
 
+    def _ask_telemetry(self, job_id: str) -> Callable[[Job], None]:
+        """Asks for a job's newest telemetry, for when it is asked for."""
+        rows = _LATEST_BY_ID.ask(self._direct, id=job_id)
+
+        def note(job: Job) -> None:
+            found = rows()
+            self._ahead[job.key] = Telemetry(*found[0]) if found else None
+
+        return note
+
     def read_ahead_telemetry(self, of: Iterable[Job]) -> None:
         """Reads the newest telemetry of many jobs at once, for when it is asked for."""
-        keys = [job.key for job in of]
+        keys = [job.key for job in of if job.key not in self._ahead]
+        if not keys:
+            return
         self._ahead.update(dict.fromkeys(keys))
         for job_key, *values in _LATEST_OF.rows(self._connection, keys):
             self._ahead[job_key] = Telemetry(*values)

@@ -7,7 +7,7 @@ from dataclasses import fields
 from datetime import datetime
 from functools import cache
 
-from sqlalchemy import bindparam, insert, or_, select, update
+from sqlalchemy import bindparam, delete, insert, or_, select, update
 
 from control_plane.domain.access import Token
 from control_plane.store.queries import Queries
@@ -39,6 +39,14 @@ _ENDED = Prepared(
         or_(tokens.c.revoke_time.is_not(None), tokens.c.expire_time <= bindparam("now"))
     )
 )
+_LONG_ENDED = (
+    select(tokens.c.key)
+    .where(
+        or_(tokens.c.revoke_time < bindparam("before"), tokens.c.expire_time < bindparam("before"))
+    )
+    .limit(bindparam("limit"))
+)
+_PRUNE = Prepared(delete(tokens).where(tokens.c.key.in_(_LONG_ENDED)))
 
 
 @cache
@@ -103,3 +111,11 @@ class TokenQueries(Queries):
     def ended_tokens(self, now: datetime) -> set[str]:
         """Ids of the tokens that are revoked or expired."""
         return {row[0] for row in _ENDED.rows(self._connection, now=now)}
+
+    def prune_tokens(self, before: datetime, limit: int) -> int:
+        """Deletes at most `limit` tokens, those revoked or expired before a time.
+
+        Returns:
+            How many were deleted.
+        """
+        return _PRUNE.run(self._connection, before=before, limit=limit)

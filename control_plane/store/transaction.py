@@ -23,3 +23,13 @@ class SqlTransaction(
     RetentionQueries,
 ):
     """Implements `control_plane.services.ports.Transaction`."""
+
+    def read_ahead_to_accept(self, job_id: str, request_id: str) -> None:
+        """Reads at once what accepting an update of a job asks for; see `Transaction`."""
+        if self._direct.dialect.name == "sqlite":
+            return  # what is asked for one by one has no way to go there
+        jobs = self._ask_ahead([job_id])
+        notes = (self._ask_telemetry(job_id), self._ask_of_request(job_id, request_id))
+        for job in jobs():
+            for note in notes:
+                note(job)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import fields, replace
 from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, and_, bindparam, func, insert, or_, select, tuple_
+from sqlalchemy import Connection, and_, bindparam, func, or_, select, tuple_
 
 from control_plane.domain.job import seen_by_selectors
 from control_plane.domain.update import OPEN_STATES, Update, UpdateState
@@ -46,8 +46,20 @@ _OPEN = Prepared(
 _OPEN_OF = Lookup(
     lambda keys: (
         select(updates.c.job_key, *(updates.c[name] for name in _FIELDS), updates.c.deadline)
-        .where(updates.c.job_key.in_(keys), is_one_of(updates.c.state, OPEN_STATES))
+        .join_from(updates, jobs)
+        .where(jobs.c.id.in_(keys), is_one_of(updates.c.state, OPEN_STATES))
         .order_by(updates.c.job_key, updates.c.revision)
+    )
+)
+_OF_ID = updates.c.job_key == (
+    select(jobs.c.key).where(jobs.c.id == bindparam("id")).scalar_subquery()
+)
+_OPEN_COUNT_OF = Prepared(
+    select(func.count()).select_from(updates).where(_OF_ID, is_one_of(updates.c.state, OPEN_STATES))
+)
+_BY_REQUEST_OF = Prepared(
+    select(*(updates.c[name] for name in _FIELDS), updates.c.deadline).where(
+        _OF_ID, updates.c.request_id == bindparam("request_id")
     )
 )
 _FIRST_OPEN = Prepared(
@@ -74,7 +86,6 @@ _EXPIRED = Prepared(
     .order_by(updates.c.deadline)
     .limit(bindparam("limit"))
 )
-_INSERT = Prepared(insert(updates).values({column: bindparam(column.name) for column in updates.c}))
 _NO_END = 2**63 - 1
 
 _COLUMNS = tuple(column.name for column in updates.c)
@@ -138,6 +149,9 @@ class UpdateQueries(JobQueries):
         self._held_updates: dict[tuple[int, int], Update] = {}
         self._known_updates: dict[tuple[int, int], Update] = {}
         self._known_open: dict[int, dict[int, Update]] = {}
+        self._unread = False
+        self._counted_open: dict[int, int] = {}
+        self._found_by_request: dict[tuple[int, str], Update | None] = {}
 
     def update(self, job: Job, revision: int) -> Update | None:
         """The update, or None."""
@@ -145,10 +159,16 @@ class UpdateQueries(JobQueries):
             return known
         # One that is not known is not held back.
         rows = _ONE.rows(self._direct, job_key=job.key, revision=revision)
-        return _update(job, rows[0]) if rows else None
+        update = _update(job, rows[0]) if rows else None
+        if update is not None and self._writing:
+            self._know(job, update)
+        return update
 
     def update_by_request(self, job: Job, request_id: str) -> Update | None:
         """The update that a request made, or None."""
+        place = (job.key, request_id)
+        if place in self._found_by_request:
+            return self._found_by_request.pop(place)
         rows = _BY_REQUEST.rows(self._for_updates, job_key=job.key, request_id=request_id)
         return _update(job, rows[0]) if rows else None
 
@@ -185,10 +205,29 @@ class UpdateQueries(JobQueries):
 
     def read_ahead_open(self, ids: Iterable[str]) -> None:
         """Reads jobs with their open updates at once, for when each is asked for."""
-        found = {job.key: job for job in self.read_ahead_jobs(ids)}
+        asked = list(ids)
+        jobs_ = self._ask_ahead(asked)
+        rows = _OPEN_OF.ask(self._for_updates, asked)
+        found = {job.key: job for job in jobs_()}
         self._known_open.update((key, {}) for key in found)
-        for job_key, *row in _OPEN_OF.rows(self._for_updates, list(found)):
+        for job_key, *row in rows():
             self._know(found[job_key], _update(found[job_key], row))
+
+    def _ask_of_request(self, job_id: str, request_id: str) -> Callable[[Job], None]:
+        """Asks for what accepting a request looks at, for when it is asked for."""
+        count = _OPEN_COUNT_OF.ask(self._direct, id=job_id)
+        by_request = None
+        if request_id:
+            by_request = _BY_REQUEST_OF.ask(self._direct, id=job_id, request_id=request_id)
+
+        def note(job: Job) -> None:
+            [(self._counted_open[job.key],)] = count()
+            if by_request is not None:
+                rows = by_request()
+                update = _update(job, rows[0]) if rows else None
+                self._found_by_request[job.key, request_id] = update
+
+        return note
 
     def first_open(self, job: Job) -> int | None:
         """Revision of the oldest update that is pending or delivered; None: there is none."""
@@ -214,17 +253,8 @@ class UpdateQueries(JobQueries):
         rows = _EXPIRED.rows(self._connection, now=now, limit=limit)
         return [(job_id, revision) for job_id, revision in rows]
 
-    def insert_update(self, job: Job, update: Update) -> None:
-        """Stores a new update. Its revision and its request id must not be in use.
-
-        Raises:
-            sqlalchemy.exc.IntegrityError: If one of them is.
-        """
-        _INSERT.run(self._direct, **dict(zip(_COLUMNS, _row(job, update), strict=True)))
-        self._know(job, update)
-
     def insert_updates(self, made: Iterable[tuple[Job, Update]]) -> None:
-        """Stores new updates, each of its job; as `insert_update` does.
+        """Stores new updates, each of its job. Revisions and request ids must not be in use.
 
         Raises:
             sqlalchemy.exc.IntegrityError: If a revision or request id is in use.
@@ -242,12 +272,15 @@ class UpdateQueries(JobQueries):
         Raises:
             LookupError: If there is no such update; at the end of the transaction at the latest.
         """
-        self._held_updates[job.key, update.revision] = update
+        place = (job.key, update.revision)
+        self._unread = self._unread or place not in self._known_updates
+        self._held_updates[place] = update
         self._know(job, update)
 
     def _know(self, job: Job, update: Update) -> None:
         """Notes an update as it stands, for when it is asked for."""
         self._without_updates.discard(job.key)
+        self._counted_open.pop(job.key, None)
         self._known_updates[job.key, update.revision] = update
         if (known := self._known_open.get(job.key)) is not None:
             known.pop(update.revision, None)
@@ -273,7 +306,10 @@ class UpdateQueries(JobQueries):
             for place, update in held.items()
         ]
         columns = ("job_key", "revision", *_CHANGING)
-        if change_rows(self._direct, updates, columns, rows, keys=2) < len(rows):
+        found = change_rows(self._direct, updates, columns, rows, keys=2)
+        unread, self._unread = self._unread, False
+        # What was read in this transaction is there: only for others the answer is waited for.
+        if unread and found() < len(rows):
             there = self.updates_at(list(held))
             gone = next((place, each) for place, each in held.items() if place not in there)
             raise LookupError(f"job {gone[1].job_id!r} has no update with revision {gone[0][1]}")
@@ -292,7 +328,10 @@ class UpdateQueries(JobQueries):
 
     def count_open_of(self, of: Iterable[Job]) -> dict[int, int]:
         """How many updates are pending or delivered, by job key; without those of none."""
-        rows = _OPEN_COUNTS.rows(self._connection, [job.key for job in of])
+        keys = [job.key for job in of]
+        if self._counted_open.keys() >= set(keys):
+            return {key: self._counted_open[key] for key in keys if self._counted_open[key]}
+        rows = _OPEN_COUNTS.rows(self._connection, keys)
         return {job_key: int(count) for job_key, count in rows}
 
     def scan_updates(

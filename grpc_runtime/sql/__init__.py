@@ -17,6 +17,7 @@ from grpc_runtime.sql.address import shown
 from grpc_runtime.sql.columns import KEY, DecimalText, Name, UtcTime
 from grpc_runtime.sql.database import Database
 from grpc_runtime.sql.errors import (
+    DatabaseAwayError,
     DatabaseClosedError,
     DatabaseOpenError,
     DatabaseUnavailableError,
@@ -27,6 +28,7 @@ from grpc_runtime.sql.opening import open_database
 __all__ = [
     "KEY",
     "Database",
+    "DatabaseAwayError",
     "DatabaseClosedError",
     "DatabaseOpenError",
     "DatabaseUnavailableError",

@@ -67,11 +67,12 @@ class Database(Protocol):
         ...
 
     async def listen(self, channel: str, heard: Callable[[], None]) -> None:
-        """Calls `heard` in the event loop for every notification: runs until cancelled.
+        """Calls `heard` in the event loop for every notification of others: runs until cancelled.
 
-        Also each time that it has begun to listen, since what was sent before is lost:
-        whoever looks at the database then misses nothing. Of several notifications that
-        come together some may be left out. To be used on PostgreSQL only.
+        Those of this object's own writes are left out, as far as they can be told. Also each
+        time that it has begun to listen, since what was sent before is lost: whoever looks at
+        the database then misses nothing. Of several notifications that come together some may
+        be left out. To be used on PostgreSQL only.
         """
         ...
 

@@ -3,6 +3,7 @@
 ::
 
     DatabaseOpenError           can not be opened
+    DatabaseAwayError           can not be opened now; perhaps soon
     DatabaseUnavailableError    open, but can not be read or written now
     DatabaseClosedError         closed by its owner
     UnstorableTextError         a text has a character that the database has no place for
@@ -14,6 +15,10 @@ from __future__ import annotations
 
 class DatabaseOpenError(Exception):
     """The database can not be opened. The message says why and what to do, and no secrets."""
+
+
+class DatabaseAwayError(DatabaseOpenError):
+    """The database's server does not answer, or not yet: to be tried again."""
 
 
 class DatabaseUnavailableError(Exception):

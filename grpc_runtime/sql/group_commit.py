@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from sqlalchemy.exc import DBAPIError
 
+from grpc_runtime.failpoints import reached
 from grpc_runtime.sql.errors import DatabaseClosedError, TransactionLostError
 from grpc_runtime.sql.faults import translated
 from grpc_runtime.sql.prepared import execute
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, Transaction
 
 T = TypeVar("T")
 
@@ -159,7 +160,7 @@ class GroupCommit:
             # Most that fails is refused before it has changed anything, so that there is nothing
             # to undo. Savepoints are for where there was.
             if all(self._attempt(unit) for unit in chain([group[0]], joining)):
-                transaction.commit()
+                _commit(transaction)
                 return
             transaction.rollback()
             if len(group) > 1:
@@ -177,7 +178,7 @@ class GroupCommit:
                 if not self._attempt(unit):
                     execute(self._connection, "ROLLBACK TO unit")
                 execute(self._connection, "RELEASE unit")
-            transaction.commit()
+            _commit(transaction)
         except (DBAPIError, TransactionLostError) as error:
             transaction.rollback()
             self._run_alone(group, error)
@@ -202,6 +203,12 @@ class GroupCommit:
         if not self._in_transaction():
             raise TransactionLostError("the database has undone the transaction by itself")
         return unit.error is None or self._changes() == before
+
+
+def _commit(transaction: Transaction) -> None:
+    reached("commit.before")
+    transaction.commit()
+    reached("commit.after")
 
 
 def _answer(group: Iterable[_Unit]) -> None:

@@ -19,7 +19,11 @@ _log = get_logger(__name__)
 
 
 async def listen(
-    connecting: dict[str, Any], database: str, channel: str, heard: Callable[[], None]
+    connecting: dict[str, Any],
+    database: str,
+    channel: str,
+    heard: Callable[[], None],
+    own: set[int],
 ) -> None:
     """Calls `heard` whenever there may be something new: runs until cancelled.
 
@@ -31,12 +35,14 @@ async def listen(
         database: What to call the database in logs, without secrets.
         channel: The name of the channel.
         heard: Is called in the event loop.
+        own: The server's processes whose notifications need not be heard; emptied where one of
+            them may be somebody else's by now.
     """
     import psycopg
     from psycopg import sql
 
     delay = _FIRST_DELAY
-    failing = False
+    failing = begun = False
     while True:
         try:
             connection: AsyncConnection[Any] = await psycopg.AsyncConnection.connect(
@@ -45,12 +51,17 @@ async def listen(
             async with connection:
                 await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
                 delay = _FIRST_DELAY
+                if begun:
+                    # A server that was started again may have given the numbers to others.
+                    own.clear()
+                begun = True
                 if failing:
                     failing = False
                     _log.info("hears the database again", database=database)
                 heard()
-                async for _ in connection.notifies():
-                    heard()
+                async for notification in connection.notifies():
+                    if notification.pid not in own:
+                        heard()
         except psycopg.OperationalError as error:
             if not failing:
                 failing = True

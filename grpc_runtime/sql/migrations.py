@@ -3,17 +3,18 @@
 Each file in the folder `versions` of a package is one revision: what it did is history
 and is not changed any more. A new one gets the next number, and names the one before it
 as `down_revision`.
+
+Most starts find nothing to do, and do not load Alembic to find that out.
 """
 
 from __future__ import annotations
 
 import logging
+import re
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from alembic.operations import Operations
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import inspect
 
 from grpc_runtime.logging import get_logger
@@ -21,6 +22,8 @@ from grpc_runtime.sql.errors import DatabaseOpenError
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
+
+_REVISION = re.compile(r'^revision = "([^"]+)"$', re.MULTILINE)
 
 _log = get_logger(__name__)
 
@@ -36,6 +39,12 @@ def upgrade(connection: Connection, package: ModuleType, database: str) -> None:
     Raises:
         DatabaseOpenError: If the database was made by a newer version, or by another program.
     """
+    if _is_newest(connection, package):
+        return
+    from alembic.operations import Operations
+    from alembic.runtime.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
     # It tells of each step at the level of information, before anything is done or not done.
     logging.getLogger("alembic").setLevel(logging.WARNING)
     scripts = ScriptDirectory(next(iter(package.__path__)))
@@ -71,6 +80,16 @@ def upgrade(connection: Connection, package: ModuleType, database: str) -> None:
         from_revision=", ".join(present) or None,
         to_revision=head,
     )
+
+
+def _is_newest(connection: Connection, package: ModuleType) -> bool:
+    """Whether a database has the revision with the highest number."""
+    newest = max(Path(next(iter(package.__path__)), "versions").glob("[0-9]*.py"))
+    told = _REVISION.search(newest.read_text("utf-8"))
+    if told is None or not inspect(connection).has_table("alembic_version"):
+        return False
+    found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalars().all()
+    return found == [told[1]]
 
 
 def _another(connection: Connection) -> str:

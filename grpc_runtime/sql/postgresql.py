@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from sqlalchemy import create_engine, event
 from sqlalchemy.exc import DBAPIError
 
+from grpc_runtime.failpoints import reached
 from grpc_runtime.sql.address import shown
 from grpc_runtime.sql.errors import (
+    DatabaseAwayError,
     DatabaseClosedError,
     DatabaseOpenError,
     DatabaseUnavailableError,
@@ -32,10 +34,13 @@ from grpc_runtime.sql.faults import (
 )
 from grpc_runtime.sql.listening import listen
 from grpc_runtime.sql.migrations import upgrade
+from grpc_runtime.sql.pipelining import READING, WRITING, pipelined, set_up
+from grpc_runtime.sql.prepared import send
 from grpc_runtime.sql.threads import run_in
 
 if TYPE_CHECKING:
     from sqlalchemy import URL, Connection, Engine
+    from sqlalchemy.pool import ConnectionPoolEntry
 
 T = TypeVar("T")
 
@@ -95,11 +100,10 @@ class PostgresDatabase:
         self._name = shown(url)
         defaults = {**_CONNECTING, "application_name": owner}
         self._connecting = {k: v for k, v in defaults.items() if k not in url.query}
-        self._engine = _engine(url, self._connecting)
+        self._sessions: set[int] = set()
+        self._engine = _engine(url, self._connecting, self._sessions)
         self._connecting |= self._engine.dialect.create_connect_args(url)[1]
-        self._reading = self._engine.execution_options(
-            isolation_level="REPEATABLE READ", postgresql_readonly=True
-        )
+        self._reading = self._engine.execution_options(**READING)
         try:
             with self._engine.begin() as connection:
                 # Replicas that start together do this one after the other.
@@ -109,7 +113,8 @@ class PostgresDatabase:
         except DBAPIError as error:
             self._engine.dispose()
             text, _ = advice(error) or (_CHECK_ADDRESS, None)
-            raise DatabaseOpenError(
+            kind = DatabaseAwayError if _may_pass(error) else DatabaseOpenError
+            raise kind(
                 f"can not open the database {self._name}: {text} ({one_line(error)})"
             ) from driver_error(error)
         except BaseException:
@@ -152,7 +157,7 @@ class PostgresDatabase:
 
     async def listen(self, channel: str, heard: Callable[[], None]) -> None:
         """Calls `heard` for every notification: runs until cancelled; see `Database`."""
-        await listen(self._connecting, self._name, channel, heard)
+        await listen(self._connecting, self._name, channel, heard, self._sessions)
 
     async def close(self) -> None:
         """Finishes what was begun and disconnects. May be called more than once."""
@@ -217,31 +222,45 @@ class PostgresDatabase:
             raise self._unreachable(error) from driver_error(error)
         with connection:
             session: Any = connection.connection.driver_connection
-            transaction = connection.begin()
+            is_write = engine is self._engine
+            may_be_committed = False
             try:
-                result = work(connection)
-                _check(session)
+                with pipelined(connection):
+                    connection.begin()
+                    result = work(connection)
+                    if session.closed:
+                        raise TransactionLostError(_WENT_ON)
+                    if is_write:
+                        reached("commit.before")
+                    may_be_committed = is_write
+                    end: Any = send(connection, "COMMIT")
             except BaseException as error:
                 if session.closed:
                     connection.invalidate()
                     if isinstance(error, (DBAPIError, TransactionLostError)):
+                        if may_be_committed:
+                            raise self._unknown_outcome(error) from driver_error(error)
                         raise _LostError(error) from error
+                if may_be_committed and sqlstate(error) in _UNKNOWN_OUTCOME:
+                    raise self._unknown_outcome(error) from driver_error(error)
                 # Where that fails the connection is lost, which undoes as much.
                 with contextlib.suppress(DBAPIError):
-                    transaction.rollback()
+                    connection.rollback()
                 raise
-            try:
-                transaction.commit()
-            except DBAPIError as error:
-                if session.closed or sqlstate(error) in _UNKNOWN_OUTCOME:
-                    raise DatabaseUnavailableError(
-                        f"the connection to the database {self._name} was lost during the commit: "
-                        "whether it took effect is unknown; look at what is there before you try "
-                        f"again ({one_line(error)})",
-                        None,
-                    ) from driver_error(error)
-                raise
+            if end.statusmessage != "COMMIT":
+                # The server has undone it before, and says so without an error.
+                raise TransactionLostError(_WENT_ON)
+            if is_write:
+                reached("commit.after")
             return result
+
+    def _unknown_outcome(self, error: BaseException) -> DatabaseUnavailableError:
+        return DatabaseUnavailableError(
+            f"the connection to the database {self._name} was lost during the commit: whether it "
+            f"took effect is unknown; look at what is there before you try again "
+            f"({one_line(error)})",
+            None,
+        )
 
     def _unreachable(self, error: Exception) -> DatabaseUnavailableError:
         return DatabaseUnavailableError(
@@ -258,18 +277,27 @@ _CHECK_ADDRESS = (
     "check that the server runs, and the host, port, user, password and name in the address"
 )
 
+_TRANSIENT = ("starting up", "shutting down", "recovery", "too many", "reserved")
+"""In what a server says that turns a connection down for now."""
+
+_COMING = frozenset({"53300", "57P01", "57P02", "57P03"})
+"""SQLSTATEs of the same."""
+
 _UNKNOWN_OUTCOME = frozenset({"08007", "40003"})
 """SQLSTATEs by which a server between says that it does not know what became of a commit."""
 
 
-def _engine(url: URL, connecting: dict[str, Any]) -> Engine:
+def _engine(url: URL, connecting: dict[str, Any], sessions: set[int]) -> Engine:
+    """The engine; `sessions` are kept to be the server's processes of its connections."""
     try:
         engine = create_engine(
             url,
             connect_args=dict(connecting),
             pool_size=THREADS,
             max_overflow=0,
-            isolation_level="READ COMMITTED",
+            # Transactions are begun by what runs in a pipeline, not by the driver, which waits.
+            isolation_level="AUTOCOMMIT",
+            execution_options=WRITING,
             # Asks the server for a type that is not used here.
             use_native_hstore=False,
             # Values are the users' own: they belong into no log.
@@ -282,21 +310,35 @@ def _engine(url: URL, connecting: dict[str, Any]) -> Engine:
         ) from error
 
     @event.listens_for(engine, "connect")
-    def set_up(connection: Any, _record: object) -> None:
-        connection.execute(f"SET lock_timeout = '{LOCK_SECONDS}s'")
+    def connected(connection: Any, record: ConnectionPoolEntry) -> None:
+        [(_, session)] = connection.execute(
+            "SELECT set_config('lock_timeout', %s, false), pg_backend_pid()", [f"{LOCK_SECONDS}s"]
+        )
         # Outside of the transaction that the first statement has begun.
         connection.commit()
+        record.info["session"] = session
+        sessions.add(session)
 
+    @event.listens_for(engine, "close")
+    def closed(_connection: object, record: ConnectionPoolEntry) -> None:
+        sessions.discard(record.info.get("session", 0))
+
+    set_up(engine)
     return engine
 
 
-def _check(session: Any) -> None:
-    """Notices a transaction that the server has undone: its commit would do nothing, silently."""
-    from psycopg.pq import TransactionStatus
+def _may_pass(error: DBAPIError) -> bool:
+    """Whether a server that could not be connected to may be there later.
 
-    # Idle if work has run no statement.
-    if session.info.transaction_status not in (TransactionStatus.INTRANS, TransactionStatus.IDLE):
-        raise TransactionLostError(
-            "work went on after an error had undone its transaction; let the error through, or "
-            "guard the statement with begin_nested()"
-        )
+    The driver tells only in words whether a server has answered.
+    """
+    if sqlstate(error) is not None:
+        return sqlstate(error) in _COMING
+    said = one_line(error)
+    return "FATAL" not in said or any(words in said for words in _TRANSIENT)
+
+
+_WENT_ON = (
+    "work went on after an error had undone its transaction; let the error through, or guard the "
+    "statement with begin_nested()"
+)

@@ -2,12 +2,17 @@
 
 SQLAlchemy's own way of running a statement costs about ten times what SQLite needs for
 it, which adds up in the short transactions that every update goes through.
+
+PostgreSQL is asked in a pipeline: a statement whose answer nobody has to see yet is sent and not
+waited for, so that it shares its way to the server with those after it. If it fails, the
+next one that is waited for says so, or else the commit.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import Select
 from sqlalchemy.exc import DBAPIError
@@ -33,13 +38,27 @@ class Prepared:
         Returns:
             Its rows as sequences, the values converted as the types of the columns say.
         """
+        return self.ask(connection, **values)()
+
+    def ask(self, connection: Connection, **values: Any) -> Callable[[], Sequence[Any]]:
+        """Runs a select, for `rows` or whatever else is waited for to wait for it too.
+
+        Returns:
+            Gives the rows, once.
+        """
         form = self._form(connection.dialect)
-        return form.rows(execute(connection, form.sql, form.parameters(values)))
+        cursor = send(connection, form.sql, form.parameters(values))
+        return lambda: form.rows(connection, cursor)
 
     def run(self, connection: Connection, **values: Any) -> int:
         """Runs a statement that returns no rows; returns how many it has changed."""
         form = self._form(connection.dialect)
         return execute(connection, form.sql, form.parameters(values)).rowcount
+
+    def send(self, connection: Connection, **values: Any) -> None:
+        """Runs a statement that returns no rows, without waiting for it where it can be helped."""
+        form = self._form(connection.dialect)
+        send(connection, form.sql, form.parameters(values))
 
     def _form(self, dialect: Dialect) -> _Form:
         form = self._forms.get(dialect.name)
@@ -80,11 +99,14 @@ class _Form:
             return values
         return [values[name] for name in self._names]
 
-    def rows(self, cursor: DBAPICursor) -> Sequence[Any]:
+    def rows(self, connection: Connection, cursor: DBAPICursor) -> Sequence[Any]:
         """The rows of a result with their values converted."""
+        try:
+            found = cursor.fetchall()
+        except connection.dialect.loaded_dbapi.Error as error:
+            raise wrapped(connection, self.sql, error) from error
         if self._from_database is None:
             self._from_database = self._converters(cursor)
-        found = cursor.fetchall()
         if not self._from_database:
             return found
         rows = [list(row) for row in found]
@@ -116,13 +138,51 @@ def execute(connection: Connection, sql: str, parameters: Any = ()) -> DBAPICurs
     Raises:
         sqlalchemy.exc.DBAPIError: As if SQLAlchemy had run it.
     """
-    error_class = connection.dialect.loaded_dbapi.Error
+    cursor = send(connection, sql, parameters)
+    answered(connection)
+    return cursor
+
+
+def send(connection: Connection, sql: str, parameters: Any = ()) -> DBAPICursor:
+    """Runs a statement by the driver alone, without waiting for it where it can be helped.
+
+    Takes and raises what `execute` does; an error may come with a later statement as well.
+    """
     try:
         cursor = connection.connection.cursor()
         cursor.execute(sql, parameters)
-    except error_class as error:
-        wrapped = DBAPIError.instance(
-            sql, None, error, error_class, hide_parameters=True, dialect=connection.dialect
-        )
-        raise wrapped from error
+    except connection.dialect.loaded_dbapi.Error as error:
+        raise wrapped(connection, sql, error) from error
     return cursor
+
+
+def answered(connection: Connection) -> None:
+    """Waits for the answers to all that was sent.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: If a statement has failed that nobody had waited for.
+    """
+    if (pipeline := connection.info.get(PIPELINE)) is not None:
+        try:
+            pipeline.sync()
+        except connection.dialect.loaded_dbapi.Error as error:
+            raise wrapped(connection, "a statement sent before", error) from error
+
+
+PIPELINE = "pipeline"
+"""Where a connection's `info` has the driver's pipeline, while there is one."""
+
+
+def wrapped(connection: Connection, sql: str, error: Exception) -> DBAPIError:
+    """A driver's error as SQLAlchemy would raise it; what comes after it is run again."""
+    error_class = connection.dialect.loaded_dbapi.Error
+    if (pipeline := connection.info.get(PIPELINE)) is not None:
+        # Until then the server skips whatever it is sent, such as the way back to a savepoint.
+        with contextlib.suppress(error_class):
+            pipeline.sync()
+    return cast(
+        DBAPIError,
+        DBAPIError.instance(
+            sql, None, error, error_class, hide_parameters=True, dialect=connection.dialect
+        ),
+    )

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Final
 from grpc_runtime.logging import get_logger
 from midcourse.control.v1 import job_pb2, update_pb2
 from trainer_agent.agent.background import Background
-from trainer_agent.agent.connector import OpenChannel, own_channel
 from trainer_agent.identity import new_instance_id
 from trainer_agent.parameters import Boundary
 from trainer_agent.simulate.curve import LossCurve
@@ -27,6 +26,7 @@ from trainer_agent.steering.session import HOLD_SECONDS, SteeringSession
 if TYPE_CHECKING:
     from midcourse.agent.v1 import session_pb2
     from midcourse.link.v1 import link_pb2
+    from trainer_agent.agent.connector import OpenChannel
     from trainer_agent.agent.ledger import AgentIdentity
     from trainer_agent.agent.relay import Relay
     from trainer_agent.parameters import Value
@@ -99,7 +99,7 @@ class LightJob:
         spec: LightJobSpec,
         identity: AgentIdentity,
         *,
-        open_channel: OpenChannel = own_channel,
+        open_channel: OpenChannel | None = None,
         changed: Callable[[], None] = lambda: None,
     ) -> None:
         """Prepares a job.
@@ -107,7 +107,7 @@ class LightJob:
         Args:
             spec: What it is like.
             identity: Who serves it.
-            open_channel: Opens the channel of each of its sessions.
+            open_channel: Opens the channel of each of its sessions; None: one of its own.
             changed: Is called whenever something may be different.
 
         Raises:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, overload
 
-from trainer_agent.agent.connector import own_channel
 from trainer_agent.agent.ledger import AgentIdentity
 from trainer_agent.identity import check_job_id
 from trainer_agent.simulate.channels import SharedChannels
@@ -136,7 +135,7 @@ class LightJobs(Sequence[LightJob]):
                     **optional,
                 ),
                 AgentIdentity(new_agent_id(), version, host),
-                open_channel=own_channel if self._channels is None else self._channels.open,
+                open_channel=None if self._channels is None else self._channels.open,
                 changed=self._changed.set,
             )
             for number in range(first, first + count)

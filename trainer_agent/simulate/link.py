@@ -47,7 +47,7 @@ class DirectLink:
         identity: AgentIdentity,
         background: Background,
         events: LinkEvents,
-        open_channel: OpenChannel,
+        open_channel: OpenChannel | None,
     ) -> None:
         """Prepares the agent's part for what ``hello`` says now."""
         said = hello()
