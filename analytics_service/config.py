@@ -105,6 +105,9 @@ class AnalyticsSettings(ServiceSettings, env_prefix="MIDCOURSE_ANALYTICS_"):
     retain_usage_days: float = Field(
         default=400.0, ge=0, le=36_500, description="Days that usage is kept; 0: for ever."
     )
+    retain_audit_days: float = Field(
+        default=365.0, ge=0, le=36_500, description="Days that audit records are kept; 0: for ever."
+    )
 
     @field_validator("default_model", "catalogue", mode="before")
     @classmethod

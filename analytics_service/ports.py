@@ -17,6 +17,7 @@ from analytics_service.usage.records import (
     UsageRecord,
     UsageSummary,
 )
+from grpc_runtime.audit.log import AuditStore
 
 Clock: TypeAlias = Callable[[], datetime]
 """Tells the time, with UTC as its zone."""
@@ -84,7 +85,7 @@ class SessionCursor:
     id: str
 
 
-class Store(Protocol):
+class Store(AuditStore, Protocol):
     """Durable state. Every method is one transaction; a write returns when it is on disk.
 
     Refusals are `analytics_service.errors.Refusal`. Any method may refuse with
@@ -97,6 +98,9 @@ class Store(Protocol):
     spent + reserved + its reservation would exceed the limit. So limits hold however many
     calls and replicas there are, as long as reservations are upper bounds. Setting a limit
     counts what was spent in its span before.
+
+    The record of a change that a caller has asked for is committed with the change: there is
+    neither without the other.
     """
 
     async def create_session(self, session: Session) -> None:
@@ -211,6 +215,9 @@ class Store(Protocol):
         Sessions go by when they were last updated and never while busy, usage by its time.
         Usage of the present month stays: budgets are made of it.
         """
+
+    async def prune_audit_records(self, before: datetime, limit: int) -> int:
+        """Deletes at most `limit` records before a time; returns how many were deleted."""
 
     async def close(self) -> None:
         """Finishes what was begun and closes the database. May be called more than once."""

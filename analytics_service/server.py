@@ -29,6 +29,7 @@ from analytics_service.ids import new_id
 from analytics_service.providers import local
 from analytics_service.providers.registry import Providers
 from analytics_service.providers.retry import RetryPolicy
+from analytics_service.rpc.auditing import RECORDER
 from analytics_service.rpc.errors import DOMAIN, code_of, translate
 from analytics_service.rpc.policies import POLICY
 from analytics_service.rpc.servicer import AnalyticsServicer, UseCases
@@ -39,9 +40,10 @@ from analytics_service.usage.prices import PriceBook
 from analytics_service.usage.service import UsageService
 from control_plane.client import Client
 from grpc_runtime import security
+from grpc_runtime.audit.log import AuditLog
 from grpc_runtime.bearer import BearerAuthenticator
 from grpc_runtime.client.credentials import Credentials
-from grpc_runtime.limits import CallLimits
+from grpc_runtime.limits import CallLimits, Strangers
 from grpc_runtime.listen import check_free
 from grpc_runtime.logging import configure_logging
 from grpc_runtime.observe import observing
@@ -93,6 +95,8 @@ class Analytics:
         self.service = service
         self._store = store
         self._clock = clock
+        self.audit = AuditLog(store, clock, _is_away)
+        service.observe(RECORDER.refused_calls(self.audit))
         self._catalogue = loaded.catalogue
         self.providers = Providers(
             self._catalogue.providers,
@@ -142,6 +146,7 @@ class Analytics:
                     chat=self.chat,
                     sessions=SessionService(store, clock, self.chat.choose, new_id),
                     usage=UsageService(store, self._catalogue, clock),
+                    audit=self.audit,
                     advice=Advice(store, self.models, clock, settings.max_output_tokens),
                     models=self.models,
                 )
@@ -190,6 +195,7 @@ class Analytics:
                 asyncio.create_task(self.upkeep.run(), name="upkeep"),
                 asyncio.create_task(self.chat.watch_cancels(), name="cancels"),
                 asyncio.create_task(self.chat.write_late(), name="late writes"),
+                asyncio.create_task(self.audit.run(), name="audit"),
             ]
             for chore in chores:
                 chore.add_done_callback(self._chore_ended)
@@ -205,6 +211,12 @@ class Analytics:
             await asyncio.gather(*chores, return_exceptions=True)
             await self.providers.close()
             self._plane.close()
+            try:
+                await self.audit.close()
+            except Refusal as refusal:
+                if not _is_away(refusal):
+                    raise
+                _log.warning("the store is away at the end", error=refusal.message)
             await self._store.close()
 
     def _toolbox(self, caller: Caller, jobs: Sequence[str]) -> Toolbox:
@@ -254,6 +266,7 @@ class Analytics:
             translate=translate,
             policy=POLICY,
             limits=CallLimits(calls_per_second=settings.max_calls_per_second),
+            strangers=Strangers(settings.max_strangers_per_second),
             tls=security.tls_files(settings),
             insecure=settings.insecure,
             max_message_bytes=settings.max_message_bytes,
@@ -261,7 +274,7 @@ class Analytics:
             health_address=settings.health_listen,
         )
         await check_free(service.address)
-        store = await open_store(settings.database, clock=clock)
+        store = await open_store(settings.database, clock=clock, entry_now=RECORDER.entry_now)
         try:
             made = cls(settings, loaded, store, service, clock, bearer)
         except BaseException:
@@ -272,6 +285,10 @@ class Analytics:
             made.running() as analytics,
         ):
             yield analytics
+
+
+def _is_away(error: Exception) -> bool:
+    return isinstance(error, Refusal) and error.reason is Reason.STORE_UNAVAILABLE
 
 
 def _plane_credentials(settings: AnalyticsSettings) -> Credentials:
@@ -324,7 +341,11 @@ def _retention(settings: AnalyticsSettings) -> Retention:
     def days(number: float) -> timedelta | None:
         return timedelta(days=number) if number > 0 else None
 
-    return Retention(days(settings.retain_sessions_days), days(settings.retain_usage_days))
+    return Retention(
+        days(settings.retain_sessions_days),
+        days(settings.retain_usage_days),
+        days(settings.retain_audit_days),
+    )
 
 
 async def _serve(settings: AnalyticsSettings) -> None:

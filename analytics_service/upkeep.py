@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -27,10 +28,12 @@ class Retention:
     Attributes:
         sessions: Sessions, after they were last used.
         usage: Usage records.
+        audit: The record of who changed what.
     """
 
     sessions: timedelta | None
     usage: timedelta | None
+    audit: timedelta | None = None
 
 
 class Upkeep:
@@ -87,17 +90,26 @@ class Upkeep:
 
     async def _prune(self) -> None:
         now = self._clock()
-        sessions, usage = self._retention.sessions, self._retention.usage
-        if sessions is None and usage is None:
-            return
-        deleted = PRUNE_ROWS
+        kept = self._retention
         total = 0
-        while deleted >= PRUNE_ROWS:
-            deleted = await self._store.prune(
-                sessions_before=None if sessions is None else now - sessions,
-                usage_before=None if usage is None else now - usage,
-                limit=PRUNE_ROWS,
+        if kept.sessions is not None or kept.usage is not None:
+            total += await _repeat(
+                lambda: self._store.prune(
+                    sessions_before=None if kept.sessions is None else now - kept.sessions,
+                    usage_before=None if kept.usage is None else now - kept.usage,
+                    limit=PRUNE_ROWS,
+                )
             )
-            total += deleted
+        if (audit := kept.audit) is not None:
+            total += await _repeat(lambda: self._store.prune_audit_records(now - audit, PRUNE_ROWS))
         if total:
             _log.info("deleted what was old", rows=total)
+
+
+async def _repeat(delete: Callable[[], Awaitable[int]]) -> int:
+    """Deletes bit by bit, as long as there is more; returns how many were deleted."""
+    total = deleted = await delete()
+    while deleted >= PRUNE_ROWS:
+        deleted = await delete()
+        total += deleted
+    return total

@@ -9,10 +9,11 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
-from control_plane.domain.audit import AuditRecord
 from control_plane.server import token_service, utc_now
-from control_plane.services.audit import AuditedStore, Entry
+from control_plane.services.audit import AuditedStore
 from control_plane.store import open_store
+from grpc_runtime.audit.log import Entry
+from grpc_runtime.audit.records import AuditRecord
 
 if TYPE_CHECKING:
     from control_plane.services.access import TokenService

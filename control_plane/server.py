@@ -14,28 +14,31 @@ from control_plane.domain.errors import Reason, Refusal
 from control_plane.measuring import Levels, MeasuredStore, UpdateMetrics
 from control_plane.rpc.access_servicer import AccessServicer, Tokens
 from control_plane.rpc.agent_servicer import AgentServicer
-from control_plane.rpc.auditing import RefusedCalls, entry_now
+from control_plane.rpc.auditing import RECORDER
 from control_plane.rpc.control_servicer import ControlPlaneServicer, UseCases
 from control_plane.rpc.errors import DOMAIN, translate
 from control_plane.rpc.policies import POLICY, WATCHES, scope_now
 from control_plane.services.access import Secrets, TokenService
-from control_plane.services.agent_session import SessionLimits
-from control_plane.services.audit import AuditedStore, AuditLog
+from control_plane.services.audit import AuditedStore, AuditRecords
 from control_plane.services.batches import BatchService
 from control_plane.services.bus import LocalBus
 from control_plane.services.history import HistoryService
 from control_plane.services.jobs import JobService
 from control_plane.services.metrics import MetricsService
 from control_plane.services.passing import ObservedStore, UpdateObserver
+from control_plane.services.readiness import WatchedStore
 from control_plane.services.scoped import ScopedStore
+from control_plane.services.session_parts import SessionLimits
 from control_plane.services.sessions import SessionService
 from control_plane.services.telemetry import TelemetryHub
 from control_plane.services.updates import UpdateService
 from control_plane.services.upkeep import Retention, Upkeep
 from control_plane.services.watch import WatchService
 from control_plane.store import open_store
+from grpc_runtime import failpoints
+from grpc_runtime.audit.log import AuditLog
 from grpc_runtime.bearer import BearerAuthenticator, digest, new_secret
-from grpc_runtime.limits import CallLimits, OpenLimit
+from grpc_runtime.limits import CallLimits, OpenLimit, Strangers
 from grpc_runtime.listen import check_free
 from grpc_runtime.logging import configure_logging
 from grpc_runtime.observe import Observation, observing
@@ -58,6 +61,16 @@ _UNOBSERVED = Observation()
 def utc_now() -> datetime:
     """The time."""
     return datetime.now(UTC)
+
+
+class FailingBus(LocalBus):
+    """A bus that passes the places where a test can have this process fail."""
+
+    def notify(self, topic: str) -> None:
+        """Wakes everybody who is subscribed to the topic."""
+        failpoints.reached("wakeup.before")
+        super().notify(topic)
+        failpoints.reached("wakeup.after")
 
 
 def token_service(store: Store, clock: Clock) -> TokenService:
@@ -85,6 +98,7 @@ class ControlPlane:
         """Puts the parts together; nothing runs before `running`."""
         self.settings = settings
         self.observation = observation
+        store = self._watched = WatchedStore(store)
         observers: list[UpdateObserver] = []
         if observation.tracer is not None:
             # Imported where it is wanted: what it needs is an extra.
@@ -96,16 +110,16 @@ class ControlPlane:
             store = MeasuredStore(store, observation.registry)
         if observers:
             store = ObservedStore(store, observers)
-        self.audit = AuditLog(store, clock)
-        service.observe(RefusedCalls(self.audit))
-        store = AuditedStore(store, clock, entry_now)
+        self.audit = AuditLog(AuditRecords(store), clock, _is_away)
+        service.observe(RECORDER.refused_calls(self.audit))
+        store = AuditedStore(store, clock, RECORDER.entry_now)
         self.tokens = token_service(store, clock)
         self.tokens.on_revoked(service.end_calls)
         if bearer is not None:
             bearer.verifier = Tokens(self.tokens)
             self.tokens.on_revoked(bearer.forget)
         everything, store = store, ScopedStore(store, scope_now)
-        self.bus = LocalBus()
+        self.bus = FailingBus() if failpoints.armed() else LocalBus()
         self.telemetry = TelemetryHub(
             everything,
             clock,
@@ -113,7 +127,9 @@ class ControlPlane:
             max_pending_samples=settings.max_pending_samples,
         )
         self.sessions = SessionService(
-            *(store, clock, self.bus, self.telemetry, _limits(settings)), everything=everything
+            *(store, clock, self.bus, self.telemetry, _limits(settings)),
+            everything=everything,
+            scope_now=scope_now,
         )
         self.jobs = JobService(store, clock, self.bus, self.telemetry, self.sessions.connected)
         self.updates = UpdateService(
@@ -161,6 +177,7 @@ class ControlPlane:
             asyncio.create_task(self.tokens.run(), name="tokens"),
             asyncio.create_task(self.audit.run(), name="audit"),
             asyncio.create_task(self._store.follow(self.bus.hear), name="follower"),
+            asyncio.create_task(self._watched.run(self.service.ready), name="readiness"),
         ]
         for chore in chores:
             chore.add_done_callback(self._chore_ended)
@@ -214,14 +231,23 @@ class ControlPlane:
         bearer = BearerAuthenticator()
         service = _service(settings, bearer)
         await check_free(service.address)
-        store = await open_store(settings.database, poll_interval=settings.poll_interval)
-        async with (
-            observing(settings, service, "midcourse-control-plane") as observation,
-            cls(
-                settings, store, service, bearer=bearer, observation=observation
-            ).running() as plane,
-        ):
-            yield plane
+        async with service.not_yet_serving():
+            store = await open_store(
+                settings.database,
+                poll_interval=settings.poll_interval,
+                patience=settings.database_patience,
+            )
+            async with (
+                observing(settings, service, "midcourse-control-plane") as observation,
+                cls(
+                    settings, store, service, bearer=bearer, observation=observation
+                ).running() as plane,
+            ):
+                yield plane
+
+
+def _is_away(error: Exception) -> bool:
+    return isinstance(error, Refusal) and error.reason is Reason.STORE_UNAVAILABLE
 
 
 def _service(settings: ServerSettings, bearer: BearerAuthenticator) -> Service:
@@ -239,6 +265,7 @@ def _service(settings: ServerSettings, bearer: BearerAuthenticator) -> Service:
                 most_per_principal=settings.max_watches_per_principal,
             ),
         ),
+        strangers=Strangers(settings.max_strangers_per_second),
         tls=tls_files(settings),
         insecure=settings.insecure,
         max_message_bytes=settings.max_message_bytes,
@@ -265,6 +292,7 @@ def _retention(settings: ServerSettings) -> Retention:
         days(settings.retain_samples_days),
         days(settings.retain_events_days),
         days(settings.retain_audit_days),
+        days(settings.retain_tokens_days),
     )
 
 

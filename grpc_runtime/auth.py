@@ -47,12 +47,15 @@ class Caller:
         metadata: Invocation metadata in order; keys are lower case, ``-bin`` values are bytes.
         peer: gRPC's name of the other end, such as ``ipv4:127.0.0.1:51234`` or ``unix:``.
         auth_context: Properties of the TLS peer; empty on a plain connection.
+        strangers: What it is to be refused with if finding out whether its credentials are good
+            would take more than to look at what is remembered; None: it may take that.
     """
 
     method: str
     metadata: Sequence[tuple[str, str | bytes]]
     peer: str
     auth_context: Mapping[str, Iterable[bytes]]
+    strangers: StatusError | None = None
 
 
 class Authenticator(Protocol):
@@ -219,8 +222,30 @@ def is_local_peer(peer: str) -> bool:
         return True
     if scheme not in ("ipv4", "ipv6"):
         return False
-    host = unquote(rest).rpartition(":")[0].strip("[]").partition("%")[0]
-    return is_loopback(host)
+    return is_loopback(_host(rest))
+
+
+def host_of(peer: str) -> str:
+    """Returns where gRPC's name of a peer comes from, without what it can choose freely.
+
+    That is an IPv4 address, or the 64 bits of an IPv6 address that mean a network; whoever has one
+    of its addresses has all of them. What is no address is returned as it is.
+    """
+    scheme, _, rest = peer.partition(":")
+    if scheme not in ("ipv4", "ipv6"):
+        return scheme if scheme in ("unix", "unix-abstract") else peer
+    try:
+        address = ipaddress.ip_address(_host(rest))
+    except ValueError:
+        return peer
+    address = getattr(address, "ipv4_mapped", None) or address
+    if address.version == 4 or address.is_loopback:
+        return str(address)
+    return str(ipaddress.ip_network((address, 64), strict=False))
+
+
+def _host(rest: str) -> str:
+    return unquote(rest).rpartition(":")[0].strip("[]").partition("%")[0]
 
 
 @functools.lru_cache(maxsize=1024)

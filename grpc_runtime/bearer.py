@@ -73,8 +73,9 @@ class TokenVerifier(Protocol):
 class BearerAuthenticator:
     """Knows callers by the token that they send as ``authorization: Bearer SECRET``.
 
-    Who was told from a secret is remembered for two seconds: so long may a token that is revoked
+    Who was told from a secret is believed for two seconds: so long may a token that is revoked
     by another process still be taken. One that is revoked by this process is to be forgotten.
+    Secrets that were good are looked at again however many strangers come from the same address.
     """
 
     verifies = True
@@ -111,10 +112,18 @@ class BearerAuthenticator:
         now = self._clock()
         if known is not None and now < known[1]:
             return known[0]
+        if known is None and caller.strangers is not None:
+            raise caller.strangers
+        try:
+            principal = await self._require_verifier().principal(secret)
+        except Exception:
+            # Also where it could not be looked at: it is not known to be good any more.
+            self._known.pop(key, None)
+            raise
+        # The last to be looked at is the last to be forgotten.
         self._known.pop(key, None)
-        principal = await self._require_verifier().principal(secret)
         if len(self._known) >= _CACHE_SIZE:
-            self._known.clear()
+            del self._known[next(iter(self._known))]
         # Counted from before it was looked at.
         self._known[key] = (principal, now + self._cache_seconds)
         return principal

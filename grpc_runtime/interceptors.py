@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import structlog
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from grpc_runtime import errors
 from grpc_runtime.auth import Authenticator, Caller, CallInfo, Kept, Principal, bind_call
 from grpc_runtime.errors import REQUEST_ID_KEY, StatusError
+from grpc_runtime.limits import TOO_MANY_STRANGERS, Strangers
 from grpc_runtime.logging import get_logger
 from grpc_runtime.observing import CallObserver, FinishedCall
 from grpc_runtime.open_calls import OpenCall, OpenCalls
+from grpc_runtime.texts import field_with_nul, replace_nul
 
 if TYPE_CHECKING:
     from grpc_runtime.limits import CallLimits
@@ -32,7 +34,8 @@ _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/=+-]{1,128}")
 _SERVER_FAULTS = frozenset(
     {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS}
 )
-# Probes and tools call these all the time; nobody reads about it.
+# Probes and tools call these all the time; nobody reads about it. Nor about the calls of strangers
+# beyond so many: that there are some is logged now and then.
 _QUIET_PREFIXES = ("/grpc.health.", "/grpc.reflection.")
 _LOGGED_METHOD_LENGTH = 200
 _TRACE_PARENT_KEY = "traceparent"
@@ -60,6 +63,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         translate: Translate | None = None,
         policy: Policy | None = None,
         limits: CallLimits | None = None,
+        strangers: Strangers | None = None,
     ) -> None:
         """Makes an interceptor.
 
@@ -69,12 +73,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             translate: Maps the service's own exceptions.
             policy: Decides who may call which method; None: who is known may call all of them.
             limits: How many calls are taken on; None: any number.
+            strangers: How many calls without valid credentials are; None: any number.
         """
         self._authenticator = authenticator
         self._domain = domain
         self._translate = translate
         self._policy = policy
         self._limits = limits
+        self._strangers = strangers
         self.observers: list[CallObserver] = []
         self.open_calls = OpenCalls()
 
@@ -98,7 +104,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _wrap_unary_response(self, handler: Any, details: grpc.HandlerCallDetails) -> Any:
         streaming = handler.request_streaming
         behavior = handler.stream_unary if streaming else handler.unary_unary
-        read = _reader(handler.request_deserializer, details.method)
+        read = _reader(handler.request_deserializer, details.method, is_one_of_many=streaming)
         serialize = handler.response_serializer
 
         async def unary_response(request: Any, context: Any) -> Any:
@@ -121,7 +127,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     ) -> Any:
         streaming = handler.request_streaming
         behavior = handler.stream_stream if streaming else handler.unary_stream
-        read = _reader(handler.request_deserializer, details.method)
+        read = _reader(handler.request_deserializer, details.method, is_one_of_many=streaming)
 
         async def stream_response(request: Any, context: Any) -> None:
             call = _Call(details, context, None if streaming else lambda: read(request), known)
@@ -188,7 +194,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         """
         if self._policy is not None and call.known and self._policy.is_open(call.method):
             return
-        call.principal = principal = await self._authenticator.authenticate(call.caller())
+        call.principal = principal = await self._principal(call)
         bind_call(
             CallInfo(
                 call.method,
@@ -205,6 +211,26 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             call.is_counted = self._limits.enter(principal.name, call.method)
         if principal.credential:
             call.opened = self.open_calls.enter(principal.credential)
+
+    async def _principal(self, call: _Call) -> Principal:
+        """Finds out who calls.
+
+        Raises:
+            Exception: It has no valid credentials, or that can not be told.
+        """
+        strangers = self._strangers
+        if strangers is None:
+            return await self._authenticator.authenticate(call.caller(None))
+        try:
+            return await self._authenticator.authenticate(call.caller(strangers.refusal(call.peer)))
+        except Exception as error:
+            status = self._status_error(error, call.request_id)
+            if (
+                status.code is grpc.StatusCode.UNAUTHENTICATED
+                or status.reason == TOO_MANY_STRANGERS
+            ) and (too_many := strangers.failed(call.peer)):
+                raise too_many from None
+            raise
 
     def _leave(self, call: _Call) -> None:
         if call.is_counted and self._limits is not None and call.principal is not None:
@@ -292,8 +318,10 @@ class _Call:
         context.set_trailing_metadata(((REQUEST_ID_KEY, self.request_id),))
         structlog.contextvars.bind_contextvars(request_id=self.request_id)
 
-    def caller(self) -> Caller:
-        return Caller(self.method, self._metadata, self.peer, self._context.auth_context())
+    def caller(self, strangers: StatusError | None) -> Caller:
+        return Caller(
+            self.method, self._metadata, self.peer, self._context.auth_context(), strangers
+        )
 
     def take(self) -> Any:
         """Reads the request.
@@ -346,7 +374,7 @@ class _Call:
             event.update(reason=error.reason, error=error.message)
         if code in _SERVER_FAULTS:
             _log.error("rpc", exc_info=fault, **event)
-        elif method.startswith(_QUIET_PREFIXES):
+        elif method.startswith(_QUIET_PREFIXES) or event.get("reason") == TOO_MANY_STRANGERS:
             _log.debug("rpc", **event)
         else:
             _log.info("rpc", **event)
@@ -398,20 +426,35 @@ def _internal_error(request_id: str) -> StatusError:
     )
 
 
-def _reader(deserialize: Callable[[bytes], Any] | None, method: str) -> Callable[[bytes], Any]:
-    """Returns a deserializer whose failures are the caller's INVALID_ARGUMENT."""
+def _reader(
+    deserialize: Callable[[bytes], Any] | None, method: str, *, is_one_of_many: bool
+) -> Callable[[bytes], Any]:
+    """Returns a deserializer whose failures are the caller's INVALID_ARGUMENT.
+
+    No text that it returns has a NUL, which not every database takes. A request with one is
+    refused; in a stream of requests, where that would be the end of all the others, each NUL is
+    replaced by U+FFFD.
+    """
 
     def read(raw: bytes) -> Any:
         if deserialize is None:
             return raw
         try:
-            return deserialize(raw)
+            request = deserialize(raw)
         except (DecodeError, ValueError) as error:
             raise StatusError(
                 grpc.StatusCode.INVALID_ARGUMENT,
                 f"the request is not a readable message of the type that {method} takes",
                 reason="MALFORMED_REQUEST",
             ) from error
+        if b"\0" in raw and isinstance(request, Message):
+            if is_one_of_many:
+                replace_nul(request)
+            elif field := field_with_nul(request):
+                raise errors.invalid_argument(
+                    field, "got a NUL character (U+0000), allowed: a text without one"
+                )
+        return request
 
     return read
 

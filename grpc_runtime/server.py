@@ -29,7 +29,7 @@ from grpc_runtime.options import MAX_MESSAGE_BYTES, server_options
 from grpc_runtime.reflection import reflection_handlers
 
 if TYPE_CHECKING:
-    from grpc_runtime.limits import CallLimits
+    from grpc_runtime.limits import CallLimits, Strangers
     from grpc_runtime.observing import CallObserver
     from grpc_runtime.policy import Policy
     from grpc_runtime.tls import TlsFiles
@@ -64,6 +64,7 @@ class Service:
         translate: Translate | None = None,
         policy: Policy | None = None,
         limits: CallLimits | None = None,
+        strangers: Strangers | None = None,
         tls: TlsFiles | None = None,
         insecure: bool = False,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
@@ -81,6 +82,7 @@ class Service:
             translate: Maps the service's own exceptions to API errors.
             policy: Decides who may call which method; None: who is known may call all of them.
             limits: How many calls are taken on; None: any number.
+            strangers: How many calls without valid credentials are; None: any number.
             tls: Certificate and key; None for plain connections.
             insecure: Listen beyond loopback without TLS or authentication all the same.
             max_message_bytes: Largest message to take or to send.
@@ -105,7 +107,12 @@ class Service:
         )
         self._authenticator = authenticator
         self._interceptor = CallInterceptor(
-            authenticator, domain=domain, translate=translate, policy=policy, limits=limits
+            authenticator,
+            domain=domain,
+            translate=translate,
+            policy=policy,
+            limits=limits,
+            strangers=strangers,
         )
         self._tls = tls
         self._options = server_options(max_message_bytes=max_message_bytes)
@@ -180,18 +187,9 @@ class Service:
         """
         if self._server is not None:
             raise RuntimeError("a Service can be started once only")
-        if self._health_only is not None:
-            # The first to listen and the last to stop: a probe has an answer at all times.
-            await self._health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
-            await self._health_only.start()
-        try:
+        async with self.not_yet_serving():
             self._server = await self._open()
-        except BaseException:
-            if self._health_only is not None:
-                await self._health_only.stop(0)
-            raise
-        for name in self.service_names:
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        await self.ready(True)
         if self._health_only is not None:
             await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
         self._supervision = asyncio.create_task(self._supervise())
@@ -200,6 +198,36 @@ class Service:
             self._looking = asyncio.create_task(watching)
         _log.info("serving", address=str(self._address), services=list(self.service_names))
         return self._address
+
+    @contextlib.asynccontextmanager
+    async def not_yet_serving(self) -> AsyncIterator[None]:
+        """Answers health checks with NOT_SERVING, where they have an address of their own.
+
+        From here on, until the service has stopped, or the block has failed.
+
+        Raises:
+            ListenError: That address cannot be listened on.
+        """
+        if self._health_only is not None and self._health_only._server is None:  # noqa: SLF001 - of this very class
+            # The first to listen and the last to stop: a probe has an answer at all times.
+            await self._health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+            await self._health_only.start()
+        try:
+            yield
+        except BaseException:
+            if self._health_only is not None:
+                await self._health_only.stop(0)
+            raise
+
+    async def ready(self, is_ready: bool) -> None:
+        """Has health checks of the services say whether calls make sense now.
+
+        That of the server as a whole, which has no name, tells only whether it runs: to start it
+        again would help nothing. While it drains all of them say NOT_SERVING.
+        """
+        says = health_pb2.HealthCheckResponse
+        for name in self.service_names:
+            await self._health.set(name, says.SERVING if is_ready else says.NOT_SERVING)
 
     async def _open(self) -> grpc.aio.Server:
         """Makes a server, binds the address and starts it."""

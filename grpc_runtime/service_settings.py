@@ -100,6 +100,14 @@ class ServiceSettings(Settings):
             " authentication all callers are one."
         ),
     )
+    max_strangers_per_second: float = Field(
+        default=10.0,
+        gt=0,
+        le=1_000_000,
+        description=(
+            "Most calls per second without valid credentials from one address that are looked at."
+        ),
+    )
     grace: float = Field(
         default=10.0,
         ge=0,

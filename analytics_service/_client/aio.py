@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import AsyncIterator, Sequence
-from typing import TYPE_CHECKING, Self, TypeVar, Unpack
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, TypeVar, Unpack
 
 from analytics_service._client import calls
 from analytics_service._client.chat import AsyncChat
 from analytics_service._client.target import ANALYTICS, CALL_SECONDS, CHAT_SECONDS
 from grpc_runtime.client.aio import AsyncTransport
+from grpc_runtime.client.connection import AsyncConnection
 from grpc_runtime.client.retry import RetryPolicy
 from midcourse.analytics.v1.analytics_pb2_grpc import AnalyticsServiceStub
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     import grpc
 
     from analytics_service._client.answer import Answer
@@ -21,12 +23,13 @@ if TYPE_CHECKING:
     from grpc_runtime.client.credentials import Credentials
     from midcourse.analytics.v1 import analytics_pb2 as pb
     from midcourse.analytics.v1 import model_pb2, session_pb2, usage_pb2
+    from midcourse.control.v1 import access_pb2
 
 _Result = TypeVar("_Result")
 _Item = TypeVar("_Item")
 
 
-class AsyncClient:
+class AsyncClient(AsyncConnection):
     """A connection to an analytics service, for the event loop that it is made in.
 
     Its methods are those of :class:`Client`, awaitable: the same arguments, answers and errors.
@@ -45,34 +48,14 @@ class AsyncClient:
         credentials: Credentials | grpc.ChannelCredentials | None = None,
     ) -> None:
         """Makes a client, as :class:`Client` is made; it connects with the first call."""
-        self._transport = AsyncTransport(
+        transport = AsyncTransport(
             ANALYTICS,
             address,
             timeout=timeout,
             retry=retry or RetryPolicy(),
             credentials=credentials,
         )
-
-    @property
-    def address(self) -> str:
-        """Where the analytics service is."""
-        return self._transport.address
-
-    async def close(self) -> None:
-        """As :meth:`Client.close`."""
-        await self._transport.close()
-
-    def with_metadata(self, metadata: Sequence[tuple[str, str | bytes]]) -> Self:
-        """As :meth:`Client.with_metadata`."""
-        other = copy.copy(self)
-        other._transport = self._transport.with_metadata(metadata)  # noqa: SLF001 - one's own
-        return other
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
+        super().__init__(transport)
 
     # Models
 
@@ -200,3 +183,16 @@ class AsyncClient:
     ) -> usage_pb2.Budget:
         """As :meth:`Client.set_budget`."""
         return await self._transport.run(calls.set_budget(limit, period, principal, model))
+
+    def list_audit_records(
+        self,
+        *,
+        principal: str = "",
+        resource: str = "",
+        start_time: datetime | None = None,
+        end_time: datetime | None = None,
+        page_size: int = 0,
+    ) -> AsyncIterator[access_pb2.AuditRecord]:
+        """As :meth:`Client.list_audit_records`, to be iterated over with ``async for``."""
+        call = calls.list_audit_records(principal, resource, start_time, end_time, page_size)
+        return self._transport.run_pages(call)

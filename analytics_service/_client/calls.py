@@ -16,6 +16,7 @@ from grpc_runtime.convert import timestamp
 from midcourse.analytics.v1 import analytics_pb2 as pb
 from midcourse.analytics.v1 import model_pb2, session_pb2, usage_pb2
 from midcourse.analytics.v1.analytics_pb2_grpc import AnalyticsServiceStub
+from midcourse.control.v1 import access_pb2
 
 if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
@@ -278,6 +279,27 @@ def set_budget(
             limit=None if limit is None else amount_text(limit),
         ),
         lambda response: response.budget,
+    )
+
+
+def list_audit_records(
+    principal: str,
+    resource: str,
+    start_time: datetime | None,
+    end_time: datetime | None,
+    page_size: int,
+) -> Call[Sequence[access_pb2.AuditRecord]]:
+    """Lists the record of changes, a page at a time."""
+    return _call(
+        lambda stub: stub.ListAuditRecords,
+        pb.ListAuditRecordsRequest(
+            principal=principal,
+            resource=resource,
+            start_time=_timestamp(start_time),
+            end_time=_timestamp(end_time),
+            page_size=page_size,
+        ),
+        lambda response: response.records,
     )
 
 

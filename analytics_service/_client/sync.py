@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Self, TypeVar, Unpack
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, TypeVar, Unpack
 
 from analytics_service._client import calls
 from analytics_service._client.chat import Chat
 from analytics_service._client.target import ANALYTICS, CALL_SECONDS, CHAT_SECONDS
+from grpc_runtime.client.connection import BlockingConnection
 from grpc_runtime.client.retry import RetryPolicy
 from grpc_runtime.client.transport import Transport
 from midcourse.analytics.v1.analytics_pb2_grpc import AnalyticsServiceStub
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     import grpc
 
     from analytics_service._client.answer import Answer
@@ -21,12 +23,13 @@ if TYPE_CHECKING:
     from grpc_runtime.client.credentials import Credentials
     from midcourse.analytics.v1 import analytics_pb2 as pb
     from midcourse.analytics.v1 import model_pb2, session_pb2, usage_pb2
+    from midcourse.control.v1 import access_pb2
 
 _Result = TypeVar("_Result")
 _Item = TypeVar("_Item")
 
 
-class Client:
+class Client(BlockingConnection):
     """A connection to an analytics service; safe to share between threads.
 
     Every call has a deadline. Calls that can safely be repeated are tried again with backoff while
@@ -56,45 +59,14 @@ class Client:
             credentials: Token, authorities and certificate to connect with (see
                 :class:`Credentials`); by default what the environment says.
         """
-        self._transport = Transport(
+        transport = Transport(
             ANALYTICS,
             address,
             timeout=timeout,
             retry=retry or RetryPolicy(),
             credentials=credentials,
         )
-
-    @property
-    def address(self) -> str:
-        """Where the analytics service is."""
-        return self._transport.address
-
-    def close(self) -> None:
-        """Closes the connection, if this client made it; calls under way end with an error."""
-        self._transport.close()
-
-    def with_metadata(self, metadata: Sequence[tuple[str, str | bytes]]) -> Self:
-        """Returns a client over the same connection that sends this with every call.
-
-        What this client sends itself is not added. Closing the client returned closes nothing; the
-        one that made the connection owns it and must outlive it. The values are never shown.
-
-        Args:
-            metadata: Pairs such as ``("authorization", "Bearer …")``; keys are lower case, and
-                end in ``-bin`` where the value is bytes.
-
-        Raises:
-            ValueError: A key or value is not allowed in metadata.
-        """
-        other = copy.copy(self)
-        other._transport = self._transport.with_metadata(metadata)  # noqa: SLF001 - one's own
-        return other
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        super().__init__(transport)
 
     # Models
 
@@ -326,3 +298,27 @@ class Client:
             ValueError: ``period`` is none.
         """
         return self._transport.run(calls.set_budget(limit, period, principal, model))
+
+    def list_audit_records(
+        self,
+        *,
+        principal: str = "",
+        resource: str = "",
+        start_time: datetime | None = None,
+        end_time: datetime | None = None,
+        page_size: int = 0,
+    ) -> Iterator[access_pb2.AuditRecord]:
+        """Returns who changed what and who was refused, newest first, fetched page by page.
+
+        Args:
+            principal: Only of this one.
+            resource: Only about this and what is below it, such as ``sessions/…``.
+            start_time: Only at or after this time.
+            end_time: Only before this time.
+            page_size: Records to fetch at a time; 0: the service's choice.
+
+        Raises:
+            PermissionDeniedError: The caller is no administrator.
+        """
+        call = calls.list_audit_records(principal, resource, start_time, end_time, page_size)
+        return self._transport.run_pages(call)

@@ -9,10 +9,10 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
 
 from analytics_service.chat import conversation, events
+from analytics_service.names import message_name, session_name
 from analytics_service.rpc.convert_model import choice, money
 from analytics_service.rpc.convert_usage import record
 from analytics_service.rpc.errors import code_of
-from analytics_service.rpc.names import message_name, session_name
 from grpc_runtime.convert import timestamp
 from midcourse.analytics.v1 import analytics_pb2, session_pb2
 from midcourse.control.v1 import control_pb2, update_pb2

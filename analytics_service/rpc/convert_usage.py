@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 
+from analytics_service.names import message_name, session_name
 from analytics_service.rpc.convert_model import money, optional_money
-from analytics_service.rpc.names import message_name, parse_session, session_name
+from analytics_service.rpc.names import parse_session
 from analytics_service.usage import records
 from analytics_service.usage.budgets import budget_name
 from analytics_service.usage.tokens import UNKNOWN, TokenUsage

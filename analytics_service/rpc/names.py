@@ -1,4 +1,4 @@
-"""Resource names of sessions and messages."""
+"""Resource names of sessions and messages, as callers send them."""
 
 from __future__ import annotations
 
@@ -6,16 +6,6 @@ from grpc_runtime.convert import MAX_COUNT
 from grpc_runtime.errors import invalid_argument
 
 _MAX_ID = 64
-
-
-def session_name(session_id: str) -> str:
-    """sessions/{session}."""
-    return f"sessions/{session_id}"
-
-
-def message_name(session_id: str, number: int) -> str:
-    """sessions/{session}/messages/{number}."""
-    return f"sessions/{session_id}/messages/{number}"
 
 
 def parse_session(name: str, field: str) -> str:

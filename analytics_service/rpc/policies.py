@@ -26,6 +26,7 @@ _METHODS: Final = {
     "ListBudgets": _ASK,
     "SetBudget": _ADMIN,
     "RecommendModel": _ASK,
+    "ListAuditRecords": _ADMIN,
 }
 
 POLICY: Final = Policy(

@@ -15,17 +15,20 @@ from analytics_service.rpc import convert_chat, convert_model, convert_usage
 from analytics_service.rpc.names import is_id, parse_message, parse_session
 from analytics_service.usage.records import UsageGroup
 from analytics_service.usage.service import UsageService
+from grpc_runtime.audit import convert
 from grpc_runtime.auth import ADMIN, current_principal
 from grpc_runtime.errors import invalid_argument
 from grpc_runtime.paging import invalid_token, page_size, read_token, write_token
 from midcourse.analytics.v1 import analytics_pb2 as pb
 from midcourse.analytics.v1 import analytics_pb2_grpc, model_pb2
+from midcourse.control.v1 import access_pb2
 
 if TYPE_CHECKING:
     import grpc
 
     from analytics_service.advice import Advice
     from analytics_service.catalogue.listing import ListedModel
+    from grpc_runtime.audit.log import AuditLog
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -44,6 +47,7 @@ class UseCases:
     sessions: SessionService
     usage: UsageService
     advice: Advice
+    audit: AuditLog
     models: Callable[[], list[ListedModel]]
 
 
@@ -56,6 +60,7 @@ class AnalyticsServicer(analytics_pb2_grpc.AnalyticsServiceServicer):
         self._sessions = use_cases.sessions
         self._usage = use_cases.usage
         self._advice = use_cases.advice
+        self._audit = use_cases.audit
         self._models = use_cases.models
 
     async def ListModels(
@@ -229,6 +234,13 @@ class AnalyticsServicer(analytics_pb2_grpc.AnalyticsServiceServicer):
             caller=_caller(context),
         )
         return convert_model.recommendation(advice, self._advice.evaluation)
+
+    async def ListAuditRecords(
+        self, request: pb.ListAuditRecordsRequest, context: Context
+    ) -> pb.ListAuditRecordsResponse:
+        """Lists the record of changes and of refused calls, newest first."""
+        fields = await convert.page(self._audit, request, access_pb2.AuditRecord)
+        return pb.ListAuditRecordsResponse(**fields)
 
 
 def _caller(context: Context) -> Caller:

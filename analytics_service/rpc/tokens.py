@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Final
 
 import grpc
 
@@ -12,20 +13,32 @@ from control_plane.client import MidcourseError, UnauthenticatedError
 from grpc_runtime.auth import Principal
 from grpc_runtime.bearer import bearer_metadata
 from grpc_runtime.errors import StatusError
+from grpc_runtime.logging import get_logger
 from midcourse.control.v1 import access_pb2
 
 if TYPE_CHECKING:
     from control_plane.client import Client
 
-_ROLE_PREFIX = "ROLE_"
+_ROLE_PREFIX: Final = "ROLE_"
+_SECONDS_TO_BEGIN: Final = 60.0
+
+_log = get_logger(__name__)
 
 
 class ControlPlaneTokens:
     """Tells the service who sent a token."""
 
-    def __init__(self, plane: Client) -> None:
-        """Takes a client of the control plane, with no credentials of its own but a certificate."""
+    def __init__(self, plane: Client, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Makes it.
+
+        Args:
+            plane: A client of the control plane, with no credentials of its own but a certificate.
+            clock: Where the time comes from, in seconds.
+        """
         self._plane = plane
+        self._clock = clock
+        # Of tokens whose calls may be under way: who asks with them, and when that was last seen.
+        self._seen: dict[str, tuple[Client, float]] = {}
 
     async def principal(self, secret: str) -> Principal:
         """Returns whose secret it is.
@@ -64,15 +77,36 @@ class ControlPlaneTokens:
                 " with auth token too",
                 reason="TOKEN_UNKNOWN",
             )
+        credential = caller.token.removeprefix("tokens/")
+        self._seen[credential] = plane, self._clock()
         role = access_pb2.Role.Name(caller.access.role).removeprefix(_ROLE_PREFIX).lower()
         return Principal(
             caller.principal,
             frozenset({role}),
             selector=caller.access.selector,
             only=tuple(caller.access.jobs),
-            credential=caller.token.removeprefix("tokens/"),
+            credential=credential,
         )
 
     async def ended(self, credentials: Collection[str]) -> Collection[str]:
-        """Returns nothing: an answer ends by itself soon, and asks with the token as it goes."""
-        return ()
+        """Returns which of these tokens, by their ids, the control plane does not take any more."""
+        now = self._clock()
+        self._seen = {
+            credential: (plane, seen)
+            for credential, (plane, seen) in self._seen.items()
+            if credential in credentials or now - seen < _SECONDS_TO_BEGIN
+        }
+        looked_at = [each for each in credentials if each in self._seen]
+        good = await asyncio.gather(*(_may_be_good(self._seen[each][0]) for each in looked_at))
+        return {each for each, may_be in zip(looked_at, good, strict=True) if not may_be}
+
+
+async def _may_be_good(plane: Client) -> bool:
+    """Tells whether the token that a client sends is not known to be worthless."""
+    try:
+        await asyncio.to_thread(plane.get_caller)
+    except UnauthenticatedError:
+        return False
+    except MidcourseError as error:  # the next look may tell
+        _log.warning("cannot look whether a token is still good", error=error.message)
+    return True

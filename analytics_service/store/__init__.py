@@ -9,6 +9,7 @@
 ``recovery``   what dead replicas have left.
 ``usage``      pages and sums of usage.
 ``retention``  deleting what is old.
+``audit``      the record of changes and of refused calls.
 ``schema``     the tables, which ``migrations`` makes.
 =============  ==================================================================================
 """
@@ -25,6 +26,7 @@ from grpc_runtime.sql import open_database
 
 if TYPE_CHECKING:
     from analytics_service.ports import Clock, Store
+    from grpc_runtime.audit.log import EntryNow
 
 __all__ = ["open_store"]
 
@@ -33,7 +35,13 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-async def open_store(address: str | Path, *, clock: Clock = _now) -> Store:
+def _nothing() -> None:
+    return None
+
+
+async def open_store(
+    address: str | Path, *, clock: Clock = _now, entry_now: EntryNow = _nothing
+) -> Store:
     """Opens the store, makes it if there is none, and brings its tables up to date.
 
     Args:
@@ -41,6 +49,7 @@ async def open_store(address: str | Path, *, clock: Clock = _now) -> Store:
             postgresql://user:password@host:port/name. An SQLite file belongs to one process
             at a time; a PostgreSQL database may be shared by replicas.
         clock: Tells which month is the present one, whose usage is never pruned.
+        entry_now: Tells what is to be recorded of the call that is being served.
 
     Returns:
         The store; to be closed.
@@ -51,4 +60,4 @@ async def open_store(address: str | Path, *, clock: Clock = _now) -> Store:
     database = await open_database(
         address, migrations=migrations, exclusive_owner="analytics service"
     )
-    return SqlStore(database, clock)
+    return SqlStore(database, clock, entry_now)

@@ -35,6 +35,7 @@ from analytics_service.store.columns import Json, Money, OrAll, Words
 from analytics_service.usage.records import CallOutcome, Period, Rates
 from analytics_service.usage.tokens import TokenUsage
 from grpc_runtime.sql import KEY, Name, UtcTime
+from grpc_runtime.sql.audit import audit_table
 
 # SQLite counts up by itself only in columns of just this type; they are 64 bits wide all the same.
 _Counter = BigInteger().with_variant(Integer, "sqlite")
@@ -194,3 +195,6 @@ replicas = Table(
     Column("id", KEY, primary_key=True),
     Column("beat", UtcTime, nullable=False),
 )
+
+# Who changed what, and who was refused.
+audit_records = audit_table(metadata)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
 from functools import partial
@@ -10,8 +11,18 @@ from typing import TYPE_CHECKING, TypeVar
 
 from analytics_service.chat.conversation import Message, Session
 from analytics_service.errors import Reason, Refusal
+from analytics_service.names import message_name, session_name
 from analytics_service.ports import Clock, NewTurn, SessionChange, SessionCursor, TurnBegun
-from analytics_service.store import budgets, calls, recovery, retention, sessions, turns, usage
+from analytics_service.store import (
+    audit,
+    budgets,
+    calls,
+    recovery,
+    retention,
+    sessions,
+    turns,
+    usage,
+)
 from analytics_service.store.budgets import MissingWindowsError
 from analytics_service.store.errors import refusing
 from analytics_service.usage.records import (
@@ -22,13 +33,20 @@ from analytics_service.usage.records import (
     UsageRecord,
     UsageSummary,
 )
+from grpc_runtime.audit.records import AuditPlace, AuditRecord, stored
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+    from grpc_runtime.audit.log import Entry, EntryNow
     from grpc_runtime.sql import Database
 
 T = TypeVar("T")
+
+
+def _nothing() -> Entry | None:
+    return None
+
 
 _ATTEMPTS = 8
 """How often a call is begun, at most, while others change the budgets that it falls under."""
@@ -37,19 +55,24 @@ _ATTEMPTS = 8
 class SqlStore:
     """Implements `analytics_service.ports.Store`. To be used from one event loop."""
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, clock: Clock, entry_now: EntryNow = _nothing) -> None:
         """Takes over a database that has the store's tables.
 
         Args:
             database: To be closed with the store.
             clock: Tells which month is the present one.
+            entry_now: Tells what is to be recorded of the call that is being served.
         """
         self._database = database
         self._clock = clock
+        self._entry_now = entry_now
 
     async def create_session(self, session: Session) -> None:
         """See `Store`."""
-        await self._write(lambda connection: sessions.create(connection, session))
+        await self._change(
+            lambda connection: sessions.create(connection, session),
+            lambda _: session_name(session.id),
+        )
 
     async def get_session(self, session_id: str) -> Session | None:
         """See `Store`."""
@@ -67,13 +90,13 @@ class SqlStore:
         self, session_id: str, change: SessionChange, now: datetime, version: int | None
     ) -> Session:
         """See `Store`."""
-        return await self._write(
+        return await self._change(
             lambda connection: sessions.change(connection, session_id, change, now, version)
         )
 
     async def delete_session(self, session_id: str, version: int | None) -> None:
         """See `Store`."""
-        await self._write(lambda connection: sessions.remove(connection, session_id, version))
+        await self._change(lambda connection: sessions.remove(connection, session_id, version))
 
     async def list_messages(self, session_id: str, after: int, limit: int) -> Sequence[Message]:
         """See `Store`."""
@@ -100,7 +123,9 @@ class SqlStore:
 
         async def attempt() -> TurnBegun | None:
             try:
-                return await self._write(lambda connection: turns.begin(connection, turn, call))
+                return await self._change(
+                    lambda connection: turns.begin(connection, turn, call), _name_of_answer
+                )
             except turns.RepeatedError:
                 # None if what it led to was deleted meanwhile: then it is a new one.
                 return await self._read(lambda connection: turns.replay(connection, turn))
@@ -127,7 +152,7 @@ class SqlStore:
 
     async def request_cancel(self, session_id: str, number: int) -> Message | None:
         """See `Store`."""
-        return await self._write(
+        return await self._change(
             lambda connection: sessions.request_cancel(connection, session_id, number)
         )
 
@@ -165,7 +190,7 @@ class SqlStore:
 
     async def set_budget(self, key: BudgetKey, limit: Decimal | None, now: datetime) -> Budget:
         """See `Store`."""
-        return await self._write(lambda connection: budgets.set_limit(connection, key, limit, now))
+        return await self._change(lambda connection: budgets.set_limit(connection, key, limit, now))
 
     async def budget_left(self, principal: str, model_id: str, now: datetime) -> Decimal | None:
         """See `Store`."""
@@ -187,6 +212,35 @@ class SqlStore:
                 now=now,
             )
         )
+
+    async def add_audit_records(self, records: Iterable[AuditRecord]) -> None:
+        """See `Store`."""
+        await self._write(lambda connection: audit.add(connection, records))
+
+    async def scan_audit_records(
+        self,
+        *,
+        beyond: AuditPlace,
+        start: datetime,
+        principal: str = "",
+        root: str = "",
+        limit: int,
+    ) -> Sequence[AuditRecord]:
+        """See `Store`."""
+        return await self._read(
+            lambda connection: audit.ROWS.scan(
+                connection,
+                beyond=beyond,
+                start=start,
+                principal=principal,
+                root=root,
+                limit=limit,
+            )
+        )
+
+    async def prune_audit_records(self, before: datetime, limit: int) -> int:
+        """See `Store`."""
+        return await self._write(lambda connection: audit.ROWS.prune(connection, before, limit))
 
     async def close(self) -> None:
         """See `Store`."""
@@ -219,3 +273,31 @@ class SqlStore:
     async def _write(self, work: Callable[[Connection], T]) -> T:
         with refusing():
             return await self._database.write(work)
+
+    async def _change(
+        self, work: Callable[[Connection], T], name_of: Callable[[T], str] = lambda _: ""
+    ) -> T:
+        """Makes a change that a caller has asked for, and the record of it, in one transaction.
+
+        Args:
+            work: Makes the change.
+            name_of: Tells the name of what it has made; empty: the call knows it.
+        """
+        entry = self._entry_now()
+        if entry is None or entry.is_recorded:
+            return await self._write(work)
+        record = replace(entry.record, time=self._clock())
+
+        def recorded(connection: Connection) -> T:
+            result = work(connection)
+            name = name_of(result)
+            audit.add(connection, [stored(replace(record, resource=name) if name else record)])
+            return result
+
+        result = await self._write(recorded)
+        entry.is_recorded = True
+        return result
+
+
+def _name_of_answer(begun: TurnBegun) -> str:
+    return message_name(begun.session.id, begun.answer.number)

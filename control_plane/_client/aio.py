@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from control_plane._client.access import AsyncAccessCalls
 from control_plane._client.batches import AsyncBatchCalls
@@ -12,6 +10,7 @@ from control_plane._client.jobs import AsyncJobCalls
 from control_plane._client.target import CALL_SECONDS, CONTROL_PLANE
 from control_plane._client.updates import AsyncUpdateCalls
 from grpc_runtime.client.aio import AsyncTransport
+from grpc_runtime.client.connection import AsyncConnection
 from grpc_runtime.client.retry import RetryPolicy
 
 if TYPE_CHECKING:
@@ -20,7 +19,9 @@ if TYPE_CHECKING:
     from grpc_runtime.client.credentials import Credentials
 
 
-class AsyncClient(AsyncJobCalls, AsyncUpdateCalls, AsyncBatchCalls, AsyncAccessCalls):
+class AsyncClient(
+    AsyncJobCalls, AsyncUpdateCalls, AsyncBatchCalls, AsyncAccessCalls, AsyncConnection
+):
     """A connection to a control plane, for the event loop that it is made in.
 
     Its methods are those of :class:`Client`, awaitable: the same arguments, answers and errors.
@@ -41,31 +42,11 @@ class AsyncClient(AsyncJobCalls, AsyncUpdateCalls, AsyncBatchCalls, AsyncAccessC
         credentials: Credentials | grpc.ChannelCredentials | None = None,
     ) -> None:
         """Makes a client, as :class:`Client` is made; it connects with the first call."""
-        self._transport = AsyncTransport(
+        transport = AsyncTransport(
             CONTROL_PLANE,
             address,
             timeout=timeout,
             retry=retry or RetryPolicy(),
             credentials=credentials,
         )
-
-    @property
-    def address(self) -> str:
-        """Where the control plane is."""
-        return self._transport.address
-
-    async def close(self) -> None:
-        """As :meth:`Client.close`."""
-        await self._transport.close()
-
-    def with_metadata(self, metadata: Sequence[tuple[str, str | bytes]]) -> Self:
-        """As :meth:`Client.with_metadata`."""
-        other = copy.copy(self)
-        other._transport = self._transport.with_metadata(metadata)  # noqa: SLF001 - one's own
-        return other
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
+        super().__init__(transport)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from control_plane._client.access import AccessCalls
 from control_plane._client.batches import BatchCalls
 from control_plane._client.jobs import JobCalls
 from control_plane._client.target import CALL_SECONDS, CONTROL_PLANE
 from control_plane._client.updates import UpdateCalls
+from grpc_runtime.client.connection import BlockingConnection
 from grpc_runtime.client.retry import RetryPolicy
 from grpc_runtime.client.transport import Transport
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from grpc_runtime.client.credentials import Credentials
 
 
-class Client(JobCalls, UpdateCalls, BatchCalls, AccessCalls):
+class Client(JobCalls, UpdateCalls, BatchCalls, AccessCalls, BlockingConnection):
     """A connection to a control plane; safe to share between threads.
 
     Every call has a deadline. Calls that can safely be repeated (everything that reads; updates,
@@ -49,44 +48,11 @@ class Client(JobCalls, UpdateCalls, BatchCalls, AccessCalls):
             credentials: Token, authorities and certificate to connect with (see
                 :class:`Credentials`); by default what the environment says.
         """
-        self._transport = Transport(
+        transport = Transport(
             CONTROL_PLANE,
             address,
             timeout=timeout,
             retry=retry or RetryPolicy(),
             credentials=credentials,
         )
-
-    @property
-    def address(self) -> str:
-        """Where the control plane is."""
-        return self._transport.address
-
-    def close(self) -> None:
-        """Closes the connection, if this client made it; calls under way end with an error."""
-        self._transport.close()
-
-    def with_metadata(self, metadata: Sequence[tuple[str, str | bytes]]) -> Self:
-        """Returns a client over the same connection that sends this with every call.
-
-        For a service that asks on behalf of its own callers, with their credentials. What this
-        client sends itself is not added: a call never has the credentials of two. Closing the
-        client returned closes nothing; the one that made the connection owns it and must outlive
-        it. The values are never shown, in errors neither.
-
-        Args:
-            metadata: Pairs such as ``("authorization", "Bearer …")``; keys are lower case, and
-                end in ``-bin`` where the value is bytes.
-
-        Raises:
-            ValueError: A key or value is not allowed in metadata.
-        """
-        other = copy.copy(self)
-        other._transport = self._transport.with_metadata(metadata)  # noqa: SLF001 - one's own
-        return other
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        super().__init__(transport)

@@ -82,19 +82,13 @@ class _Parser:
         self._text = text
         self._field = field
         self._tokens: list[tuple[str, int]] = []
-        position = 0
-        stripped = text.rstrip()
-        while position < len(stripped):
-            token = _TOKEN.match(stripped, position)
-            if token is None:
-                raise self._error("no character that can stand here", position)
-            symbol = token.group(1) or token.group(2)
-            self._tokens.append((symbol, token.start(1) if token.group(1) else token.start(2)))
-            position = token.end()
+        for token in _TOKEN.finditer(text):
+            group = 1 if token.group(1) else 2
+            self._tokens.append((token.group(group), token.start(group)))
         self._next = 0
 
-    def _error(self, wanted: str, position: int | None = None) -> Refusal:
-        at = position if position is not None else self._position()
+    def _error(self, wanted: str) -> Refusal:
+        at = self._position()
         got = repr(self._text[at : at + 20]) if at < len(self._text.rstrip()) else "the end"
         return invalid(
             self._field,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -69,7 +69,11 @@ class TrainerOutcome:
 
 @dataclass(frozen=True, slots=True)
 class FullState:
-    """What a training process stands at. `in_force` has (first, last) pairs, both included."""
+    """What a training process stands at.
+
+    `in_force` has (first, last) pairs, both included; `newest_revision` is the highest that it has
+    ever been given.
+    """
 
     parameters: tuple[ParameterSpec, ...] = ()
     actions: tuple[ActionKind, ...] = ()
@@ -79,6 +83,18 @@ class FullState:
     progress: Progress | None = None
     phase: Phase = Phase.UNKNOWN
     local_updates: tuple[LocalUpdate, ...] = ()
+    newest_revision: int = 0
+
+    @property
+    def newest_known(self) -> int:
+        """Highest revision that the process has been given, as far as it says; 0: none."""
+        known = (
+            self.newest_revision,
+            *self.held,
+            *(last for _, last in self.in_force),
+            *(outcome.revision for outcome in self.outcomes),
+        )
+        return max(known)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,13 +181,14 @@ def check_protocol(version: int) -> None:
     """Refuses an agent that speaks another protocol.
 
     Raises:
-        Refusal: Naming both versions.
+        Refusal: Naming both versions, and what to upgrade.
     """
     if version != PROTOCOL_VERSION:
+        older = "the agent" if version < PROTOCOL_VERSION else "this server"
         raise Refusal(
             Reason.PROTOCOL_VERSION_UNSUPPORTED,
-            f"the agent speaks protocol version {version}, this server speaks {PROTOCOL_VERSION}; "
-            "install matching versions of midcourse on both sides",
+            f"the agent speaks version {version} of the session protocol, this server version "
+            f"{PROTOCOL_VERSION}; upgrade {older}, the older one",
             metadata={"supported": str(PROTOCOL_VERSION), "got": str(version)},
         )
 
@@ -226,12 +243,6 @@ def begins_anew(job: Job, hello: Hello) -> bool:
     )
 
 
-def expand(ranges: Iterable[tuple[int, int]]) -> Iterator[int]:
-    """The numbers of (first, last) pairs."""
-    for first, last in ranges:
-        yield from range(first, last + 1)
-
-
 def contains(ranges: Iterable[tuple[int, int]], number: int) -> bool:
     """Whether a number lies in one of the (first, last) pairs."""
     return any(first <= number <= last for first, last in ranges)
@@ -239,6 +250,8 @@ def contains(ranges: Iterable[tuple[int, int]], number: int) -> bool:
 
 class Allowance:
     """So many at once, and one more after each interval."""
+
+    __slots__ = ("_counted", "_left", "_most", "_seconds_each")
 
     def __init__(self, at_once: int, seconds_each: float, now: datetime) -> None:
         """Begins full."""
@@ -264,6 +277,8 @@ class MessageNumbers:
     Messages after a gap count all the same, since each stands for itself; but the
     server asks for full state, because something is missing.
     """
+
+    __slots__ = ("last",)
 
     def __init__(self, first: int) -> None:
         """Begins with the number of the Hello."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from control_plane.domain.access import Access, Role, Token, parse_token_name
 from control_plane.domain.errors import invalid
-from control_plane.rpc import convert_audit
+from grpc_runtime.audit import convert
 from grpc_runtime.auth import Principal, current_principal
 from grpc_runtime.convert import seconds_of
 from grpc_runtime.paging import page_size, read_token, write_token
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import grpc
 
     from control_plane.services.access import TokenService
-    from control_plane.services.audit import AuditLog
+    from grpc_runtime.audit.log import AuditLog
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -102,20 +102,8 @@ class AccessServicer(access_pb2_grpc.AccessServiceServicer):
         self, request: pb.ListAuditRecordsRequest, context: Context
     ) -> pb.ListAuditRecordsResponse:
         """Lists the record of changes and of refused calls, newest first."""
-        what = pb.ListAuditRecordsRequest()
-        what.CopyFrom(request)
-        what.ClearField("page_token")
-        what.ClearField("page_size")
-        query = f"audit|{what.SerializeToString(deterministic=True).hex()}"
-        page = await self._audit.list(
-            convert_audit.query_of(request),
-            beyond=convert_audit.read_place(read_token(request.page_token, query)),
-            limit=page_size(request.page_size),
-        )
-        return pb.ListAuditRecordsResponse(
-            records=[convert_audit.record(each) for each in page.records],
-            next_page_token=write_token(convert_audit.write_place(page.next_beyond), query),
-        )
+        fields = await convert.page(self._audit, request, pb.AuditRecord)
+        return pb.ListAuditRecordsResponse(**fields)
 
 
 class Tokens:

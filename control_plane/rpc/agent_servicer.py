@@ -10,6 +10,7 @@ from control_plane.domain.errors import Reason, Refusal
 from control_plane.rpc import convert_session as convert
 from grpc_runtime.auth import note_request
 from grpc_runtime.errors import StatusError
+from grpc_runtime.failpoints import reached
 from midcourse.agent.v1 import session_pb2 as pb
 from midcourse.agent.v1 import session_pb2_grpc
 
@@ -77,6 +78,7 @@ async def _read(session: AgentSession, requests: AsyncIterator[pb.SessionRequest
             if refusal.reason not in _PER_MESSAGE:
                 raise
             session.bad_message(number, Reason(refusal.reason), refusal.message)
+        await session.outbox.room()
 
 
 async def _take(session: AgentSession, number: int, request: pb.SessionRequest) -> bool:
@@ -85,9 +87,12 @@ async def _take(session: AgentSession, number: int, request: pb.SessionRequest) 
         case "heartbeat":
             await session.heartbeat(number, convert.heartbeat_of(request.heartbeat))
         case "outcome":
+            reached("session.outcome")
             await session.outcome(number, convert.outcome_of(request.outcome, "outcome"))
         case "reply":
             reply = request.reply
+            if reply.HasField("settled"):
+                reached("session.outcome")
             await session.reply(number, reply.nonce, reply.revision, convert.reply_of(reply))
         case "event":
             await session.event(number, convert.event_of(request.event))
@@ -109,4 +114,14 @@ async def _take(session: AgentSession, number: int, request: pb.SessionRequest) 
 
 async def _write(session: AgentSession, context: Context) -> None:
     while True:
-        await context.write(convert.response(await session.outbox.get()))
+        response = convert.response(await session.outbox.get())
+        kind = response.WhichOneof("message")
+        if kind == "delivery":
+            reached("session.deliver")
+        elif kind == "acknowledgement":
+            reached("session.acknowledge")
+        await context.write(response)
+        if kind == "delivery":
+            reached("session.delivered")
+        elif kind == "acknowledgement":
+            reached("session.acknowledged")

@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
-
-import grpc
+from typing import Any, Final
 
 from control_plane import wording
-from control_plane.domain.audit import Asked, AuditRecord
 from control_plane.domain.names import job_name
-from control_plane.services.audit import AuditLog, Entry
-from grpc_runtime.auth import current_call
-from grpc_runtime.bearer import hide_secrets
+from grpc_runtime.audit.recording import Recorder
+from grpc_runtime.audit.records import Asked
 from midcourse.agent.v1 import session_pb2
 from midcourse.control.v1 import access_pb2, control_pb2, update_pb2
 
-if TYPE_CHECKING:
-    from grpc_runtime.auth import Kept
-    from grpc_runtime.observing import FinishedCall
-
-_KEPT: Final = "audit"
-_REFUSED: Final = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED})
-_NAMING_FIELDS: Final = ("name", "job", "parent")
 # Long before it is cut: so many are not read by anybody.
 _MOST_LISTED: Final = 20
-_LATER: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def _update_parameters(request: control_pb2.UpdateParametersRequest) -> Asked:
@@ -97,100 +83,8 @@ CHANGES: Final[dict[type[Any], Callable[[Any], Asked]]] = {
 """Of each request that changes something, what it asks for."""
 
 
-def entry_now() -> Entry | None:
-    """What is to be recorded of the call that is being served; None: it changes nothing."""
-    call = current_call()
-    if call is None:
-        return None
-    others = call.kept.others
-    if _KEPT not in others:
-        asked = _asked(call.kept.request)
-        others[_KEPT] = None
-        if asked is not None:
-            others[_KEPT] = Entry(
-                _record(
-                    call.principal.name,
-                    call.peer,
-                    call.method,
-                    asked,
-                    grpc.StatusCode.OK,
-                    "",
-                    call.request_id,
-                )
-            )
-    entry: Entry | None = others[_KEPT]
-    return entry
-
-
-class RefusedCalls:
-    """Has calls recorded that were refused, and changes that did not come about."""
-
-    def __init__(self, log: AuditLog) -> None:
-        """Takes the use case."""
-        self._log = log
-
-    def __call__(self, call: FinishedCall) -> None:
-        """Is told of every call when it has ended."""
-        asked = None if _is_recorded(call.kept) else _asked(call.request)
-        is_change = asked is not None and not isinstance(call.request, session_pb2.SessionRequest)
-        if call.code not in _REFUSED and not is_change:
-            return
-        record = _record(
-            "" if call.principal is None else call.principal.name,
-            call.peer,
-            # Else it is whatever the caller has made up.
-            call.method if call.known else "",
-            asked or _about(call.request),
-            call.code,
-            call.reason,
-            call.request_id,
-        )
-        self._log.refused(record, asyncio.get_running_loop().time())
-
-
-def _is_recorded(kept: Kept) -> bool:
-    entry: Entry | None = kept.others.get(_KEPT)
-    return entry is not None and entry.is_recorded
-
-
-def _asked(request: Any) -> Asked | None:
-    """What a request asks for; None: it changes nothing."""
-    describe = CHANGES.get(type(request))
-    if describe is None or getattr(request, "validate_only", False):
-        return None
-    return describe(request)
-
-
-def _about(request: Any) -> Asked:
-    """What a request that changes nothing is about."""
-    for field in _NAMING_FIELDS:
-        if name := getattr(request, field, ""):
-            return Asked(str(name))
-    return Asked()
-
-
-def _record(
-    principal: str,
-    peer: str,
-    method: str,
-    asked: Asked,
-    code: grpc.StatusCode,
-    error_reason: str,
-    request_id: str,
-) -> AuditRecord:
-    return AuditRecord(
-        time=_LATER,
-        principal=principal,
-        peer=peer,
-        method=method,
-        # By mistake a secret may stand in any of these.
-        resource=hide_secrets(asked.resource),
-        summary=hide_secrets(asked.summary),
-        reason=hide_secrets(asked.reason),
-        code=code.name,
-        error_reason=error_reason,
-        request_id=hide_secrets(request_id),
-    )
+RECORDER: Final = Recorder(CHANGES, streams=[session_pb2.SessionRequest])
+"""Finds out what to record of calls."""
 
 
 def _spec(spec: update_pb2.UpdateSpec) -> str:

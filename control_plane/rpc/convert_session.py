@@ -137,6 +137,7 @@ def state_of(proto: pb.FullState, field: str) -> FullState:
         else None,
         phase=_PHASES.get(proto.phase, Phase.UNKNOWN),
         local_updates=tuple(_readable(proto.local_updates, f"{field}.local_updates")),
+        newest_revision=proto.newest_revision,
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from control_plane.domain.errors import Refusal
+from control_plane.domain.errors import Reason, Refusal
 from control_plane.domain.job import Effective, Job, JobState, SessionInfo
 from control_plane.domain.labels import with_agents_labels
 from control_plane.domain.roll_back import is_roll_back, went_back
@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
 _MOST_LOCAL_UPDATES = 100
+_HIGHEST_REVISION = 2**53
+"""No job is ever given so many updates; beyond it, JSON loses digits."""
 
 _log: FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -169,6 +171,7 @@ def take_state(
     Returns:
         The job (stored), updates to send (oldest first), revisions to withdraw.
     """
+    job = _number_on(job, state)
     job = replace(
         job,
         parameters=state.parameters,
@@ -222,6 +225,35 @@ def take_state(
                 missing.append(update_again)
     by_revision = {update.revision: update for update in missing}
     return job, tuple(by_revision[each] for each in sorted(by_revision)), tuple(withdraw)
+
+
+def _number_on(job: Job, state: FullState) -> Job:
+    """The job, with revisions that go on after all that its trainer knows.
+
+    A trainer that knows of more than the store does has been steered by a state of the store that
+    is gone: a backup was put back, or the job was deleted and made anew. Were its numbers given
+    again, it would take new updates for those that it knows, and answer with their outcomes.
+    """
+    known = state.newest_known
+    if known <= job.revision:
+        return job
+    if known > _HIGHEST_REVISION:
+        raise Refusal(
+            Reason.PROTOCOL_VIOLATION,
+            f"the trainer of job {job.id!r} says that it knows of revision {known}, allowed: at "
+            f"most {_HIGHEST_REVISION}",
+        )
+    _log.warning(
+        "the trainer knows of updates that the store does not: it was put back to an older state,"
+        " or the job was deleted meanwhile; new updates are numbered after them",
+        job=job.id,
+        newest_of_store=job.revision,
+        newest_of_trainer=known,
+    )
+    all_settled = job.settled_revision == job.revision
+    return replace(
+        job, revision=known, settled_revision=known if all_settled else job.settled_revision
+    )
 
 
 def _resolve(

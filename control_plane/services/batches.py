@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from control_plane.domain import batch as rules
-from control_plane.domain.acceptance import check_acceptable
+from control_plane.domain.acceptance import ChangesThatPassed, check_acceptable
 from control_plane.domain.batch import (
     Batch,
     BatchItem,
@@ -231,7 +231,8 @@ class BatchService:
                 # Also without a word: of what other servers write one may miss some.
                 await subscription.wait(_LOOK_AGAIN_SECONDS)
                 looked = loop.time()
-                async for news in self._tell(followed, await self._store.read(followed.look)):
+                changed = await self._store.read(lambda tx: _look(tx, key, followed))
+                async for news in self._tell(followed, changed):
                     yield news
                 await asyncio.sleep(max(0.0, _COALESCE_SECONDS - (loop.time() - looked)))
         finally:
@@ -304,6 +305,7 @@ class BatchService:
         admitted: list[Job] = []
         items: dict[str, BatchItem] = {}
         standings = self._telemetry.standings(tx, jobs)
+        passed = ChangesThatPassed()
         for job in jobs:
             standing = standings[job.key]
             refusals.pop(job.id, None)
@@ -315,6 +317,7 @@ class BatchService:
                     author=asked.author,
                     now=now,
                     max_open=self._max_open,
+                    passed=passed,
                 )
             except Refusal as refusal:
                 refusals[job.id] = refusal
@@ -361,6 +364,16 @@ class _Judged:
     admitted: list[Job]
     refusals: dict[str, Refusal]
     items: list[BatchItem]
+
+
+def _look(tx: Transaction, key: int, followed: Followed) -> list[str]:
+    """Ids of the jobs where something has changed, if the batch is still there for the caller.
+
+    Raises:
+        Refusal: BATCH_NOT_FOUND, one of its jobs has left the caller's bounds.
+    """
+    need_batch(tx, key)
+    return followed.look(tx)
 
 
 def _is_meant(job: Job, asked: BatchSubmission) -> bool:

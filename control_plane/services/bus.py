@@ -30,6 +30,8 @@ def updates_topic(job_id: str) -> str:
 class LocalSubscription:
     """A place to wait for wake-ups of one topic."""
 
+    __slots__ = ("_bus", "_event", "_topic")
+
     def __init__(self, bus: LocalBus, topic: str) -> None:
         """Is made by `LocalBus.subscribe`."""
         self._bus = bus

@@ -184,6 +184,8 @@ class JobService:
         view, changed = await self._store.write(work)
         if changed:
             self._bus.notify(JOBS)
+            # Its agent may not be allowed to serve it any more.
+            self._bus.notify(session_topic(job_id))
         return view
 
     async def delete(self, job_id: str, etag: str, *, validate_only: bool = False) -> None:

@@ -132,6 +132,12 @@ class JoinedWrites(_Joined[K]):
         """
         super().__init__(store, read_ahead)
         self._written = written
+        self._together = 0
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether several were written together the last time."""
+        return self._together >= _SEVERAL
 
     async def write(self, key: K, work: Callable[[Transaction], T]) -> T:
         """Runs `work` in a transaction; returns its result after the commit.
@@ -160,6 +166,7 @@ class JoinedWrites(_Joined[K]):
             else:
                 await asyncio.gather(*(self._answer([each]) for each in asked))
             return
+        self._together = len(asked)
         self._written([each.key for each in asked])
         for each, value in zip(asked, values, strict=True):
             _settle(each, value, None)

@@ -77,18 +77,25 @@ ServerMessage = (
 )
 
 
+MOST_WAITING = 1_000
+"""With so many messages waiting to be sent, no more are read that might have to be answered."""
+
+
 class Outbox:
     """Messages on their way to the one writer of a stream.
 
     Bounded by what goes in: at most one delivery for each open update, one item error
-    for each message read, one acknowledgement in all.
+    for each message read, for which there has to be `room`, one acknowledgement in all.
     """
+
+    __slots__ = ("_acknowledged", "_filled", "_messages", "_taken")
 
     def __init__(self) -> None:
         """Begins empty."""
         self._messages: deque[ServerMessage] = deque()
         self._acknowledged: int | None = None
         self._filled = asyncio.Event()
+        self._taken: asyncio.Event | None = None  # only where somebody had to wait for room
 
     def __len__(self) -> int:
         """Messages that wait, acknowledgements apart."""
@@ -104,10 +111,20 @@ class Outbox:
         self._acknowledged = sequence
         self._filled.set()
 
+    async def room(self) -> None:
+        """Waits while too much waits already, as whoever it is for does not read it."""
+        while len(self._messages) >= MOST_WAITING:
+            if self._taken is None:
+                self._taken = asyncio.Event()
+            self._taken.clear()
+            await self._taken.wait()
+
     async def get(self) -> ServerMessage:
         """The next message; waits for one."""
         while True:
             if self._messages:
+                if self._taken is not None:
+                    self._taken.set()
                 return self._messages.popleft()
             if self._acknowledged is not None:
                 sequence, self._acknowledged = self._acknowledged, None
@@ -119,10 +136,13 @@ class Outbox:
 class AckTracker:
     """Finds the number up to which every message is done with."""
 
+    __slots__ = ("_done", "_open", "done_up_to")
+
     def __init__(self, first: int) -> None:
         """Begins after the message `first`, which is done with."""
         self.done_up_to = first
-        self._open: deque[int] = deque()
+        # Few at any time: an empty deque takes ten times the room of an empty list.
+        self._open: list[int] = []
         self._done: dict[int, bool] = {}  # whether whoever sent it waits for being told
 
     def begin(self, sequence: int) -> None:
@@ -139,6 +159,6 @@ class AckTracker:
         self._done[sequence] = awaited
         due = False
         while self._open and self._open[0] in self._done:
-            self.done_up_to = self._open.popleft()
+            self.done_up_to = self._open.pop(0)
             due |= self._done.pop(self.done_up_to)
         return due

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from control_plane.domain.access import Token
-    from control_plane.domain.audit import AuditPlace, AuditRecord
     from control_plane.domain.batch import Batch, JobRefusal
     from control_plane.domain.job import Job, JobState, MetricPoint, Progress, ReadValue
     from control_plane.domain.series import Sample
     from control_plane.domain.session import MetricColumn, Run
     from control_plane.domain.update import Update, UpdateState
+    from grpc_runtime.audit.records import AuditPlace, AuditRecord
 
 T = TypeVar("T")
 
@@ -205,11 +205,8 @@ class Transaction(Protocol):
     def overdue(self, now: datetime, limit: int) -> list[tuple[str, int]]:
         """(job id, revision) of open updates whose deadline has passed, oldest deadline first."""
 
-    def insert_update(self, job: Job, update: Update) -> None:
-        """Stores a new update. Its revision and its request id must not be in use."""
-
     def insert_updates(self, made: Iterable[tuple[Job, Update]]) -> None:
-        """Stores new updates, each of its job; as `insert_update` does."""
+        """Stores new updates, each of its job. Revisions and request ids must not be in use."""
 
     def save_update(self, job: Job, update: Update) -> None:
         """Stores an update that was read before."""
@@ -298,6 +295,14 @@ class Transaction(Protocol):
     def telemetry(self, job: Job) -> Telemetry | None:
         """The newest telemetry of a job as stored, or None."""
 
+    def read_ahead_to_accept(self, job_id: str, request_id: str) -> None:
+        """Reads at once what accepting an update of a job asks for.
+
+        Args:
+            job_id: The job.
+            request_id: Of the caller; empty: without one.
+        """
+
     def read_ahead_telemetry(self, of: Iterable[Job]) -> None:
         """Reads the newest telemetry of many jobs at once, for when it is asked for."""
 
@@ -357,6 +362,13 @@ class Transaction(Protocol):
 
     def ended_tokens(self, now: datetime) -> set[str]:
         """Ids of the tokens that are revoked or expired."""
+
+    def prune_tokens(self, before: datetime, limit: int) -> int:
+        """Deletes at most `limit` tokens, those revoked or expired before a time.
+
+        Returns:
+            How many were deleted.
+        """
 
     def add_audit_records(self, records: Iterable[AuditRecord]) -> None:
         """Stores new records."""

@@ -36,10 +36,11 @@ HARMLESS: Final = frozenset(
         "delete_job",
         "first_open",
         "insert_batch",
-        "insert_update",
         "insert_updates",
         "metric_names",
         "open_updates",
+        # What is read ahead is given to nobody who may not ask for it.
+        "read_ahead_to_accept",
         "read_ahead_telemetry",
         "read_ahead_updates",
         "runs",
@@ -176,7 +177,8 @@ class ScopedTransaction:
         if self._tx.job(job.id) is not None:
             raise Refusal(
                 Reason.JOB_EXISTS,
-                f"job {job.id!r} can not be made: the name is taken; choose another id",
+                f"job {job.id!r} can not be made or served: the name is that of a job which is"
+                " not among the caller's; choose another id, or have that job's labels changed",
                 metadata={"job": job.id},
             )
         return self._tx.insert_job(job)

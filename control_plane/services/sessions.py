@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
+from control_plane.domain.access import EVERYTHING, Scope
 from control_plane.domain.errors import Reason, Refusal, shutting_down
 from control_plane.domain.job import LIVE_STATES, Job
 from control_plane.domain.session import (
@@ -20,7 +21,7 @@ from control_plane.domain.session import (
     superseded,
 )
 from control_plane.services.admission import Admission, admit, lost
-from control_plane.services.agent_session import AgentSession, SessionLimits, SessionParts
+from control_plane.services.agent_session import AgentSession
 from control_plane.services.bus import JOBS, updates_topic
 from control_plane.services.jobs import job_event
 from control_plane.services.joined import JoinedReads, JoinedWrites
@@ -30,6 +31,7 @@ from control_plane.services.outbox import (
 )
 from control_plane.services.ports import Clock, EventKind, Store, Transaction, WakeupBus
 from control_plane.services.replicas import Replicas
+from control_plane.services.session_parts import SessionLimits, SessionParts
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -43,6 +45,15 @@ _CLOCKS_APART = timedelta(seconds=5)
 _AT_ONCE = timedelta()
 _FULL_SECONDS = 5.0
 _LOOKED_AT_ONCE = 500
+_NOT_SERVED = frozenset(
+    {
+        Reason.SESSION_FENCED,
+        Reason.INSTANCE_SUPERSEDED,
+        Reason.JOB_DELETED,
+        Reason.OUT_OF_SCOPE,
+    }
+)
+"""Of a session that has not heard yet that it is over."""
 
 _log: FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -59,6 +70,7 @@ class SessionService:
         limits: SessionLimits,
         *,
         everything: Store | None = None,
+        scope_now: Callable[[], Scope] = lambda: EVERYTHING,
     ) -> None:
         """Takes its parts.
 
@@ -70,12 +82,15 @@ class SessionService:
             limits: What agents are told.
             everything: The store as everybody may see it, for what is read and written for several
                 agents at once, each its own job; None: `store` is that.
+            scope_now: The jobs of the agent that is being served.
         """
+        self._store = store
         of_all = everything or store
         self._parts = SessionParts(
-            *(store, clock, bus, telemetry, limits),
+            *(of_all, clock, bus, telemetry, limits),
             deliveries=JoinedReads(of_all, _read_ahead),
             writes=JoinedWrites(of_all, _read_ahead, self._written),
+            scope_now=scope_now,
         )
         self._open: dict[str, AgentSession] = {}
         self._opening = 0
@@ -129,7 +144,7 @@ class SessionService:
         now = self._parts.clock()
         self._opening += 1
         try:
-            admission = await self._parts.store.write(
+            admission = await self._store.write(
                 lambda tx: admit(tx, hello, now, self._replicas.own)
             )
         finally:
@@ -153,9 +168,7 @@ class SessionService:
         if hello.state.progress is not None:
             self._parts.telemetry.progress(session.job_key, hello.state.progress)
         session.outbox.put(self._welcome(session, admission, now))
-        session.holds(hello.state.held)
-        session.send(admission.missing)
-        session.withdraw(admission.withdraw)
+        session.begin_deliveries(admission, hello.state.held)
         if self._is_draining():
             session.outbox.put(_go_away())
         self._parts.bus.notify(JOBS)
@@ -235,7 +248,7 @@ class SessionService:
                 try:
                     await session.mark_lost(silence)
                 except Refusal as refusal:
-                    if refusal.reason not in (Reason.SESSION_FENCED, Reason.JOB_DELETED):
+                    if refusal.reason not in _NOT_SERVED:
                         raise
         if since_start <= limit:
             return
@@ -272,7 +285,12 @@ class SessionService:
             if current.session is not None and current.session.connected and gone.session:
                 # Its server has died. Nobody has noted what it had sent by then.
                 reached = max(heard) + (_CLOCKS_APART if self._parts.store.is_shared else _AT_ONCE)
-                sent = [u.revision for u in tx.open_updates(job) if u.create_time <= reached]
+                # What was accepted later than now was so before a clock was set back.
+                sent = [
+                    update.revision
+                    for update in tx.open_updates(job)
+                    if not reached < update.create_time <= now
+                ]
                 session = replace(gone.session, last_revision=max(sent, default=0))
                 gone = replace(gone, session=session)
             tx.save_job(gone)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from control_plane.domain.update import Transition
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+_FLUSHED_AT_ONCE = 500
+"""Jobs in one transaction of a flush: whoever has an update to store waits for no more of them."""
 
 _log: FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -314,22 +318,27 @@ class TelemetryHub:
         async with self._flushing:
             taken, self._pending = self._pending, {}
             self._work.clear()
-            if not taken:
-                return
-            batches = [
-                TelemetryBatch(key, run, pending.columns, live.stored())
-                for (key, run), pending in taken.items()
-                if (live := self._live.get(key)) is not None
-            ]
-            try:
-                await self._store.write(lambda tx: tx.add_telemetry(batches))
-            except BaseException:
-                self._put_back(taken)
-                raise
-            self._pending_samples -= sum(len(c.steps) for p in taken.values() for c in p.columns)
-            if self._pending_samples < self._max_pending:
-                self._room.set()
-        for pending in taken.values():
+            while taken:
+                await self._flush_some(taken)
+
+    async def _flush_some(self, taken: dict[tuple[int, int], _Pending]) -> None:
+        """Brings some of what was taken to the store, and takes it out of `taken`."""
+        some = dict(itertools.islice(taken.items(), _FLUSHED_AT_ONCE))
+        batches = [
+            TelemetryBatch(key, run, pending.columns, live.stored())
+            for (key, run), pending in some.items()
+            if (live := self._live.get(key)) is not None
+        ]
+        try:
+            await self._store.write(lambda tx: tx.add_telemetry(batches))
+        except BaseException:
+            self._put_back(taken)
+            raise
+        self._pending_samples -= sum(len(c.steps) for p in some.values() for c in p.columns)
+        if self._pending_samples < self._max_pending:
+            self._room.set()
+        for key, pending in some.items():
+            del taken[key]
             for stored in pending.stored:
                 stored()
 

@@ -253,6 +253,7 @@ class UpdateService:
         now = self._clock()
 
         def work(tx: Transaction) -> Update:
+            tx.read_ahead_to_accept(submission.job_id, submission.request_id)
             job = need_job(tx, submission.job_id)
             spec = submission.spec
             if submission.request_id:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from control_plane.services.telemetry import EPOCH
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
-    from control_plane.services.ports import Clock, Store
+    from control_plane.services.ports import Clock, Store, Transaction
     from control_plane.services.sessions import SessionService
     from control_plane.services.updates import UpdateService
 
@@ -32,12 +33,14 @@ class Retention:
         samples: Samples of metrics.
         events: The record of changes that watches resume from.
         audit: The record of who changed what.
+        tokens: Tokens that are worth nothing any more.
         interval: Seconds between two rounds of forgetting.
     """
 
     samples: timedelta | None
     events: timedelta | None
     audit: timedelta | None = None
+    tokens: timedelta | None = None
     interval: float = 60.0
 
 
@@ -86,18 +89,19 @@ class Upkeep:
         if kept.samples is not None:
             before = (now - kept.samples - EPOCH) // timedelta(microseconds=1)
         events_before = now - kept.events if kept.events is not None else None
-        deleted = _PRUNE_CHUNK
-        while deleted >= _PRUNE_CHUNK:
-            deleted = await self._store.write(
-                lambda tx: tx.prune(
-                    samples_before=before, events_before=events_before, limit=_PRUNE_CHUNK
-                )
+        await self._repeat(
+            lambda tx: tx.prune(
+                samples_before=before, events_before=events_before, limit=_PRUNE_CHUNK
             )
-        if kept.audit is None:
-            return
-        audit_before = now - kept.audit
-        deleted = _PRUNE_CHUNK
-        while deleted >= _PRUNE_CHUNK:
-            deleted = await self._store.write(
-                lambda tx: tx.prune_audit_records(audit_before, _PRUNE_CHUNK)
-            )
+        )
+        if kept.audit is not None:
+            audit_before = now - kept.audit
+            await self._repeat(lambda tx: tx.prune_audit_records(audit_before, _PRUNE_CHUNK))
+        if kept.tokens is not None:
+            tokens_before = now - kept.tokens
+            await self._repeat(lambda tx: tx.prune_tokens(tokens_before, _PRUNE_CHUNK))
+
+    async def _repeat(self, delete: Callable[[Transaction], int]) -> None:
+        """Deletes bit by bit, as long as there is more."""
+        while await self._store.write(delete) >= _PRUNE_CHUNK:
+            pass

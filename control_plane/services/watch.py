@@ -195,6 +195,8 @@ class WatchService:
             found = [view for view in views if wanted(view)]
         else:
             found = [view async for view in self._all(wanted)]
+        for gone in elsewhere.keys() - {view.job.key for view in found}:
+            del elsewhere[gone]
         for view in found:
             live = self._telemetry.current(view.job)
             if live is not None:
@@ -247,6 +249,10 @@ class _Shown:
         """From now on it is known whether the watcher has the job."""
         self._known[uid] = shown
 
+    def forget(self, uid: str) -> None:
+        """There will be no more events of the job."""
+        self._known.pop(uid, None)
+
     def maybe(self, event: Event) -> bool:
         """Whether the watcher may have the job that an event is about.
 
@@ -294,7 +300,10 @@ def _item(
         # Of a job that is gone by now, the changes before its deletion can not be shown.
         return None
     told = shown.maybe(event)
-    shown.note(event.job_uid, shown=False)
+    if event.kind is EventKind.DELETED:
+        shown.forget(event.job_uid)
+    else:
+        shown.note(event.job_uid, shown=False)
     if not told:
         return None
     # Gone, or no longer selected.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING
 
 from prometheus_client import (
@@ -14,6 +15,7 @@ from prometheus_client import (
     ProcessCollector,
     start_http_server,
 )
+from prometheus_client.core import GaugeMetricFamily, Metric
 
 from grpc_runtime.listen import Address, AddressError, ListenError
 from grpc_runtime.logging import get_logger
@@ -24,9 +26,30 @@ if TYPE_CHECKING:
 _log = get_logger(__name__)
 
 
+class Concurrency:
+    """How much a process does at once. A Prometheus collector."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Takes the loop whose tasks are counted; they are when somebody asks."""
+        self._loop = loop
+
+    def collect(self) -> Iterable[Metric]:
+        """Returns the metrics. Runs on the thread that answers the request for them."""
+        tasks = len(asyncio.all_tasks(self._loop))
+        yield GaugeMetricFamily("python_asyncio_tasks", "Tasks of the event loop.", tasks)
+        yield GaugeMetricFamily(
+            "process_threads", "Threads that Python knows of.", threading.active_count()
+        )
+
+
 def process_registry() -> CollectorRegistry:
-    """Returns a registry with what can be told of any process: memory, files, CPU, collections."""
+    """Returns a registry with what can be told of any process: memory, files, CPU, tasks.
+
+    Raises:
+        RuntimeError: No event loop is running.
+    """
     registry = CollectorRegistry()
+    registry.register(Concurrency(asyncio.get_running_loop()))
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)

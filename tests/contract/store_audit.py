@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from control_plane.domain.audit import AuditPlace, AuditRecord
 from control_plane.services.ports import Store
+from grpc_runtime.audit.records import AuditPlace, AuditRecord
 from tests.support.domain_values import NOW, SECOND
 
 LATER = NOW + timedelta(days=1)

@@ -38,8 +38,7 @@ async def add_job(store: Store, job_id: str = "j", **fields: object) -> Job:
 
 async def add_updates(store: Store, of: Job, *updates: Update) -> None:
     def work(tx: Transaction) -> None:
-        for one in updates:
-            tx.insert_update(of, one)
+        tx.insert_updates((of, one) for one in updates)
 
     await store.write(work)
 

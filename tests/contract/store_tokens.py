@@ -70,6 +70,26 @@ class TokensContract:
         ended = await store.read(lambda tx: tx.ended_tokens(NOW + 2 * DAY))
         assert {int(each, 16) for each in ended} == {1, 2, 4}
 
+    async def test_those_that_ended_long_ago_are_deleted(self, store: Store) -> None:
+        def fill(tx: Transaction) -> None:
+            for number, expire_time in enumerate((NOW + DAY, NOW + 9 * DAY, None, None), 1):
+                made = tx.insert_token(token(number, expire_time=expire_time), str(number))
+                if number in (2, 4):
+                    tx.revoke_token(made.key, NOW + (number - 1) * DAY)
+
+        await store.write(fill)
+
+        async def pruned(before: int) -> tuple[int, list[int]]:
+            count = await store.write(lambda tx: tx.prune_tokens(NOW + before * DAY, 1))
+            left = await store.read(lambda tx: tx.tokens(active_at=None, beyond=None, limit=9))
+            return count, [int(each.id, 16) for each in left]
+
+        assert await pruned(1) == (0, [4, 3, 2, 1])
+        assert {(await pruned(2))[0], (await pruned(2))[0]} == {1}
+        assert await pruned(3) == (0, [4, 3])
+        assert await pruned(4) == (1, [3])
+        assert await pruned(10_000) == (0, [3])
+
     async def test_the_last_use_never_goes_back(self, store: Store) -> None:
         key = (await store.write(lambda tx: tx.insert_token(token(), "d"))).key
 

@@ -210,3 +210,38 @@ def test_a_watch_outlives_restarts_without_gaps_and_duplicates(
     created = [event for event in changed if event.type != control_pb2.JOB_EVENT_TYPE_BOOKMARK]
     assert [event.job.name for event in created] == made
     assert {event.type for event in created} == {control_pb2.JOB_EVENT_TYPE_CREATED}
+
+
+def test_a_watch_of_a_batch_outlives_a_restart(
+    connect: Connect, loop: EventLoop, tmp_path: Path
+) -> None:
+    """It goes on with another server, and all items come again."""
+    told = threading.Condition()
+    seen: list[control_pb2.WatchBatchResponse] = []
+    last: dict[str, int] = {}
+
+    def read(plane: Client, batch: str) -> None:
+        for event in plane.watch_batch(batch):
+            with told:
+                seen.append(event)
+                last.update({item.job: item.state for item in event.items})
+                told.notify_all()
+
+    with contextlib.ExitStack() as stack:
+        with served(loop, tmp_path / "c.db") as running:
+            # Gone again: nothing is on its way to a trainer that would have to give it back.
+            loop.run(loop.run(running.agent("j")).leave())
+            plane = stack.enter_context(connect(running.address, retry=PATIENT))
+            batch = plane.batch_set("", {"learning_rate": 1e-5}, jobs=["j"]).batch.name
+            reader = threading.Thread(target=read, args=(plane, batch))
+            reader.start()
+            with told:
+                assert told.wait_for(lambda: len(seen) == 1, 30)
+        with served(loop, tmp_path / "c.db", listen=running.address) as running:
+            with told:
+                assert told.wait_for(lambda: len(seen) == 2, 30)
+            plane.cancel_batch(batch)
+            reader.join(30)
+            assert not reader.is_alive()
+    assert [[item.job for item in event.items] for event in seen[:2]] == [["jobs/j"]] * 2
+    assert last == {"jobs/j": update_pb2.UPDATE_STATE_CANCELLED}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -87,6 +88,25 @@ async def test_whose_a_secret_is_is_remembered_for_a_moment() -> None:
         with pytest.raises(StatusError, match="unknown"):
             await bearer.authenticate(caller("other"))
     assert len(book.asked) == 6
+
+
+async def test_among_many_strangers_only_secrets_that_were_good_are_looked_at() -> None:
+    now = 0.0
+    book = Book(s=ADA, t=ADA)
+    bearer = BearerAuthenticator(book, cache_seconds=2, clock=lambda: now)
+    await bearer.authenticate(caller("s"))
+    now = 100.0
+    too_many = StatusError(CODE.RESOURCE_EXHAUSTED, "too many", reason="TOO_MANY")
+    assert await bearer.authenticate(replace(caller("s"), strangers=too_many)) == ADA
+    with pytest.raises(StatusError, match="too many"):
+        await bearer.authenticate(replace(caller("t"), strangers=too_many))
+    assert book.asked == ["s", "s"]
+    del book.known["s"]  # it is worth nothing any more, and looked at once
+    now = 200.0
+    with pytest.raises(StatusError, match="unknown"):
+        await bearer.authenticate(replace(caller("s"), strangers=too_many))
+    with pytest.raises(StatusError, match="too many"):
+        await bearer.authenticate(replace(caller("s"), strangers=too_many))
 
 
 @pytest.mark.parametrize("value", [None, "", "s", "Basic s", b"Bearer s"])

@@ -24,12 +24,18 @@ from midcourse.agent.v1 import session_pb2
 from midcourse.control.v1 import access_pb2, control_pb2
 from tests.support.plane import RunningPlane, request, running_plane
 
-METHODS = [
-    method
-    for module in (control_pb2, access_pb2, session_pb2)
-    for service in module.DESCRIPTOR.services_by_name.values()
-    for method in service.methods
-]
+
+def methods_of(*modules: Any) -> list[MethodDescriptor]:
+    """All methods of all services of some files."""
+    return [
+        method
+        for module in modules
+        for service in module.DESCRIPTOR.services_by_name.values()
+        for method in service.methods
+    ]
+
+
+METHODS = methods_of(control_pb2, access_pb2, session_pb2)
 # How long a call that is to wait may do so.
 WAIT_SECONDS = 0.15
 OUR_FAULT = {grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL, grpc.StatusCode.DATA_LOSS}
@@ -102,6 +108,36 @@ def messages(draw: st.DrawFn, of: descriptor.Descriptor, depth: int = 0) -> Mess
     return made
 
 
+def with_a_nul(of: descriptor.Descriptor, path: str = "") -> Iterator[tuple[str, Message]]:
+    """Messages with a NUL in one of their texts, each in another one, and where that is."""
+    new = message_factory.GetMessageClass(of)
+    for field in of.fields:
+        name, inner, made = f"{path}{field.name}", field.message_type, new()
+        if inner is None:
+            if field.type != FieldDescriptor.TYPE_STRING:
+                continue
+            if field.is_repeated:
+                getattr(made, field.name).append("a\0")
+                yield f"{name}[0]", made
+            else:
+                setattr(made, field.name, "a\0")
+                yield name, made
+        elif inner.GetOptions().map_entry:
+            if inner.fields_by_name["value"].type == FieldDescriptor.TYPE_STRING:
+                getattr(made, field.name)["k"] = "\0"
+                yield f"{name}['k']", made
+        elif path.count(".") < DEEPEST:
+            for below, part in with_a_nul(
+                inner, f"{name}[0]." if field.is_repeated else f"{name}."
+            ):
+                made = new()
+                if field.is_repeated:
+                    getattr(made, field.name).add().CopyFrom(part)
+                else:
+                    getattr(made, field.name).CopyFrom(part)
+                yield below, made
+
+
 def requests_of(method: MethodDescriptor) -> st.SearchStrategy[bytes]:
     """What is sent: mostly messages of the right type, sometimes any bytes."""
     whole = messages(method.input_type).map(lambda made: made.SerializeToString())
@@ -114,13 +150,12 @@ def requests_of(method: MethodDescriptor) -> st.SearchStrategy[bytes]:
     )
 
 
-class Plane:
-    """A control plane with a job that runs, and a loop to talk to it in."""
+class Served:
+    """A server that is sent requests of any content, and a loop to talk to it in."""
 
-    def __init__(self, runner: asyncio.Runner, running: RunningPlane) -> None:
+    def __init__(self, runner: asyncio.Runner, channel: grpc.aio.Channel) -> None:
         self.runner = runner
-        self.running = running
-        self.agents: list[Any] = []
+        self.channel = channel
 
     def check(self, method: MethodDescriptor, examples: int) -> None:
         """Sends so many requests, and looks at what comes of each."""
@@ -161,7 +196,7 @@ class Plane:
             f"{'stream' if method.client_streaming else 'unary'}"
             f"_{'stream' if method.server_streaming else 'unary'}"
         )
-        stub = getattr(self.running.channel, kind)(path)
+        stub = getattr(self.channel, kind)(path)
         waits = method.name.startswith(("Watch", "Wait", "Cancel"))
         seconds = WAIT_SECONDS if waits else 10.0
         accepted = False
@@ -182,6 +217,32 @@ class Plane:
         except grpc.aio.AioRpcError as error:
             return accepted, error
         return True, None
+
+    async def state(self) -> object:
+        """What a change would change."""
+        raise NotImplementedError
+
+    async def is_alive(self) -> None:
+        """Makes sure that it still serves what there is."""
+        raise NotImplementedError
+
+    def check_nul(self, method: MethodDescriptor) -> None:
+        """Sends a NUL in each text of a request; each is refused, and told by its name."""
+        for path, made in with_a_nul(method.input_type):
+            accepted, error = self.runner.run(self.call(method, [made.SerializeToString()]))
+            assert error is not None, (path, accepted)
+            told = from_rpc_error(error)
+            assert told.code is grpc.StatusCode.INVALID_ARGUMENT, (path, told)
+            assert [violation.field for violation in told.violations] == [path], told
+
+
+class Plane(Served):
+    """A control plane with a job that runs."""
+
+    def __init__(self, runner: asyncio.Runner, running: RunningPlane) -> None:
+        super().__init__(runner, running.channel)
+        self.running = running
+        self.agents: list[Any] = []
 
     async def state(self) -> object:
         """What a change would change."""
@@ -211,7 +272,9 @@ def served_from(database: Path | str) -> Iterator[Plane]:
         stack = contextlib.AsyncExitStack()
 
         async def begin() -> Plane:
-            served = Plane(runner, await stack.enter_async_context(running_plane(database)))
+            # Its agent says nothing, and must not be lost on a machine that is slow.
+            plane = running_plane(database, heartbeat_interval=3_600.0)
+            served = Plane(runner, await stack.enter_async_context(plane))
             served.agents = [await served.running.agent("j")]
             await served.running.update("j")
             await served.running.control.BatchUpdateParameters(

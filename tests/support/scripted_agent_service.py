@@ -46,6 +46,14 @@ class Stream:
     def of(self, kind: str) -> list[Request]:
         return [each for each in self.received if each.WhichOneof("message") == kind]
 
+    @property
+    def outcomes(self) -> list[session_pb2.UpdateOutcome]:
+        """How updates ended, as told by themselves or in the reply to a delivery."""
+        replies = [
+            each.reply.settled for each in self.of("reply") if each.reply.HasField("settled")
+        ]
+        return [*(each.outcome for each in self.of("outcome")), *replies]
+
     def send(self, **message: object) -> None:
         self.to_send.put_nowait(Response(**message))  # type: ignore[arg-type]  # one of its fields
 

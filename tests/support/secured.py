@@ -12,6 +12,9 @@ from control_plane.domain.access import Access, Role
 from grpc_runtime.bearer import bearer_metadata
 from tests.support.plane import RunningPlane, running_plane
 
+# Tests that try out what strangers get are many strangers.
+_SETTINGS = {"auth": "token", "max_strangers_per_second": 100_000.0}
+
 Metadata = tuple[tuple[str, str], ...]
 
 
@@ -49,5 +52,5 @@ class SecuredPlane:
 @contextlib.asynccontextmanager
 async def secured_plane(database: Path, **settings: Any) -> AsyncIterator[SecuredPlane]:
     """Serves on a free port while the block runs."""
-    async with running_plane(database, **{"auth": "token", **settings}) as running:
+    async with running_plane(database, **{**_SETTINGS, **settings}) as running:
         yield SecuredPlane(running)

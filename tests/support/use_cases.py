@@ -14,7 +14,7 @@ from control_plane.domain.errors import Reason, Refusal
 from control_plane.domain.job import Job, Progress
 from control_plane.domain.session import Heartbeat, MetricColumn, Phase
 from control_plane.domain.update import Update, UpdateSpec
-from control_plane.services.agent_session import AgentSession, Received, SessionLimits
+from control_plane.services.agent_session import AgentSession, Received
 from control_plane.services.batches import BatchService
 from control_plane.services.bus import LocalBus
 from control_plane.services.history import HistoryQuery, HistoryService
@@ -22,6 +22,7 @@ from control_plane.services.jobs import JobService
 from control_plane.services.metrics import MetricsService
 from control_plane.services.outbox import Delivery, ServerMessage, Welcome
 from control_plane.services.ports import Event, Store, Transaction
+from control_plane.services.session_parts import SessionLimits
 from control_plane.services.sessions import SessionService
 from control_plane.services.telemetry import TelemetryHub
 from control_plane.services.updates import Submission, UpdateService

@@ -7,6 +7,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from grpc_runtime.client.credentials import CredentialsError
 from tests.support.analytics import RunningAnalytics, running_analytics
 from tests.support.domain_values import job
 from tests.support.fake_provider import Request
-from tests.support.fake_provider_script import Reply, text, tool_call
+from tests.support.fake_provider_script import Reply, Stall, text, tool_call
 from tests.support.secured import SecuredPlane, secured_plane
 
 
@@ -110,6 +111,28 @@ async def test_a_revoked_token_is_worth_nothing_here_either(tmp_path: Path) -> N
             while not (refused := await refusal(client)):  # noqa: ASYNC110 - nothing tells of it
                 await asyncio.sleep(0.05)
         assert "revoked" in refused
+
+
+async def test_answers_end_with_the_tokens_that_asked(tmp_path: Path) -> None:
+    async with both(tmp_path) as here:
+        here.analytics.fake.default = lambda _: Reply((text("on and on"), Stall()))
+
+        async def ending(lifetime: timedelta | None) -> str:
+            name, secret = await here.secured.token("viewer", lifetime=lifetime)
+            client = here.analytics.client.with_metadata(bearer_metadata(secret))
+            chat = client.chat("for how long?")
+            async for _ in chat:
+                if lifetime is None:
+                    await here.secured.plane.tokens.revoke(name.removeprefix("tokens/"))
+            return "it ended well"
+
+        async with asyncio.timeout(60):
+            endings = await asyncio.gather(
+                ending(None), ending(timedelta(seconds=2)), return_exceptions=True
+            )
+        for ended in endings:
+            assert isinstance(ended, UnauthenticatedError)
+            assert ended.reason == "TOKEN_ENDED"
 
 
 async def test_without_the_control_plane_nobody_is_known(tmp_path: Path) -> None:

@@ -197,7 +197,7 @@ async def test_a_change_and_its_record_are_one(tmp_path: Path) -> None:
 
             connection_of(tx).exec_driver_sql("ALTER TABLE audit_records RENAME TO full")
 
-        await running.plane.audit._store.write(no_room)
+        await running.plane._store.write(no_room)
         stub = running.control
         with pytest.raises(grpc.aio.AioRpcError):
             await stub.CreateJob(control_pb2.CreateJobRequest(job_id="j"))

@@ -67,7 +67,7 @@ MAY_ASK: dict[str, set[str]] = {
         *("DeleteSession", "ListMessages", "Chat", "CancelChat", "GetUsage", "GetBudget"),
         *("ListBudgets", "RecommendModel"),
     )
-} | {"AnalyticsService/SetBudget": ADMIN}
+} | {"AnalyticsService/SetBudget": ADMIN, "AnalyticsService/ListAuditRecords": ADMIN}
 
 # What each method is asked about a job. A method that is not here is asked with an empty request.
 ABOUT: dict[str, Callable[[str], dict[str, Any]]] = {
@@ -216,7 +216,7 @@ def _fill(tx: Transaction) -> None:
         )
         assert batch.key == BATCHES[job_id]
         one = update(batch=f"batches/{batch.key}")
-        tx.insert_update(made, replace(one, job_id=job_id))
+        tx.insert_updates([(made, replace(one, job_id=job_id))])
 
 
 @contextlib.asynccontextmanager

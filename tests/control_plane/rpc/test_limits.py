@@ -8,10 +8,12 @@ from pathlib import Path
 import grpc
 import pytest
 
+from grpc_runtime.bearer import bearer_metadata
 from grpc_runtime.errors import MESSAGE_TOO_LARGE, StatusError
 from midcourse.control.v1 import control_pb2
 from tests.support.plane import RunningPlane, error_of, request, running_plane, set_rate
 from tests.support.scripted_agent import ScriptedAgent
+from tests.support.secured import secured_plane
 
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 
@@ -71,6 +73,24 @@ async def test_calls_per_second(tmp_path: Path) -> None:
         assert (refused.code, refused.reason) == (EXHAUSTED, "TOO_MANY_CALLS")
         assert refused.retry_delay is not None
         assert refused.retry_delay > 10
+
+
+async def test_calls_without_valid_credentials(tmp_path: Path) -> None:
+    async with secured_plane(tmp_path / "control.db", max_strangers_per_second=3.0) as secured:
+        control = secured.running.control
+        right = await secured.caller("viewer")
+        await control.ListJobs(control_pb2.ListJobsRequest(), metadata=right)
+        refused: list[StatusError] = []
+        while not refused or refused[-1].code is not EXHAUSTED:
+            who = bearer_metadata(f"mc_{len(refused)}")
+            call = control.ListJobs(control_pb2.ListJobsRequest(), metadata=who)
+            refused.append(await error_of(call))
+        assert [each.reason for each in refused[:3]] == ["TOKEN_UNKNOWN"] * 3
+        assert refused[-1].reason == "TOO_MANY_REFUSED_CALLS"
+        assert refused[-1].retry_delay
+        assert refused[-1].metadata == {"limit": "3"}
+        # Whoever has shown good credentials is served, from the same address too.
+        await control.ListJobs(control_pb2.ListJobsRequest(), metadata=right)
 
 
 async def test_the_size_of_a_message(tmp_path: Path) -> None:

@@ -28,6 +28,13 @@ def test_any_request_has_a_proper_answer(plane: Plane, method: MethodDescriptor)
     plane.check(method, FEW)
 
 
+@pytest.mark.parametrize(
+    "method", [each for each in METHODS if not each.client_streaming], ids=name_of
+)
+def test_no_text_has_a_nul(plane: Plane, method: MethodDescriptor) -> None:
+    plane.check_nul(method)
+
+
 @pytest.mark.parametrize("after", ["x", "1.2.3.4", "9" * 400, "-1.2.3", f"{10**18}.1.1", -1])
 def test_a_page_token_that_was_made_up_well(plane: Plane, after: str | int) -> None:
     """Whoever reads the source can make a token that seems to be of the right query."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ from typing import Any
 import grpc
 import pytest
 
+from control_plane.services.ports import Transaction
 from grpc_runtime.bearer import bearer_metadata, digest, is_secret
 from grpc_runtime.errors import StatusError, from_rpc_error
 from midcourse.agent.v1 import session_pb2
 from midcourse.control.v1 import access_pb2 as pb
-from midcourse.control.v1 import access_pb2_grpc, control_pb2
-from tests.support.plane import error_of
-from tests.support.scripted_agent import hello
+from midcourse.control.v1 import access_pb2_grpc, control_pb2, update_pb2
+from tests.support.plane import error_of, request
+from tests.support.scripted_agent import ScriptedAgent, applied, hello
 from tests.support.secured import SecuredPlane, secured_plane
 
 
@@ -118,8 +120,11 @@ async def test_a_token_ends_with_its_time_for_calls_under_way_too(tmp_path: Path
     async with secured_plane(tmp_path / "control.db") as secured:
         who = bearer_metadata((await secured.token("viewer", lifetime=timedelta(seconds=1)))[1])
         stream = secured.running.control.WatchJobs(control_pb2.WatchJobsRequest(), metadata=who)
-        ending = await ending_of(stream)
-        assert (ending.code, ending.reason) == (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_ENDED")
+        _, secret = await secured.token("agent", jobs=["j"], lifetime=timedelta(seconds=1))
+        session = secured.running.agents.Session(metadata=bearer_metadata(secret))
+        await session.write(session_pb2.SessionRequest(sequence=1, hello=hello("j")))
+        for ending in await asyncio.gather(ending_of(stream), ending_of(session)):
+            assert (ending.code, ending.reason) == (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_ENDED")
         late = await error_of(access_stub(secured).GetCaller(pb.GetCallerRequest(), metadata=who))
         assert late.reason == "TOKEN_EXPIRED"
 
@@ -161,6 +166,65 @@ async def test_the_session_of_an_agent_is_its_own(tmp_path: Path) -> None:
         assert [
             each.id for each in await secured.plane._store.read(lambda tx: tx.jobs(limit=9))
         ] == ["mine-1"]
+
+
+async def test_a_session_ends_when_its_job_leaves_the_agents_bounds(tmp_path: Path) -> None:
+    async with secured_plane(tmp_path / "control.db") as secured:
+        who = await secured.caller("agent", jobs=["*"], selector="team=nlp")
+        operator = await secured.caller("operator")
+        control = secured.running.control
+        agent = ScriptedAgent(secured.running.agents, labels={"team": "nlp"})
+        await agent.connect(who)
+        await control.UpdateParameters(request(), metadata=operator)
+        await agent.wait_for("delivery")
+        relabel = control_pb2.UpdateJobRequest(name="jobs/j", set_labels={"team": "cv"})
+        await control.UpdateJob(relabel, metadata=operator)
+        with pytest.raises(StatusError) as ended:
+            await agent.wait_for("go_away")
+        assert (ended.value.code, ended.value.reason) == (
+            grpc.StatusCode.PERMISSION_DENIED,
+            "OUT_OF_SCOPE",
+        )
+        with pytest.raises(StatusError) as refused:
+            await agent.connect(who)
+        assert refused.value.reason == "JOB_EXISTS"
+        await control.GetUpdate(
+            control_pb2.GetUpdateRequest(name="jobs/j/updates/1"), metadata=operator
+        )
+
+
+async def test_what_a_session_says_of_a_job_that_left_the_agents_bounds_is_not_stored(
+    tmp_path: Path,
+) -> None:
+    """Nobody has told the session: it looks itself, in every transaction."""
+    async with secured_plane(tmp_path / "control.db") as secured:
+        who = await secured.caller("agent", jobs=["*"], selector="team=nlp")
+        operator = await secured.caller("operator")
+        control = secured.running.control
+        agents = [
+            ScriptedAgent(secured.running.agents, name, labels={"team": "nlp"}) for name in "jk"
+        ]
+        for agent in agents:
+            await agent.connect(who)
+            asked = request(agent.hello.job_id)
+            await control.UpdateParameters(asked, metadata=operator)
+            await agent.wait_for("delivery")
+
+        def relabel(tx: Transaction) -> None:
+            for job in tx.jobs(limit=9):
+                tx.save_job(replace(job, labels={"team": "cv"}))
+
+        await secured.plane._store._store.write(relabel)
+        await agents[0].say(outcome=applied(1))  # together with others
+        await agents[1].say(event=session_pb2.TrainerEvent(finished=session_pb2.TrainingFinished()))
+        for agent in agents:
+            with pytest.raises(StatusError) as ended:
+                await agent.wait_for("go_away")
+            assert ended.value.reason == "OUT_OF_SCOPE"
+        for name in "jk":
+            get = control_pb2.GetUpdateRequest(name=f"jobs/{name}/updates/1")
+            update = (await control.GetUpdate(get, metadata=operator)).update
+            assert update.state == update_pb2.UPDATE_STATE_PENDING
 
 
 def content_of(folder: Path) -> bytes:
@@ -243,3 +307,30 @@ async def test_a_watch_of_a_scoped_caller_tells_of_its_jobs_alone(tmp_path: Path
         await delete("c")
         resumed = control.WatchJobs(control_pb2.WatchJobsRequest(position=position), metadata=nlp)
         assert (await ending_of(resumed)).reason == "POSITION_GONE"
+
+
+async def test_a_watch_of_a_batch_ends_when_a_job_of_it_leaves_the_callers_bounds(
+    tmp_path: Path,
+) -> None:
+    async with secured_plane(tmp_path / "control.db") as secured:
+        admin = await secured.caller("admin")
+        viewer = await secured.caller("viewer", selector="team=nlp")
+        control = secured.running.control
+        agents = [
+            ScriptedAgent(secured.running.agents, name, labels={"team": "nlp"}) for name in "jk"
+        ]
+        for agent in agents:
+            await agent.connect(admin)
+        asked = control_pb2.BatchUpdateParametersRequest(
+            jobs=["jobs/j", "jobs/k"], spec=request().spec
+        )
+        batch = (await control.BatchUpdateParameters(asked, metadata=admin)).batch.name
+        watched = control_pb2.WatchBatchRequest(name=batch)
+        stream = control.WatchBatch(watched, metadata=viewer)
+        assert len((await stream.read()).items) == 2
+        relabel = control_pb2.UpdateJobRequest(name="jobs/k", set_labels={"team": "cv"})
+        await control.UpdateJob(relabel, metadata=admin)
+        ending = await ending_of(stream)
+        assert (ending.code, ending.reason) == (grpc.StatusCode.NOT_FOUND, "BATCH_NOT_FOUND")
+        for agent in agents:
+            await agent.leave()

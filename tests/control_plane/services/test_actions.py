@@ -52,7 +52,7 @@ async def begin(plane: UseCases, instance_id: str = "one", **options: object) ->
 async def perform(plane: UseCases, talk: Talk, spec: UpdateSpec, result: Applied) -> int:
     """Sends an update and has the trainer apply it."""
     revision = (await plane.submit(spec)).revision
-    talk.session.send([await plane.update(revision)])
+    talk.session.deliveries.send([await plane.update(revision)])
     assert revision in await talk.receive_all()
     await talk.session.outcome(talk.next(), settled(revision, result))
     return revision
@@ -167,7 +167,7 @@ async def test_a_roll_back_is_settled_by_the_process_that_went_back(plane: UseCa
     talk = await begin(plane)
     await perform(plane, talk, set_rate(1e-4), applied(15, 1e-4, instance_id="one"))
     rollback = do(ActionKind.ROLL_BACK, "/runs/checkpoint-10", SetChange("learning_rate", 1e-5))
-    talk.session.send([await plane.submit(rollback)])
+    talk.session.deliveries.send([await plane.submit(rollback)])
     assert await talk.receive_all() == [2]
     exited = TrainerEvent(Phase.EXITED, "exit code 75", NOW)
     await talk.session.event(talk.next(), exited)
@@ -190,7 +190,7 @@ async def test_a_roll_back_is_settled_by_the_process_that_went_back(plane: UseCa
 
 async def test_a_roll_back_may_come_with_its_outcome(plane: UseCases) -> None:
     talk = await begin(plane)
-    talk.session.send([await plane.submit(do(ActionKind.ROLL_BACK))])
+    talk.session.deliveries.send([await plane.submit(do(ActionKind.ROLL_BACK))])
     await talk.receive_all()
     await plane.sessions.close(talk.session)
     outcome = done(11, "two", checkpoint="/runs/checkpoint-10")

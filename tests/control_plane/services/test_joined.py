@@ -25,7 +25,7 @@ async def talks(plane: UseCases, count: int, updates: int = 1) -> list[Talk]:
         job_id = f"j{number:02}"
         talk = Talk(await plane.session(job_id))
         for _ in range(updates):
-            talk.session.send([await plane.submit(set_rate(), job_id)])
+            talk.session.deliveries.send([await plane.submit(set_rate(), job_id)])
         begun.append(talk)
     return begun
 
@@ -50,7 +50,25 @@ async def test_outcomes_that_come_together_share_transactions(plane: UseCases) -
         assert (await plane.update(1, talk.session.job_id)).outcome == applied()
         job = await plane.job(talk.session.job_id)
         assert (job.settled_revision, rate(job)) == (1, (1e-5, 1))
-        assert only(await said(talk.session), Acknowledgement) == [Acknowledgement(2)]
+        session = talk.session
+        await eventually(lambda s=session: s._acks.done_up_to == 2, "acknowledged")  # type: ignore[misc]
+        assert only(await said(session), Acknowledgement) == [Acknowledgement(2)]
+
+
+async def test_a_crowd_is_stored_first_and_acknowledged_then(
+    plane: UseCases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("control_plane.services.agent_session.ACKNOWLEDGED_WITHIN", 3600.0)
+    begun = await talks(plane, 10, updates=2)
+    await asyncio.gather(*(t.session.outcome(t.next(), settled(1)) for t in begun))
+    for talk in begun:
+        assert (await plane.update(1, talk.session.job_id)).outcome == applied()
+        assert only(await said(talk.session), Acknowledgement) == []
+    # Who comes alone is acknowledged at once, with nobody else's messages among them.
+    alone = Talk(await plane.session("alone"))
+    alone.session.deliveries.send([await plane.submit(set_rate(), "alone")])
+    await alone.session.outcome(alone.next(), settled(1))
+    assert only(await said(alone.session), Acknowledgement) == [Acknowledgement(2)]
 
 
 async def test_an_old_epoch_among_them_is_refused_alone(plane: UseCases) -> None:
@@ -160,7 +178,7 @@ async def receive(talk: Talk) -> None:
 async def test_what_was_received_is_stored_with_its_outcome(
     plane: UseCases, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("control_plane.services.agent_session.RECEIPT_SECONDS", 3600.0)
+    monkeypatch.setattr("control_plane.services.receipts.RECEIPT_SECONDS", 3600.0)
     (talk,) = await talks(plane, 1, updates=2)
     received = clock()
     before = plane.store.writes
@@ -187,8 +205,8 @@ async def test_what_was_received_is_stored_soon(plane: UseCases) -> None:
     for talk in begun:
         await receive(talk)
     plane.store.away = True
-    await eventually(lambda: all(not t.session._receipts for t in begun), "it is tried")
-    await eventually(lambda: all(t.session._receipts for t in begun), "it is to be tried again")
+    await eventually(lambda: all(not t.session.receipts for t in begun), "it is tried")
+    await eventually(lambda: all(t.session.receipts for t in begun), "it is to be tried again")
     plane.store.away = False
     for talk in begun:
         session = talk.session

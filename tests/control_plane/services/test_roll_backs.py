@@ -46,7 +46,7 @@ async def apply(plane: UseCases, talk: Talk, step: int, *changes: SetChange) -> 
     """Sends an update and has the trainer apply it."""
     spec = UpdateSpec(changes=changes) if changes else set_rate(1e-4)
     revision = (await plane.submit(spec)).revision
-    talk.session.send([await plane.update(revision)])
+    talk.session.deliveries.send([await plane.update(revision)])
     assert revision in await talk.receive_all()
     outcome = done(step, talk.session.instance_id, spec.changes[0].parameter)
     await talk.session.outcome(talk.next(), settled(revision, outcome))
@@ -56,7 +56,7 @@ async def apply(plane: UseCases, talk: Talk, step: int, *changes: SetChange) -> 
 async def leave(plane: UseCases, talk: Talk, *changes: SetChange) -> int:
     """Asks for a roll back; the process ends."""
     revision = (await plane.submit(back(*changes))).revision
-    talk.session.send([await plane.update(revision)])
+    talk.session.deliveries.send([await plane.update(revision)])
     assert revision in await talk.receive_all()
     await plane.sessions.close(talk.session)
     return revision

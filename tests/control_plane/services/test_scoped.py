@@ -29,6 +29,7 @@ NOT_FOR_SCOPED_CALLERS = {
     "overdue",
     "prune",
     "prune_audit_records",
+    "prune_tokens",
     "read_ahead_open",
     "revoke_token",
     "scan_audit_records",
@@ -67,7 +68,7 @@ async def scoped(tmp_path: Path) -> AsyncIterator[Scoped]:
         for number in range(6):
             team = "nlp" if number % 2 else "cv"
             made = tx.insert_job(job(id=f"j{number}", uid=f"u{number}", labels={"team": team}))
-            tx.insert_update(made, replace(update(), job_id=made.id, batch="batches/1"))
+            tx.insert_updates([(made, replace(update(), job_id=made.id, batch="batches/1"))])
         for ids, refused in (
             (("j1",), ()),
             (("j1", "j0"), ()),
@@ -80,7 +81,7 @@ async def scoped(tmp_path: Path) -> AsyncIterator[Scoped]:
                 found = tx.job(each)
                 assert found is not None
                 one = update(1 + batch.key, batch=f"batches/{batch.key}")
-                tx.insert_update(found, replace(one, job_id=each))
+                tx.insert_updates([(found, replace(one, job_id=each))])
 
     await store.write(fill)
     yield Scoped(store)

@@ -22,6 +22,7 @@ from control_plane.services.outbox import (
     StateRequest,
     Withdrawal,
 )
+from control_plane.services.ports import Transaction
 from tests.support.domain_values import NOW, SECOND, SPECS, applied, hello, set_rate, settled
 from tests.support.use_cases import (
     Clock,
@@ -205,7 +206,7 @@ async def test_time_left_is_told_as_a_duration(plane: UseCases, clock: Clock) ->
 async def test_each_delivery_takes_one_reply(plane: UseCases) -> None:
     talk = Talk(await plane.session())
     await plane.submit(set_rate())
-    talk.session.send([await plane.update(1)])
+    talk.session.deliveries.send([await plane.update(1)])
     (delivery,) = only(await said(talk.session), Delivery)
     await talk.session.reply(talk.next(), delivery.nonce + 1, 1, Received())
     await talk.session.reply(talk.next(), delivery.nonce, 2, Received())
@@ -226,7 +227,7 @@ async def test_replies_may_settle_and_refuse(plane: UseCases) -> None:
     talk = Talk(await plane.session())
     for _ in range(2):
         await plane.submit(set_rate())
-    talk.session.send([await plane.update(1), await plane.update(2)])
+    talk.session.deliveries.send([await plane.update(1), await plane.update(2)])
     one, two = only(await said(talk.session), Delivery)
     await talk.session.reply(talk.next(), one.nonce, 1, settled(1))
     await talk.session.reply(talk.next(), two.nonce, 2, Refused("TOO_MUCH", "no room"))
@@ -243,7 +244,7 @@ async def test_what_is_missing_is_sent_again_oldest_first(plane: UseCases) -> No
     talk = Talk(await plane.session())
     for _ in range(6):
         await plane.submit(set_rate())
-    talk.session.send([await plane.update(r) for r in range(1, 6)])
+    talk.session.deliveries.send([await plane.update(r) for r in range(1, 6)])
     await talk.receive_all()
     await talk.session.outcome(talk.next(), settled(1))
     await talk.session.outcome(talk.next(), settled(2, Rejected("X", "x")))
@@ -346,7 +347,7 @@ async def test_a_withdrawal_reaches_a_trainer_that_was_away(plane: UseCases) -> 
     talk = Talk(await plane.session())
     for _ in range(2):
         await plane.submit(set_rate())
-    talk.session.send([await plane.update(1), await plane.update(2)])
+    talk.session.deliveries.send([await plane.update(1), await plane.update(2)])
     await talk.receive_all()
     for revision in (1, 2):
         await plane.updates.cancel("j", revision, "ann", "", 0)
@@ -390,7 +391,35 @@ async def test_outcomes_of_revisions_that_never_were_are_passed_by(plane: UseCas
     talk = Talk(await plane.session(outcomes=(settled(9),)))
     assert (await welcome(talk.session)).settled == ((9, 9),), "it need not be sent again"
     await talk.session.outcome(talk.next(), settled(7))
-    assert (await plane.job()).settled_revision == 0
+    assert await plane.states() == []
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        {"outcomes": (settled(9),)},
+        {"in_force": ((1, 4), (7, 9))},
+        {"held": frozenset({9})},
+        {"newest_revision": 9},
+    ],
+    ids=lambda known: next(iter(known)),
+)
+async def test_new_updates_are_numbered_after_all_that_the_trainer_knows(
+    plane: UseCases, known: dict[str, Any]
+) -> None:
+    await plane.session(**known)
+    job = await plane.job()
+    assert (job.revision, job.settled_revision) == (9, 9)
+    assert (await plane.submit(set_rate())).revision == 10
+    await plane.session(**known)
+    assert (await plane.job()).revision == 10
+    assert [update.state for update in [await plane.update(10)]] == ["pending"]
+
+
+async def test_a_trainer_can_not_use_the_numbers_up(plane: UseCases) -> None:
+    refused = await refusal(plane.session(newest_revision=2**63))
+    assert refused.reason is Reason.PROTOCOL_VIOLATION
+    assert str(2**63) in refused.message
 
 
 # What the numbers of messages say.
@@ -400,7 +429,7 @@ async def test_a_gap_asks_for_state_and_the_state_mends_it(plane: UseCases) -> N
     talk = Talk(await plane.session())
     for _ in range(2):
         await plane.submit(set_rate())
-    talk.session.send([await plane.update(1), await plane.update(2)])
+    talk.session.deliveries.send([await plane.update(1), await plane.update(2)])
     await talk.receive_all()
     talk.number += 1  # the message with the outcome of 1 is lost
     await talk.session.event(talk.next(), TrainerEvent(Phase.TRAINING, "", NOW))
@@ -424,9 +453,9 @@ async def test_full_state_settles_nothing_that_is_on_its_way(plane: UseCases, cl
     talk = Talk(await plane.session())
     await plane.submit(set_rate())
     await plane.submit(set_rate(deadline=NOW + SECOND))
-    talk.session.send([await plane.update(1), await plane.update(2)])
+    talk.session.deliveries.send([await plane.update(1), await plane.update(2)])
     await plane.updates.cancel("j", 1, "ann", "", 0)
-    talk.session.send([await plane.update(1)])  # by now with its withdrawal
+    talk.session.deliveries.send([await plane.update(1)])  # by now with its withdrawal
     clock.advance(60)
     await said(talk.session)
     await talk.session.full_state(talk.next(), state())
@@ -535,6 +564,29 @@ async def test_a_trainer_whose_stream_is_gone_is_lost_in_time(
     assert job.session.last_seen_time == NOW + 2 * SECOND
 
 
+async def test_a_look_for_the_lost_passes_over_sessions_that_are_over_elsewhere(
+    plane: UseCases, clock: Clock
+) -> None:
+    """This server has heard of none of that yet: the chore that looks must not end of it."""
+    for name in ("fenced", "superseded", "deleted"):
+        await plane.session(name)
+
+    def elsewhere(tx: Transaction) -> None:
+        for name, change in (("fenced", {"epoch": 9}), ("superseded", {"instance_id": "other"})):
+            job = tx.job(name)
+            assert job is not None
+            assert job.session is not None
+            tx.save_job(replace(job, session=replace(job.session, **change)))
+        deleted = tx.job("deleted")
+        assert deleted is not None
+        tx.delete_job(deleted)
+
+    await plane.store.write(elsewhere)
+    clock.advance(3_600)
+    await plane.sessions.find_lost(0)
+    assert (await plane.job("superseded")).state is JobState.RUNNING
+
+
 async def test_a_server_that_was_away_blames_nobody_for_its_own_silence(tmp_path: Path) -> None:
     clock = Clock()
     async with use_cases(tmp_path / "c.db", clock) as first:
@@ -551,6 +603,25 @@ async def test_a_server_that_was_away_blames_nobody_for_its_own_silence(tmp_path
         # Accepted after the trainer could last have been reached: nobody has it.
         cancelled = await second.updates.cancel("j", 1, "ann", "", 0)
         assert cancelled.outcome == Cancelled("ann", "")
+
+
+async def test_a_clock_that_is_set_back_does_not_hide_what_a_dead_server_had_sent(
+    tmp_path: Path,
+) -> None:
+    clock = Clock()
+    async with use_cases(tmp_path / "c.db", clock) as first:
+        session = await first.session()
+        clock.advance(7_200)
+        await first.submit(set_rate())
+        session.deliveries.send([await first.update(1)])
+        assert await delivered(session) == [1]
+    clock.advance(-7_200)
+    async with use_cases(tmp_path / "c.db", clock) as second:
+        clock.advance(20)
+        await second.sessions.find_lost(20)
+        assert (await second.job()).state is JobState.LOST
+        # Only the trainer can tell what became of it.
+        assert (await second.updates.cancel("j", 1, "ann", "", 0)).is_open
 
 
 # The end of the server.

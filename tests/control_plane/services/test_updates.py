@@ -49,7 +49,7 @@ async def test_an_update_is_pending_until_its_trainer_has_it(plane: UseCases) ->
     assert (made.revision, made.state, made.author) == (1, UpdateState.PENDING, "ops")
     assert made.spec.reason == "loss rises"
     assert await plane.update(1) == made
-    talk.session.send([made])
+    talk.session.deliveries.send([made])
     assert await talk.receive_all() == [1]
     assert (await plane.update(1)).state is UpdateState.DELIVERED
     await talk.session.outcome(talk.next(), settled(1))
@@ -183,7 +183,7 @@ async def test_a_finished_job_takes_no_update_and_its_open_ones_expire(plane: Us
     talk = Talk(await plane.session())
     for _ in range(2):
         await plane.submit(set_rate())
-    talk.session.send([await plane.update(1)])
+    talk.session.deliveries.send([await plane.update(1)])
     await talk.receive_all()
     await talk.session.event(talk.next(), FINISHED)
     for revision in (1, 2):
@@ -208,7 +208,7 @@ async def test_open_updates_of_a_job_are_bounded(tmp_path: Path) -> None:
         assert refused.value.metadata == {"limit": "2"}
         assert refused.value.retry_delay
         await plane.submit(set_rate(), request_id="a")  # which is answered again, not added
-        talk.session.send([await plane.update(1)])
+        talk.session.deliveries.send([await plane.update(1)])
         await talk.receive_all()
         await talk.session.outcome(talk.next(), settled(1))
         await plane.submit(set_rate())
@@ -217,7 +217,7 @@ async def test_open_updates_of_a_job_are_bounded(tmp_path: Path) -> None:
 async def test_the_guard_rail_looks_at_the_value_in_force_by_now(plane: UseCases) -> None:
     talk = Talk(await plane.session())
     await plane.submit(set_rate(1e-4))
-    talk.session.send([await plane.update(1)])
+    talk.session.deliveries.send([await plane.update(1)])
     await talk.receive_all()
     with pytest.raises(Refusal):
         await plane.submit(set_rate(9e-4))
@@ -229,7 +229,7 @@ async def test_values_confirmed_by_group_outdate_a_metric_from_before(plane: Use
     talk = Talk(await plane.session())
     await talk.session.heartbeat(talk.next(), heartbeat(6, learning_rate=[2e-5]))
     await plane.submit(set_rate(1e-4))
-    talk.session.send([await plane.update(1)])
+    talk.session.deliveries.send([await plane.update(1)])
     await talk.receive_all()
     by_group = tuple(Transition("learning_rate", group, 2e-5, 1e-4) for group in ("0", "1"))
     await talk.session.outcome(talk.next(), settled(1, Applied(7, by_group, NOW, "instance-1")))
@@ -306,7 +306,7 @@ async def test_waiting_ends_with_the_outcome(plane: UseCases) -> None:
     await plane.submit(set_rate())
     waiting = asyncio.ensure_future(plane.updates.wait("j", 1, 60))
     await eventually(lambda: plane.bus._subscribers.get("updates/j"), "that it waits")
-    talk.session.send([await plane.update(1)])
+    talk.session.deliveries.send([await plane.update(1)])
     await talk.receive_all()
     assert not waiting.done()
     await talk.session.outcome(talk.next(), settled(1))
@@ -381,10 +381,10 @@ async def test_what_the_trainer_has_is_withdrawn_by_the_trainer(
     serving = asyncio.ensure_future(talk.session.deliver_new())
     try:
         await plane.submit(set_rate())
-        await eventually(lambda: talk.session._sent, "a delivery")
+        await eventually(lambda: talk.session.deliveries.sent, "a delivery")
         await talk.receive_all()
         cancelling = asyncio.ensure_future(plane.updates.cancel("j", 1, "ann", "", 60))
-        await eventually(lambda: talk.session._withdrawn, "a withdrawal")
+        await eventually(lambda: talk.session.deliveries.withdrawn, "a withdrawal")
         assert only(await said(talk.session), Withdrawal) == [Withdrawal(1)]
         between = await plane.update(1)
         assert (between.state, between.cancel_request) == (
@@ -404,12 +404,12 @@ async def test_asking_twice_asks_the_trainer_once(plane: UseCases) -> None:
     serving = asyncio.ensure_future(talk.session.deliver_new())
     try:
         await plane.submit(set_rate())
-        await eventually(lambda: talk.session._sent, "a delivery")
+        await eventually(lambda: talk.session.deliveries.sent, "a delivery")
         for _ in range(2):
             asked = await plane.updates.cancel("j", 1, "ann", "", 0.01)
             assert asked.state is UpdateState.PENDING
             assert asked.cancel_request is not None
-        await eventually(lambda: talk.session._withdrawn, "a withdrawal")
+        await eventually(lambda: talk.session.deliveries.withdrawn, "a withdrawal")
         assert only(await said(talk.session), Withdrawal) == [Withdrawal(1)]
     finally:
         serving.cancel()
@@ -479,7 +479,7 @@ async def test_a_deadline_is_the_trainers_business_once_it_may_have_the_update(
 async def test_what_a_dead_process_had_expires_too(plane: UseCases, clock: Clock) -> None:
     talk = Talk(await plane.session())
     await plane.submit(set_rate(deadline=NOW + 10 * SECOND))
-    talk.session.send([await plane.update(1)])
+    talk.session.deliveries.send([await plane.update(1)])
     await talk.receive_all()
     await talk.session.event(talk.next(), EXITED)
     await plane.sessions.close(talk.session)

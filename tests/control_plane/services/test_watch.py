@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +17,7 @@ from control_plane.domain.errors import Reason, Refusal
 from control_plane.domain.job import JobState
 from control_plane.domain.session import Phase, TrainerEvent
 from control_plane.services.upkeep import Retention
-from control_plane.services.watch import WatchItem, WatchKind
+from control_plane.services.watch import WatchItem, WatchKind, _Shown
 from tests.support.domain_values import NOW, set_rate, settled
 from tests.support.use_cases import Talk, UseCases, heartbeat, use_cases
 
@@ -49,6 +50,20 @@ async def watching(plane: UseCases, text: str = "", **options: Any) -> AsyncIter
     finally:
         await items.aclose()
         assert not plane.bus._subscribers.get("jobs")
+
+
+async def test_a_watch_that_goes_on_keeps_nothing_of_jobs_that_are_gone(plane: UseCases) -> None:
+    async with watching(plane) as watch:
+        await watch.until(WatchKind.BOOKMARK)
+        for number in range(5):
+            await plane.jobs.create(f"gone-{number}", {}, "")
+            await watch.until(WatchKind.CREATED)
+            await plane.jobs.delete(f"gone-{number}", "")
+            await watch.until(WatchKind.DELETED)
+        await plane.jobs.create("there", {}, "")
+        await watch.until(WatchKind.CREATED)
+        (shown,) = (each for each in gc.get_objects() if isinstance(each, _Shown))
+        assert len(shown._known) == 1
 
 
 def short(item: WatchItem) -> tuple[str, str, int | None]:

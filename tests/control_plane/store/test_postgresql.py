@@ -91,7 +91,7 @@ async def test_revisions_are_given_without_gaps_by_replicas_at_once(
         one = tx.job("j")
         assert one is not None
         number = one.revision + 1
-        tx.insert_update(one, update(number, request_id=f"r{number}"))
+        tx.insert_updates([(one, update(number, request_id=f"r{number}"))])
         tx.save_job(replace(one, revision=number))
         tx.append_event(event(number))
         return number

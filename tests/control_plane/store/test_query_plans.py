@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from control_plane.domain.audit import AuditPlace
 from control_plane.domain.batch import Batch
 from control_plane.domain.job import Job
 from control_plane.services.ports import Place, Store, Transaction
+from grpc_runtime.audit.records import AuditPlace
 from tests.contract.store_helpers import add_job, add_samples
 from tests.control_plane.store.helpers import (
     connection_of,

@@ -1,4 +1,4 @@
-"""Sessions, messages, requests, usage, budgets with their windows, and replicas."""
+"""Sessions, messages, requests, usage, budgets with their windows, replicas, audit records."""
 
 from __future__ import annotations
 
@@ -137,6 +137,25 @@ def upgrade() -> None:
         sa.Column("id", _KEY, primary_key=True),
         sa.Column("beat", sa.BigInteger, nullable=False),
     )
+    op.create_table(
+        "audit_records",
+        sa.Column("key", _COUNTER, primary_key=True, autoincrement=True),
+        sa.Column("time", sa.BigInteger, nullable=False),
+        sa.Column("principal", _KEY, nullable=False),
+        sa.Column("peer", sa.String, nullable=False),
+        sa.Column("method", sa.String, nullable=False),
+        sa.Column("resource", _KEY, nullable=False),
+        sa.Column("summary", sa.Text, nullable=False),
+        sa.Column("reason", sa.Text, nullable=False),
+        sa.Column("code", sa.String, nullable=False),
+        sa.Column("error_reason", sa.String, nullable=False),
+        sa.Column("request_id", sa.String, nullable=False),
+        sa.Column("root", _KEY, nullable=False),
+        sqlite_autoincrement=True,
+    )
+    op.create_index("audit_records_by_time", "audit_records", ["time", "key"])
+    for by in ("principal", "root"):
+        op.create_index(f"audit_records_by_{by}", "audit_records", [by, "time", "key"])
 
 
 def _index_running(name: str, table: str, column: str) -> None:

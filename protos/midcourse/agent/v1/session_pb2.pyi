@@ -236,8 +236,14 @@ class FullState(_message.Message):
     PHASE_FIELD_NUMBER: _builtins.int
     ACTIONS_FIELD_NUMBER: _builtins.int
     LOCAL_UPDATES_FIELD_NUMBER: _builtins.int
+    NEWEST_REVISION_FIELD_NUMBER: _builtins.int
     phase: Global___TrainerPhase.ValueType
     """What the trainer is doing."""
+    newest_revision: _builtins.int
+    """Highest revision that it has ever been given, settled ones included; 0: none,
+    or not known. A server that knows of none so high, as its database was put
+    back to an older state, gives new updates higher ones.
+    """
     @_builtins.property
     def parameters(self) -> _containers.RepeatedCompositeFieldContainer[_parameter_pb2.ParameterSpec]:
         """What can be changed live, with the values in force."""
@@ -279,10 +285,11 @@ class FullState(_message.Message):
         phase: Global___TrainerPhase.ValueType = ...,
         actions: _abc.Iterable[_update_pb2.ActionKind.ValueType] | None = ...,
         local_updates: _abc.Iterable[Global___LocalUpdate] | None = ...,
+        newest_revision: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actions", b"actions", "held", b"held", "in_force", b"in_force", "local_updates", b"local_updates", "outcomes", b"outcomes", "parameters", b"parameters", "phase", b"phase", "progress", b"progress"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actions", b"actions", "held", b"held", "in_force", b"in_force", "local_updates", b"local_updates", "newest_revision", b"newest_revision", "outcomes", b"outcomes", "parameters", b"parameters", "phase", b"phase", "progress", b"progress"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -603,7 +610,7 @@ class DeliveryReply(_message.Message):
 
     @_builtins.property
     def settled(self) -> Global___UpdateOutcome:
-        """It was settled before; this is how."""
+        """It is settled by now; this is how. No UpdateOutcome has to follow."""
 
     @_builtins.property
     def refused(self) -> Global___MessageError:

@@ -108,6 +108,11 @@ class AnalyticsServiceStub:
                 request_serializer=midcourse_dot_analytics_dot_v1_dot_analytics__pb2.RecommendModelRequest.SerializeToString,
                 response_deserializer=midcourse_dot_analytics_dot_v1_dot_analytics__pb2.RecommendModelResponse.FromString,
                 _registered_method=True)
+        self.ListAuditRecords = channel.unary_unary(
+                '/midcourse.analytics.v1.AnalyticsService/ListAuditRecords',
+                request_serializer=midcourse_dot_analytics_dot_v1_dot_analytics__pb2.ListAuditRecordsRequest.SerializeToString,
+                response_deserializer=midcourse_dot_analytics_dot_v1_dot_analytics__pb2.ListAuditRecordsResponse.FromString,
+                _registered_method=True)
 
 
 class AnalyticsServiceServicer:
@@ -218,6 +223,13 @@ class AnalyticsServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListAuditRecords(self, request, context):
+        """Lists the record of changes and of refused calls, newest first. For administrators.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AnalyticsServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -290,6 +302,11 @@ def add_AnalyticsServiceServicer_to_server(servicer, server):
                     servicer.RecommendModel,
                     request_deserializer=midcourse_dot_analytics_dot_v1_dot_analytics__pb2.RecommendModelRequest.FromString,
                     response_serializer=midcourse_dot_analytics_dot_v1_dot_analytics__pb2.RecommendModelResponse.SerializeToString,
+            ),
+            'ListAuditRecords': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAuditRecords,
+                    request_deserializer=midcourse_dot_analytics_dot_v1_dot_analytics__pb2.ListAuditRecordsRequest.FromString,
+                    response_serializer=midcourse_dot_analytics_dot_v1_dot_analytics__pb2.ListAuditRecordsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -674,6 +691,33 @@ class AnalyticsService:
             '/midcourse.analytics.v1.AnalyticsService/RecommendModel',
             midcourse_dot_analytics_dot_v1_dot_analytics__pb2.RecommendModelRequest.SerializeToString,
             midcourse_dot_analytics_dot_v1_dot_analytics__pb2.RecommendModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAuditRecords(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/midcourse.analytics.v1.AnalyticsService/ListAuditRecords',
+            midcourse_dot_analytics_dot_v1_dot_analytics__pb2.ListAuditRecordsRequest.SerializeToString,
+            midcourse_dot_analytics_dot_v1_dot_analytics__pb2.ListAuditRecordsResponse.FromString,
             options,
             channel_credentials,
             insecure,

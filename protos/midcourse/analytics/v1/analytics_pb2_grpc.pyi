@@ -69,6 +69,8 @@ class AnalyticsServiceStub:
     """Sets or lifts a limit."""
     RecommendModel: _grpc.UnaryUnaryMultiCallable[_analytics_pb2.RecommendModelRequest, _analytics_pb2.RecommendModelResponse]
     """Says which model is likely good enough for a question and cheapest. Advice only."""
+    ListAuditRecords: _grpc.UnaryUnaryMultiCallable[_analytics_pb2.ListAuditRecordsRequest, _analytics_pb2.ListAuditRecordsResponse]
+    """Lists the record of changes and of refused calls, newest first. For administrators."""
 
 @_typing.type_check_only
 class AnalyticsServiceAsyncStub(AnalyticsServiceStub):
@@ -111,6 +113,8 @@ class AnalyticsServiceAsyncStub(AnalyticsServiceStub):
     """Sets or lifts a limit."""
     RecommendModel: _aio.UnaryUnaryMultiCallable[_analytics_pb2.RecommendModelRequest, _analytics_pb2.RecommendModelResponse]  # type: ignore[assignment]
     """Says which model is likely good enough for a question and cheapest. Advice only."""
+    ListAuditRecords: _aio.UnaryUnaryMultiCallable[_analytics_pb2.ListAuditRecordsRequest, _analytics_pb2.ListAuditRecordsResponse]  # type: ignore[assignment]
+    """Lists the record of changes and of refused calls, newest first. For administrators."""
 
 class AnalyticsServiceServicer(metaclass=_abc_1.ABCMeta):
     """A chat about the runs.
@@ -234,5 +238,13 @@ class AnalyticsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_analytics_pb2.RecommendModelResponse, _abc.Awaitable[_analytics_pb2.RecommendModelResponse]]:
         """Says which model is likely good enough for a question and cheapest. Advice only."""
+
+    @_abc_1.abstractmethod
+    def ListAuditRecords(
+        self,
+        request: _analytics_pb2.ListAuditRecordsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_analytics_pb2.ListAuditRecordsResponse, _abc.Awaitable[_analytics_pb2.ListAuditRecordsResponse]]:
+        """Lists the record of changes and of refused calls, newest first. For administrators."""
 
 def add_AnalyticsServiceServicer_to_server(servicer: AnalyticsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,4 +1,4 @@
-"""The record of who changed what, and of who was refused. Pure."""
+"""What is recorded of a call. Pure."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class AuditRecord:
-    """One call. See `midcourse.control.v1.AuditRecord` for the fields.
+    """One call. The API says what the fields are, in `AuditRecord`.
 
     Attributes:
         key: The store's own number; 0 until stored.
