@@ -23,7 +23,7 @@ ARGS ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup demo demo-chat demo-cluster test test-long test-node lint lint-code lint-types lint-imports lint-protos format \
-	protos bench bench-quick bench-scale faults lock clean distclean
+	protos bench bench-quick bench-scale faults fuzz mutants coverage soak newcomer lock clean distclean
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,7 +68,7 @@ lint-types: $(SETUP)
 lint-imports: $(SETUP)
 	@$(BIN)/lint-imports --no-logo
 
-# Compatibility is promised from release to release: until there is one, the protos may change.
+# Compatibility is promised from release to release; until there is one, with the frozen version.
 lint-protos: $(SETUP)
 	@$(BIN)/buf lint
 	@$(BIN)/buf format --diff --exit-code
@@ -77,7 +77,8 @@ lint-protos: $(SETUP)
 	if [ -n "$$release" ]; then \
 		$(BIN)/buf breaking --against ".git#tag=$$release" && echo "protos are compatible with $$release"; \
 	else \
-		echo "protos: no release tag here to stay compatible with"; \
+		$(BIN)/buf breaking --against tests/compatibility/v1/image.binpb && \
+		echo "protos are compatible with the frozen version"; \
 	fi
 
 format: $(SETUP) ## Format the code and mend what can be mended mechanically
@@ -92,24 +93,50 @@ $(PROTOS): $(PROTO_INPUTS) tools/protos.py constraints.txt | $(SETUP)
 	@mkdir -p $(@D)
 	@touch $@
 
-bench: $(SETUP) ## Measure against floors and peers
+bench: $(SETUP) ## Measure against floors and alternatives, see docs/performance.md (ARGS='--only chat')
 	@$(BIN)/python -m tests.bench $(ARGS)
 
-bench-quick: $(SETUP) ## The same in under two minutes, with wider error bars
+bench-quick: $(SETUP) ## The same with fewer samples, in some two minutes
 	@$(BIN)/python -m tests.bench --quick $(ARGS)
 
 bench-scale: $(SETUP) ## One control plane under 10,000 agents (ARGS='--agents 1000' for fewer)
 	@$(BIN)/python -m tests.bench.scale $(ARGS)
 
 # Servers are started by fork and exec while gRPC runs, which its own handlers of forks complain of.
-faults: $(SETUP) ## Kill servers and the database under updates and watches, and check every promise (ARGS='--seed 1 --seconds 60 --runs 5')
+faults: $(SETUP) ## Break servers, connections and databases under updates and watches, and check every promise (ARGS='--sqlite --runs 1000')
 	@GRPC_ENABLE_FORK_SUPPORT=0 $(BIN)/python -m tests.faults.run $(ARGS)
+
+fuzz: $(SETUP) ## Say anything to everything, and see that nothing suffers (ARGS='--seed 1 --seconds 600')
+	@$(BIN)/python -m tests.fuzz $(ARGS)
+
+mutants: $(SETUP) ## Break each promise on purpose, and see that its validator notices (ARGS='-k no-fence')
+	@$(BIN)/python -m pytest -n 2 -v tests/faults/test_mutants.py tests/methods/test_perturbed.py $(ARGS)
+
+# The folders that mirror these packages, and those whose servers run in the tests' own processes.
+coverage: $(SETUP) ## Lines and branches of the rules that tests run: at least 95 of 100 in each package
+	@$(BIN)/coverage erase
+	@$(BIN)/coverage run -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not long' \
+		tests/control_plane/domain tests/control_plane/services tests/control_plane/rpc \
+		tests/control_plane/store tests/control_plane/cluster/test_replicas.py \
+		tests/trainer_agent/parameters tests/trainer_agent/steering \
+		tests/trainer_agent/test_user_parameters.py --timeout 600 $(ARGS)
+	@$(BIN)/coverage combine --quiet
+	@status=0; for package in control_plane/domain control_plane/services trainer_agent/parameters; do \
+		$(BIN)/coverage report --include="$$package/*" --fail-under=95 || status=1; \
+	done; exit $$status
+
+soak: $(SETUP) ## Have it all go on for an hour, and see that nothing grows (ARGS='--minutes 600 --postgres')
+	@GRPC_ENABLE_FORK_SUPPORT=0 $(BIN)/python -m tests.soak $(ARGS)
+
+# Needs no environment: it makes its own, as a newcomer does.
+newcomer: ## Do what a newcomer does, in an empty folder: clone, wheel, README, examples, demos (ARGS=--quick)
+	@python3 tools/newcomer.py $(ARGS)
 
 lock: $(SETUP) ## Write constraints.txt from what is installed in .venv
 	@$(BIN)/python tools/lock.py
 
 clean: ## Remove caches and results
-	@rm -rf .coverage .hypothesis .import_linter_cache .make .mypy_cache .pytest_cache .ruff_cache build dist out
+	@rm -rf .coverage .coverage.* .hypothesis .import_linter_cache .make .mypy_cache .pytest_cache .ruff_cache build dist out
 	@find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 distclean: clean ## Remove the environment too

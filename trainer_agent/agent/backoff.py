@@ -11,6 +11,9 @@ BASE_SECONDS: Final = 0.1
 CAP_SECONDS: Final = 3.0
 """Bound of the longest wait."""
 
+LONGEST_ADVICE_SECONDS: Final = 300.0
+"""No agent stays away for longer because it was told to."""
+
 _ADVICE_SPREAD: Final = 0.5
 
 
@@ -39,11 +42,13 @@ class FullJitter:
 
         Args:
             advised: What the other side asked for, in seconds; None: nothing. Then the wait is
-                never shorter, and up to half as long again, as others were told the same.
+                never shorter, up to ``LONGEST_ADVICE_SECONDS``, and up to half as long again, as
+                others were told the same.
         """
         bound = min(self._cap, self._base * 2.0 ** min(self._attempt, 64))
         self._attempt += 1
         delay = self._uniform(0.0, bound)
         if advised is None:
             return delay
+        advised = min(advised, LONGEST_ADVICE_SECONDS)
         return max(delay, self._uniform(advised, advised * (1 + _ADVICE_SPREAD)))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import grpc
 
 from grpc_runtime.client.credentials import Credentials, CredentialsError
+from grpc_runtime.client.knocking import nobody_listens
 from grpc_runtime.client.target import addresses_of, proxy_options
 from grpc_runtime.client.trouble import connection_trouble
 from grpc_runtime.errors import StatusError
@@ -118,6 +119,8 @@ class Connector:
         self._backoff = backoff or FullJitter()
         self._credentials = credentials or Credentials.from_environment()
         self._open_channel = open_channel or partial(own_channel, credentials=self._credentials)
+        self._knocks = open_channel is None
+        self._found_nobody = False
         self._session: Session | None = None
 
     @property
@@ -193,6 +196,10 @@ class Connector:
         self._session = self._new_session()
         try:
             metadata = self._credentials.metadata()
+            if self._knocks and self._found_nobody and await nobody_listens(self.target):
+                raise StatusError(
+                    grpc.StatusCode.UNAVAILABLE, f"nobody listens at {self.target}", reason=""
+                )
             async with self._open_channel(self.target) as channel:
                 stub = session_pb2_grpc.AgentServiceStub(channel)
                 return await self._session.run(stub, metadata)
@@ -201,6 +208,7 @@ class Connector:
                 grpc.StatusCode.UNAUTHENTICATED, str(error), reason=CREDENTIALS_UNUSABLE
             ) from error
         except StatusError as error:
+            self._found_nobody = error.code is grpc.StatusCode.UNAVAILABLE and not error.reason
             raise self._explained(error) from error
         finally:
             self._session = None

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from midcourse.agent.v1 import session_pb2
 from midcourse.link.v1 import link_pb2
+from trainer_agent.link.framing import MAX_MESSAGE_BYTES
 
 MALFORMED_DELIVERY = "MALFORMED_DELIVERY"
-"""Reason for refusing a delivery that does not say which update it is."""
+"""Reason for refusing a delivery that does not say which update it is, or is too large."""
+
+MAX_UPDATE_BYTES: Final = MAX_MESSAGE_BYTES - 64
+"""Largest update that is passed on: with what goes around it, it still fits the local wire."""
+
+_LAST_MOMENT: Final = 2**63 - 1
 
 
 @dataclass(slots=True)
@@ -47,12 +54,15 @@ class Deliveries:
         update = delivery.update
         if update.revision == 0 or not update.HasField("spec"):
             return False
+        if update.ByteSize() > MAX_UPDATE_BYTES:
+            return False
         held = self._held.get(update.revision)
         if held is None:
             message = link_pb2.LinkDelivery(update=update)
             if delivery.HasField("time_left"):
-                left = delivery.time_left.ToNanoseconds()
-                message.deadline_monotonic_nanos = now_nanos + left
+                deadline = now_nanos + delivery.time_left.ToNanoseconds()
+                if deadline <= _LAST_MOMENT:  # a later one is never reached
+                    message.deadline_monotonic_nanos = max(deadline, 0)
             held = self._held[update.revision] = _Held(message)
         held.nonces.append(delivery.nonce)
         return True

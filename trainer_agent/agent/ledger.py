@@ -256,6 +256,7 @@ class Ledger:
         self._outcomes.all_sent(sequence)
         state = self._state.full(self._outcomes.items(), self._locals.all(sequence))
         state.phase = self.phase
+        state.newest_revision = max(state.newest_revision, max(self._settled, default=0))
         return state
 
     def next_outcome(self, sequence: int) -> session_pb2.UpdateOutcome | None:

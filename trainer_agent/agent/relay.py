@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
+from grpc_runtime.failpoints import reached
 from grpc_runtime.logging import get_logger
 from midcourse.agent.v1 import session_pb2
 from midcourse.link.v1 import link_pb2
@@ -182,7 +183,10 @@ class Relay:
                     ledger.step(report, _when(report))
             case "outcome":
                 _log.info("outcome", **_told(message.outcome))
-                self._settled([message.outcome], ledger.outcome(message.outcome))
+                reached("agent.outcome")
+                stored = ledger.outcome(message.outcome)
+                reached("agent.kept")
+                self._settled([message.outcome], stored)
             case "state":
                 self._settled(message.state.outcomes, ledger.state(message.state, time.monotonic()))
             case "local_update":
@@ -259,7 +263,9 @@ class Relay:
         if messages:
             self.trainer.attend()  # an outcome is to be passed on at once
         for message in messages:
+            reached("agent.pass_on")
             self.trainer.send(message)
+            reached("agent.passed_on")
         self._reply(replies)
 
     def refused(self, why: Refusal) -> None:

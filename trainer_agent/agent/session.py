@@ -14,7 +14,7 @@ import grpc
 from grpc_runtime.errors import StatusError, from_rpc_error
 from grpc_runtime.logging import get_logger
 from midcourse.agent.v1 import session_pb2, session_pb2_grpc
-from trainer_agent.agent.deliveries import MALFORMED_DELIVERY, Deliveries
+from trainer_agent.agent.deliveries import MALFORMED_DELIVERY, MAX_UPDATE_BYTES, Deliveries
 
 if TYPE_CHECKING:
     from grpc_runtime.client.metadata import Metadata
@@ -35,7 +35,31 @@ _ACKNOWLEDGED_EVERY: Final = 5
 _ENDING_TIMEOUT: Final = 2.0
 _DEFAULT_GO_AWAY_DELAY: Final = 1.0
 
+RECEIPT_SECONDS: Final = 0.05
+"""An update that ends within so long of its receipt is answered once, by how it ended."""
+
 _Call = Any  # grpc.aio.StreamStreamCall; its stubs do not know that read() may return EOF
+
+MALFORMED_RESPONSE: Final = "MALFORMED_RESPONSE"
+"""Reason of the error that ends a stream on which something came that is no message."""
+
+
+async def _next(call: _Call) -> session_pb2.SessionResponse | None:
+    """Returns what the server says next; None: it has said all.
+
+    Raises:
+        StatusError: It is no message.
+    """
+    response: Any = await call.read()
+    if response is grpc.aio.EOF:
+        return None
+    if not isinstance(response, session_pb2.SessionResponse):  # grpc gives None for what it is not
+        raise StatusError(
+            grpc.StatusCode.INTERNAL,
+            "the control plane sent something that is no message of the session",
+            reason=MALFORMED_RESPONSE,
+        )
+    return response
 
 
 class SessionEvents(Protocol):
@@ -88,6 +112,9 @@ class Session:
         self._clock = clock
         self._wake = asyncio.Event()
         self._replies: deque[session_pb2.DeliveryReply] = deque()
+        # By revision, and when each is due; replies that say no more than "received".
+        self._receipts: dict[int, tuple[float, session_pb2.DeliveryReply]] = {}
+        self._receipts_due: asyncio.TimerHandle | None = None
         self._sequence = 0
         self._interval = _DEFAULT_INTERVAL
         self._next_heartbeat = 0.0
@@ -104,10 +131,17 @@ class Session:
         self._wake.set()
 
     def reply(self, replies: Sequence[session_pb2.DeliveryReply]) -> None:
-        """Sends replies."""
-        self._replies.extend(replies)
-        if replies:
+        """Sends replies; those that tell of no end yet may wait for it for a moment."""
+        for each in replies:
+            if each.HasField("received"):
+                if (older := self._receipts.pop(each.revision, None)) is not None:
+                    self._replies.append(older[1])
+                self._receipts[each.revision] = (self._clock() + RECEIPT_SECONDS, each)
+            else:
+                self._replies.append(each)
+        if self._replies or self._draining:
             self._wake.set()
+        self._await_receipts()
 
     def drain(self) -> None:
         """Sends every sample from now on without waiting for the next heartbeat.
@@ -142,6 +176,8 @@ class Session:
             try:
                 await self._until_ended(reader, writer)
             finally:
+                if self._receipts_due is not None:
+                    self._receipts_due.cancel()
                 for task in (reader, writer):
                     task.cancel()
                 await asyncio.gather(reader, writer, return_exceptions=True)
@@ -159,14 +195,14 @@ class Session:
         try:
             async with asyncio.timeout(_WELCOME_TIMEOUT):
                 await call.write(session_pb2.SessionRequest(sequence=1, hello=hello))
-                response = await call.read()
+                response = await _next(call)
         except TimeoutError:
             raise StatusError(
                 grpc.StatusCode.DEADLINE_EXCEEDED,
                 f"no answer from the control plane within {_WELCOME_TIMEOUT:.0f} s",
                 reason="",
             ) from None
-        if response is grpc.aio.EOF or not response.HasField("welcome"):
+        if response is None or not response.HasField("welcome"):
             raise StatusError(
                 grpc.StatusCode.UNAVAILABLE, "the control plane did not answer the hello", reason=""
             )
@@ -222,7 +258,14 @@ class Session:
             request.state.CopyFrom(ledger.full_state(sequence))
             self._tell_held(request.state)
         elif (outcome := ledger.next_outcome(sequence)) is not None:
-            request.outcome.CopyFrom(outcome)
+            _, receipt = self._receipts.pop(outcome.revision, (0.0, None))
+            if receipt is not None:
+                receipt.settled.CopyFrom(outcome)
+                request.reply.CopyFrom(receipt)
+            else:
+                request.outcome.CopyFrom(outcome)
+        elif (receipt := self._next_receipt()) is not None:
+            request.reply.CopyFrom(receipt)
         elif (local := ledger.next_local_update(sequence)) is not None:
             request.local_update.CopyFrom(local)
         elif (event := ledger.next_event(sequence)) is not None:
@@ -240,6 +283,26 @@ class Session:
             return None
         self._sequence = sequence
         return request
+
+    def _next_receipt(self) -> session_pb2.DeliveryReply | None:
+        """Returns the oldest reply that has waited long enough; None: there is none."""
+        revision, (due, receipt) = next(iter(self._receipts.items()), (0, (0.0, None)))
+        if receipt is None or (due > self._clock() and not self._draining):
+            self._await_receipts()
+            return None
+        del self._receipts[revision]
+        return receipt
+
+    def _await_receipts(self) -> None:
+        """Has the writer look again once the oldest receipt is due."""
+        if self._receipts and self._receipts_due is None:
+            due, _ = next(iter(self._receipts.values()))
+            wait = max(0.0, due - self._clock())
+            self._receipts_due = asyncio.get_running_loop().call_later(wait, self._look_again)
+
+    def _look_again(self) -> None:
+        self._receipts_due = None
+        self._wake.set()
 
     def _tell_held(self, state: session_pb2.FullState) -> None:
         """Adds what the trainer has, or will get, and has said nothing of yet.
@@ -270,7 +333,7 @@ class Session:
     # -------------------------------------------------------------------------------- reading
 
     async def _read(self, call: _Call) -> None:
-        while (response := await call.read()) is not grpc.aio.EOF:
+        while (response := await _next(call)) is not None:
             self._handle(response)
 
     def _handle(self, response: session_pb2.SessionResponse) -> None:
@@ -327,7 +390,9 @@ class Session:
         else:
             reply.refused.reason = MALFORMED_DELIVERY
             reply.refused.message = (
-                f"a delivery needs an update with a revision of at least 1 and a spec, got "
-                f"revision {revision}, {'a' if delivery.update.HasField('spec') else 'no'} spec"
+                f"a delivery needs an update with a revision of at least 1 and a spec, of at most "
+                f"{MAX_UPDATE_BYTES} bytes, got revision {revision}, "
+                f"{'a' if delivery.update.HasField('spec') else 'no'} spec, "
+                f"{delivery.update.ByteSize()} bytes"
             )
             self.reply([reply])

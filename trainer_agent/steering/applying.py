@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from grpc_runtime.failpoints import reached
 from midcourse.control.v1 import update_pb2
 from trainer_agent.parameters import (
     Applied,
@@ -134,6 +135,7 @@ class Applier:
         Raises:
             UndoError: It could not be, and what it had changed could not be taken back.
         """
+        reached("trainer.apply")
         applied: list[Applied] = []
         checkpoint = ""
         stuck: UndoError | None = None
@@ -149,6 +151,7 @@ class Applier:
                     self.actions.check(held.action)
                 author, force = held.update.author, held.update.spec.force
                 applied = self._transactions.make(held.changes, boundary, author, force=force)
+                reached("trainer.applied")
         except UndoError as error:
             stuck, problem = error, _problem(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, the others wait for an answer

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
+from grpc_runtime.failpoints import reached
 from midcourse.agent.v1 import session_pb2
 from midcourse.control.v1 import parameter_pb2, update_pb2
 from trainer_agent.parameters import (
@@ -157,7 +158,9 @@ class ParameterController:
 
     def acknowledge(self, revisions: Iterable[int]) -> None:
         """Note that the outcomes of these revisions are on disk elsewhere."""
+        reached("trainer.acknowledge")
         self._settled.lineage.acknowledge(revisions)
+        reached("trainer.acknowledged")
 
     def alarm(self, alarm: link_pb2.LossAlarm) -> None:
         """Have the run protected at the boundary that is reached now, where it is to be."""
@@ -293,6 +296,7 @@ class ParameterController:
             held=self.unsettled(),
             outcomes=self.unacknowledged(),
             local_updates=self._settled.local.all(),
+            newest_revision=max(self._settled.lineage.newest, *self.unsettled(), 0),
         )
 
     def in_force(self) -> list[session_pb2.RevisionRange]:
@@ -342,6 +346,7 @@ class ParameterController:
             TypeError: A parameter of the script's own has a value that JSON does not know, with
                 which the framework could not save its checkpoint.
         """
+        reached("trainer.checkpoint")
         state = {
             "version": STATE_VERSION,
             "lineage": self._settled.lineage.state_dict(),
@@ -349,6 +354,7 @@ class ParameterController:
             "local": self._settled.local.state_dict(),
             "parameters": {name: each.state_dict() for name, each in self._parameters.items()},
         }
+        reached("trainer.checkpointed")
         # Of plain types alone: torch.load(weights_only=True) takes no others, such as enums.
         return cast("dict[str, Any]", json.loads(json.dumps(state)))
 

@@ -78,6 +78,12 @@ class Lineage:
         """Say whether a revision is in force or settled."""
         return revision in self._outcomes or revision in self.in_force
 
+    @property
+    def newest(self) -> int:
+        """Highest revision that is known to it; 0: none is."""
+        in_force = max((last for _, last in self.in_force), default=0)
+        return max(in_force, max(self._outcomes, default=0))
+
     def settle(self, outcome: session_pb2.UpdateOutcome, *, superseded: bool = False) -> None:
         """Record how an update ended. It stays unacknowledged until told otherwise.
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from grpc_runtime.failpoints import reached
 from midcourse.agent.v1 import session_pb2
 from midcourse.control.v1 import job_pb2
 from midcourse.link.v1 import link_pb2
@@ -156,7 +157,9 @@ class Reporter:
         for local in controller.take_local_updates():
             self.link.send(link_pb2.TrainerMessage(local_update=local))
         for outcome in controller.take_outcomes():
+            reached("trainer.tell")
             self.link.send(link_pb2.TrainerMessage(outcome=outcome))
+            reached("trainer.told")
         if paused is not self._told_paused:
             self._told_paused = paused
             self.link.send(link_pb2.TrainerMessage(state=self.full_state()))

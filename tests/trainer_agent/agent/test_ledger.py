@@ -85,6 +85,19 @@ def test_a_later_hello_tells_what_was_acknowledged_before() -> None:
     assert (said.last_epoch, said.last_acknowledged_sequence) == (5, 17)
 
 
+def test_the_hello_tells_the_highest_revision_that_was_ever_settled() -> None:
+    ledger = Ledger(hello(newest_revision=3), 0.0)
+    assert ledger.begin_stream(IDENTITY).state.newest_revision == 3
+    rejected = session_pb2.UpdateOutcome(revision=5, rejected=update_pb2.Rejected(reason="NO"))
+    ledger.outcome(rejected)
+    ledger.full_state(sequence=2)
+    ledger.acknowledged(2)
+    state = ledger.begin_stream(IDENTITY).state
+    assert not state.outcomes
+    assert not state.in_force
+    assert state.newest_revision == 5
+
+
 def test_an_outcome_goes_out_once_a_stream_until_it_is_acknowledged() -> None:
     ledger = Ledger(hello(), 0.0)
     ledger.begin_stream(IDENTITY)

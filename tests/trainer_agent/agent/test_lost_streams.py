@@ -22,7 +22,7 @@ async def test_what_the_trainer_was_given_counts_as_held(
     service.stream.deliver(2, 12)
     assert await trainer.poll_until(2) == ["delivery 1", "delivery 2"]
     await trainer.do("applied", 1, 5)
-    await service.until(lambda: len(service.stream.of("outcome")) == 1)
+    await service.until(lambda: len(service.stream.outcomes) == 1)
     await service.restart()
     await service.until(lambda: len(service.streams) == 2)
     assert list(service.stream.hello.state.held) == [2]

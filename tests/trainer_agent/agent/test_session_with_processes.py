@@ -143,9 +143,9 @@ async def test_a_withdrawal_reaches_the_trainer_or_is_answered_with_the_outcome(
     stream.send(withdrawal=session_pb2.Withdrawal(revision=1))
     assert await trainer.poll_until(2) == ["delivery 1", "withdrawal 1"]
     await trainer.do("applied", 1, 5)
-    await service.until(lambda: len(stream.of("outcome")) == 1)
+    await service.until(lambda: len(stream.outcomes) == 1)
     stream.send(withdrawal=session_pb2.Withdrawal(revision=1))
-    await service.until(lambda: len(stream.of("outcome")) == 2)
+    await service.until(lambda: len(stream.outcomes) == 2)
 
 
 async def test_full_state_on_request_and_a_refused_message_do_not_end_the_stream(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -94,6 +96,61 @@ def test_batches_laid_out_for_an_accumulation(tmp_path: Path) -> None:
 def test_samples_grouped_by_length(tmp_path: Path) -> None:
     trainer, _ = build(tmp_path, train_sampling_strategy="group_by_length")
     assert all("group_by_length" in str(why) for why in reasons(trainer).values())
+
+
+def _engine(trainer: Any) -> None:
+    trainer.accelerator.state.distributed_type = SimpleNamespace(value="DEEPSPEED")
+
+
+def _sequences(trainer: Any) -> None:
+    trainer.get_sp_size = lambda: 2
+
+
+def _renamed(trainer: Any) -> None:
+    trainer._run_epoch = None
+
+
+def _without_size(trainer: Any) -> None:
+    del trainer._train_batch_size
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (_engine, "DEEPSPEED fixes accumulation and batch size"),
+        (_sequences, "sequences are split over several processes"),
+        (_renamed, "Trainer has no _run_epoch"),
+        (_without_size, "has no _train_batch_size"),
+    ],
+)
+def test_what_plans_its_data_otherwise(
+    tmp_path: Path, change: Callable[[Any], None], why: str
+) -> None:
+    trainer = plain_trainer(tmp_path)
+    change(trainer)
+    assert why in str(internals.why_not_at_all(trainer))
+
+
+def test_a_transformers_without_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = plain_trainer(tmp_path)
+    assert internals.why_not_at_all(trainer) is None
+
+    def gone(_: object) -> str:
+        raise OSError("could not get source code")
+
+    monkeypatch.setattr(inspect, "getsource", gone)
+    assert "is not there to be checked" in str(internals.why_not_at_all(trainer))
+
+
+def test_batches_that_were_prepared_for_their_size(tmp_path: Path) -> None:
+    trainer: Any = plain_trainer(tmp_path)
+    assert internals.why_no_batch_size(trainer) is None
+    trainer.calculate_KL = True
+    assert "KL estimate" in str(internals.why_no_batch_size(trainer))
+    trainer._buffered_inputs = None
+    assert "generation batch" in str(internals.why_no_batch_size(trainer))
+    assert internals.generation_length(trainer) is None
+    assert "in a way that is not known" in str(internals.why_no_accumulation(trainer))
 
 
 def test_a_batch_size_that_is_found(tmp_path: Path) -> None:

@@ -83,3 +83,15 @@ def test_it_is_bounded_and_forgets_first_what_was_stored_elsewhere() -> None:
     assert lineage.outcome(1) is None
     assert len(lineage.unacknowledged()) == MAX_OUTCOMES
     assert list(lineage.in_force) == [(1, MAX_OUTCOMES + 2)]
+
+
+def test_the_newest_is_the_highest_of_all_that_is_known() -> None:
+    lineage = Lineage()
+    assert lineage.newest == 0
+    lineage.settle(applied(4))
+    lineage.settle(rejected(6))
+    lineage.settle(applied(5))
+    assert lineage.newest == 6
+    assert Lineage.from_state_dict(lineage.state_dict()).newest == 6
+    lineage.in_force.add(9)
+    assert lineage.newest == 9
