@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -143,6 +144,10 @@ def spec_of(asked: Asked) -> update_pb2.UpdateSpec:
         spec.apply_at.step = asked.at_step
     if asked.max_step is not None:
         spec.apply_at.max_step = asked.max_step
+    if asked.deadline is not None:
+        spec.deadline.FromMilliseconds(round(asked.deadline * 1e3))
+    if asked.action:
+        getattr(spec.action, asked.action).SetInParent()
     return spec
 
 
@@ -201,6 +206,16 @@ class Caller:
             await self._servers.send(
                 self._asked(method="cancel", jobs=asked.jobs, revision=revision), rng
             )
+        elif asked.action == "pause":
+            await asyncio.sleep(rng.uniform(0.0, 0.3))
+            await self.resume(asked.jobs[0])
+        elif chance > 0.97:
+            # Perhaps it is in force by now.
+            revision = answer.revisions[asked.jobs[0]]
+            if asked.jobs[0] not in self._fleet.keep:
+                await self._servers.send(
+                    self._asked(method="cancel", jobs=asked.jobs[:1], revision=revision), rng
+                )
         elif chance > 0.9:
             # The same again, as when an answer was lost.
             await self._servers.send(asked, rng)
@@ -208,12 +223,17 @@ class Caller:
             other = replace(asked, changes=(Change("max_grad_norm", "set", 77.0),))
             await self._servers.send(other, rng)
 
+    async def resume(self, job: str) -> None:
+        """Ends a pause; does nothing where there is none."""
+        await self._servers.send(self._asked(jobs=(job,), action="resume"), self._rng)
+
     def _draw(self) -> Asked:
         rng = self._rng
         jobs = list(self._fleet.step)
         job = rng.choice(jobs)
         kind = rng.choices(
-            ["one", "two", "later", "expecting", "batch"], weights=[60, 12, 12, 8, 8]
+            ["one", "two", "later", "expecting", "batch", "soon", "pause", "evaluate", "stop"],
+            weights=[48, 12, 12, 8, 8, 5, 3, 3, 1],
         )[0]
         changes = self._changes(2 if kind == "two" else 1)
         match kind:
@@ -227,6 +247,13 @@ class Caller:
             case "batch":
                 several = tuple(sorted(rng.sample(jobs, min(len(jobs), rng.randint(2, 5)))))
                 return self._asked(method="batch", jobs=several, changes=changes)
+            case "soon":
+                deadline = time.time() + rng.uniform(0.0, 2.0)
+                due = self._fleet.step[job] + rng.randint(1, 60) if rng.random() < 0.5 else None
+                return self._asked(jobs=(job,), changes=changes, at_step=due, deadline=deadline)
+            case "pause" | "evaluate" | "stop":
+                with_it = changes if rng.random() < 0.3 else ()
+                return self._asked(jobs=(job,), changes=with_it, action=kind)
             case _:
                 return self._asked(jobs=(job,), changes=changes)
 
@@ -281,8 +308,6 @@ class Watcher:
                 recorder.add(
                     WatchEnded(watcher=self.name, code=error.code.name, reason=error.reason)
                 )
-                if error.code not in PASSING:
-                    raise error from failure
             failures = 0 if self.position != before else failures + 1
             await asyncio.sleep(_pause(failures, self._rng))
 

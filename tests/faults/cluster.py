@@ -5,16 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
+import sqlite3
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import psycopg
+from psycopg import sql
+
+from grpc_runtime import failpoints
+from tests.faults.proxy import Proxy
+from tests.faults.serving import ServerProcess, WallClock
 from tests.support.postgres import PostgresServer
-from tests.support.processes import Process, free_port, serve
+from tests.support.processes import free_port, until
 from tests.support.use_cases import eventually
 
-_SETTINGS = {"heartbeat_interval": 1.0, "grace": 2.0, "log_level": "warning"}
+_SETTINGS = {"heartbeat_interval": 1.0, "grace": 2.0, "log_level": "warning", "log_format": "json"}
 _LOOK = 0.2
 
 
@@ -22,34 +31,69 @@ class Replica:
     """One server, on a port that it keeps; done to by one fault at a time.
 
     Attributes:
+        proxy: What everybody connects to who connects to it.
         fault: Held by what is done to it.
         starts: How often it was started.
+        clock: What its clock says.
     """
 
-    def __init__(self, database: str, directory: Path) -> None:
+    def __init__(self, database: str, directory: Path, env: Mapping[str, str]) -> None:
+        self._env = env
         self.port = free_port()
+        self.proxy = Proxy(self.port)
         self.fault = asyncio.Lock()
         self.starts = 0
         self._database = database
         self._directory = directory / str(self.port)
         self._directory.mkdir()
-        self._process: Process | None = None
+        self.clock = WallClock(self._directory / "clock")
+        self._process: ServerProcess | None = None
 
     @property
     def address(self) -> str:
-        """Where it listens."""
-        return f"127.0.0.1:{self.port}"
+        """Where to connect to."""
+        return self.proxy.address
 
     @property
     def has_ended(self) -> bool:
         """Whether its process is gone."""
         return self._process is None or self._process.exit_code is not None
 
-    def start(self) -> None:
-        """Starts it, unless it runs."""
+    def start(self, env: Mapping[str, str] | None = None) -> None:
+        """Starts it, unless it runs; with more in its environment."""
         if self.has_ended:
             self.starts += 1
-            self._process = serve(self.port, self._directory, database=self._database, **_SETTINGS)
+            self._process = ServerProcess(
+                {**_SETTINGS, "listen": f"127.0.0.1:{self.port}", "database": self._database},
+                self._directory / "log",
+                self.clock,
+                {**self._env, **(env or {})},
+            )
+
+    async def crash(self, spec: str, seconds: float) -> bool:
+        """Starts it again with failpoints; returns whether it has crashed within the time."""
+        self.kill()
+        for name in failpoints.POINTS:
+            (self._directory / name).unlink(missing_ok=True)
+        self.start({failpoints.VARIABLE: spec, failpoints.NOTES: str(self._directory)})
+        with contextlib.suppress(AssertionError):
+            await eventually(lambda: self.has_ended, "it has crashed", seconds)
+            return True
+        return False
+
+    @contextlib.contextmanager
+    def no_room(self) -> Iterator[None]:
+        """It can make no file longer while the block runs."""
+        if self._process is None or self.has_ended:
+            yield
+            return
+        pid = self._process.pid
+        before = resource.prlimit(pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
+        try:
+            yield
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
 
     async def restart(self, seconds: float) -> None:
         """Starts it, and waits until it listens; if it takes longer, that is for others to see."""
@@ -93,12 +137,17 @@ class Cluster:
     """
 
     def __init__(
-        self, database: str, directory: Path, count: int, postgres: PostgresServer | None
+        self,
+        database: str,
+        directory: Path,
+        count: int,
+        postgres: PostgresServer | None,
+        env: Mapping[str, str] | None = None,
     ) -> None:
         self.database = database
         self.postgres = postgres
         self.postgres_fault = asyncio.Lock()
-        self.replicas = [Replica(database, directory) for _ in range(count)]
+        self.replicas = [Replica(database, directory, env or {}) for _ in range(count)]
 
     @property
     def addresses(self) -> list[str]:
@@ -133,7 +182,62 @@ class Cluster:
         """Kills a process of the database that serves somebody, whereupon it restarts itself."""
         assert self.postgres is not None
         async with self.postgres_fault:
-            await asyncio.to_thread(_kill_backend, self.postgres, self.database, choice)
+            pid = await asyncio.to_thread(_backend, self.postgres, self.database, choice)
+            if pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    async def stop_backend(self, choice: int, lasting: float) -> None:
+        """Has a process of the database stand still that serves somebody."""
+        assert self.postgres is not None
+        async with self.postgres_fault:
+            pid = await asyncio.to_thread(_backend, self.postgres, self.database, choice)
+            if pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSTOP)
+                await asyncio.sleep(lasting)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+
+    @contextlib.asynccontextmanager
+    async def locked_database(self) -> AsyncIterator[None]:
+        """Somebody else keeps a database in a file locked while the block runs."""
+
+        def lock() -> sqlite3.Connection:
+            connection = sqlite3.connect(self.database, check_same_thread=False, timeout=30.0)
+            connection.isolation_level = None
+            connection.execute("BEGIN IMMEDIATE")
+            return connection
+
+        connection = await asyncio.to_thread(lock)
+        try:
+            yield
+        finally:
+            connection.close()
+
+    @contextlib.asynccontextmanager
+    async def read_only_database(self) -> AsyncIterator[None]:
+        """PostgreSQL takes nothing that writes while the block runs, as one that stands by."""
+        async with self.postgres_fault:
+            await asyncio.to_thread(self._set_read_only, "on")
+            try:
+                yield
+            finally:
+                await asyncio.to_thread(self._set_read_only, "off")
+
+    def _set_read_only(self, value: str) -> None:
+        assert self.postgres is not None
+        with _session(self.postgres) as session:
+            name = self.database.rpartition("/")[2]
+            session.execute(
+                sql.SQL("ALTER DATABASE {} SET default_transaction_read_only = {}").format(
+                    sql.Identifier(name), sql.SQL(value)
+                )
+            )
+            # It is so for those who connect from now on.
+            session.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name]
+            )
 
     def kill(self) -> None:
         """Ends all servers at once."""
@@ -146,27 +250,50 @@ class Cluster:
             yield f"{replica.address}:\n{replica.log()}"
 
 
-def _kill_backend(postgres: PostgresServer, database: str, choice: int) -> None:
-    with postgres.session() as session:
+@contextlib.contextmanager
+def _session(postgres: PostgresServer) -> Iterator[psycopg.Connection[Any]]:
+    """A session with the database's server, once that has recovered from what came before."""
+    with contextlib.ExitStack() as stack:
+
+        def begun() -> psycopg.Connection[Any] | None:
+            try:
+                return stack.enter_context(postgres.session())
+            except psycopg.OperationalError:
+                return None
+
+        yield until(begun, "the database has recovered")
+
+
+def _backend(postgres: PostgresServer, database: str, choice: int) -> int | None:
+    with _session(postgres) as session:
         found = session.execute(
             "SELECT pid FROM pg_stat_activity WHERE datname = %s ORDER BY pid",
             [database.rpartition("/")[2]],
         ).fetchall()
-    if found:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(found[choice % len(found)][0], signal.SIGKILL)
+    return found[choice % len(found)][0] if found else None
 
 
 @contextlib.asynccontextmanager
 async def running_cluster(
-    database: str, directory: Path, count: int, postgres: PostgresServer | None = None
+    database: str,
+    directory: Path,
+    count: int,
+    postgres: PostgresServer | None = None,
+    *,
+    env: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Cluster]:
     """Servers that run while the block does; started again where they end by themselves."""
-    cluster = Cluster(database, directory, count, postgres)
-    supervising = asyncio.create_task(cluster.supervise())
-    try:
-        yield cluster
-    finally:
-        supervising.cancel()
-        await asyncio.wait([supervising])
-        cluster.kill()
+    cluster = Cluster(database, directory, count, postgres, env)
+    async with contextlib.AsyncExitStack() as stack:
+        for replica in cluster.replicas:
+            await stack.enter_async_context(replica.proxy.running())
+        supervising = asyncio.create_task(cluster.supervise())
+        try:
+            yield cluster
+        finally:
+            supervising.cancel()
+            try:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await supervising
+            finally:
+                cluster.kill()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import signal
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
@@ -17,19 +16,18 @@ import grpc
 
 from midcourse.control.v1 import control_pb2 as pb
 from midcourse.control.v1 import update_pb2
+from tests.faults.breaking import READY_SECONDS, Breaker
 from tests.faults.callers import Caller, Fleet, Servers, Watcher
 from tests.faults.cluster import Cluster, running_cluster
 from tests.faults.history import Recorder
-from tests.faults.impostor import pretend
-from tests.faults.records import Fault, Quiet, Run
-from tests.faults.schedule import FaultKind, Planned, schedule
+from tests.faults.records import Quiet, Run
+from tests.faults.schedule import schedule
 from tests.faults.store_reader import engine_of, newest_positions, stored_records
 from tests.faults.trainers import RecordedJob
 from tests.support.postgres import PostgresServer
 from tests.support.use_cases import eventually
 from trainer_agent.simulate import LightJobSpec
 
-READY_SECONDS = 60.0
 _LOOK = 0.05
 
 
@@ -50,13 +48,13 @@ class Setup:
     """
 
     seed: int = 0
-    seconds: float = 30.0
+    seconds: float = 2.0
     replicas: int = 3
     postgres: bool = True
-    jobs: int = 24
-    callers: int = 6
+    jobs: int = 6
+    callers: int = 3
     pause: float = 0.1
-    watchers: int = 2
+    watchers: int = 1
     settle: float = 60.0
 
 
@@ -64,19 +62,24 @@ class NotSettledError(Exception):
     """Faults had ended, and not everything came to rest within the time that it has."""
 
 
-async def engage(setup: Setup, recorder: Recorder) -> None:
+async def engage(setup: Setup, recorder: Recorder, postgres: PostgresServer | None = None) -> None:
     """Has a run, and records it.
+
+    Args:
+        setup: What it is like.
+        recorder: Takes what is seen.
+        postgres: Where to make a database, if it is to be PostgreSQL; None: one of its own.
 
     Raises:
         NotSettledError: Not everything has come to rest in time.
     """
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="faults-")))
-        postgres: PostgresServer | None = None
         database = str(directory / "control.db")
         if setup.postgres:
-            postgres = PostgresServer()
-            stack.callback(postgres.end)
+            if postgres is None:
+                postgres = PostgresServer()
+                stack.callback(postgres.end)
             database = stack.enter_context(postgres.empty_database())
         recorder.add(
             Run(
@@ -113,11 +116,10 @@ class _Engagement:
         self._setup = setup
         self._cluster = cluster
         self._recorder = recorder
-        self._end = 0.0
         self._servers = Servers(cluster.addresses, recorder)
         self._jobs: dict[str, RecordedJob] = {}
-        self._specs = [
-            LightJobSpec(
+        self._specs = {
+            f"light-{number:02d}": LightJobSpec(
                 job_id=f"light-{number:02d}",
                 control_plane=",".join(cluster.addresses),
                 step_time=0.02,
@@ -125,8 +127,8 @@ class _Engagement:
                 seed=number,
             )
             for number in range(setup.jobs)
-        ]
-        names = [spec.job_id for spec in self._specs]
+        }
+        names = list(self._specs)
         # What an impostor repeats may be older than what was withdrawn since.
         self._fleet = Fleet(_Steps(self._jobs), keep=frozenset(names[::3]))
         self._watchers = [
@@ -146,9 +148,10 @@ class _Engagement:
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self._servers.close)
             stack.push_async_callback(self._end_jobs)
-            for spec in self._specs:
-                self._start_job(spec)
+            for name in self._specs:
+                self._start_job(name)
             await self._until(self._all_served, "every job has a session", READY_SECONDS)
+            await stack.enter_async_context(_tasks([self._again()]))
             watching = await stack.enter_async_context(
                 _tasks([watcher.run() for watcher in self._watchers])
             )
@@ -159,6 +162,9 @@ class _Engagement:
                 ended.set()
                 async with asyncio.timeout(self._setup.settle):
                     await asyncio.gather(*sending)
+                    # Nobody else ends a pause of a caller whose job went away meanwhile.
+                    for name in self._specs:
+                        await self._callers[0].resume(name)
                 await self._quiet(watching)
             except TimeoutError:
                 raise NotSettledError("callers got no answer though faults had ended") from None
@@ -169,9 +175,19 @@ class _Engagement:
 
     # ------------------------------------------------------------------------------------ jobs
 
-    def _start_job(self, spec: LightJobSpec) -> None:
-        job = self._jobs[spec.job_id] = RecordedJob(spec, self._recorder)
+    def _start_job(self, name: str) -> None:
+        job = self._jobs[name] = RecordedJob(self._specs[name], self._recorder)
         job.start()
+
+    async def _again(self) -> None:
+        """Has jobs that were stopped run once more; for ever."""
+        while True:
+            for name, job in list(self._jobs.items()):
+                if job.finished and not job.killed:
+                    await job.end(self._setup.settle)
+                    if self._jobs[name] is job:
+                        self._start_job(name)
+            await asyncio.sleep(_LOOK)
 
     async def _end_jobs(self) -> None:
         await asyncio.gather(*(job.kill() for job in self._jobs.values()))
@@ -185,63 +201,15 @@ class _Engagement:
         """Breaks one thing after another; all of it is mended when this returns."""
         setup = self._setup
         begun = time.monotonic()
-        self._end = begun + setup.seconds
+        end = begun + setup.seconds
+        breaker = Breaker(
+            *(self._cluster, self._servers, self._jobs, self._fleet.keep, self._start_job, end)
+        )
         async with asyncio.TaskGroup() as group:
             for planned in schedule(setup.seed, setup.seconds, postgres=setup.postgres):
                 await asyncio.sleep(max(0.0, begun + planned.at - time.monotonic()))
-                group.create_task(self._break(planned))
-            await asyncio.sleep(max(0.0, self._end - time.monotonic()))
-
-    async def _break(self, planned: Planned) -> None:
-        replica = self._cluster.whole_replica(planned.target)
-        match planned.kind:
-            case FaultKind.KILL_REPLICA | FaultKind.END_REPLICA:
-                async with replica.fault:
-                    if time.monotonic() > self._end:
-                        return  # it took long to be there again after the fault before
-                    self._fault(planned, replica.address)
-                    killed = planned.kind is FaultKind.KILL_REPLICA
-                    await replica.end(signal.SIGKILL if killed else signal.SIGTERM)
-                    await asyncio.sleep(planned.lasting)
-                    await replica.restart(READY_SECONDS)
-            case FaultKind.STOP_REPLICA:
-                async with replica.fault:
-                    if time.monotonic() > self._end:
-                        return
-                    self._fault(planned, replica.address)
-                    replica.signal(signal.SIGSTOP)
-                    try:
-                        await asyncio.sleep(planned.lasting)
-                    finally:
-                        replica.signal(signal.SIGCONT)
-            case FaultKind.RESTART_DATABASE:
-                self._fault(planned)
-                await self._cluster.restart_postgres(signal.SIGINT, planned.lasting)
-            case FaultKind.CRASH_DATABASE:
-                self._fault(planned)
-                await self._cluster.restart_postgres(signal.SIGQUIT, planned.lasting)
-            case FaultKind.KILL_BACKEND:
-                self._fault(planned)
-                await self._cluster.kill_backend(planned.target)
-            case FaultKind.KILL_TRAINER:
-                spec = self._specs[planned.target % len(self._specs)]
-                self._fault(planned, spec.job_id)
-                job = self._jobs[spec.job_id]
-                if not job.finished:
-                    await job.kill()
-                    await asyncio.sleep(planned.lasting)
-                    self._start_job(spec)
-            case FaultKind.IMPOSTOR:
-                kept = sorted(self._fleet.keep)
-                job = self._jobs[kept[planned.target % len(kept)]]
-                if job.ear is not None and job.ear.hello is not None:
-                    self._fault(planned, job.job_id)
-                    several = len(self._cluster.replicas) > 1
-                    stop = several and planned.lasting > 0.7 and not replica.fault.locked()
-                    await pretend(job, job.ear.hello, replica, self._servers, stop=stop)
-
-    def _fault(self, planned: Planned, target: str = "") -> None:
-        self._recorder.add(Fault(fault=planned.kind.value, target=target))
+                group.create_task(breaker.run(planned))
+            await asyncio.sleep(max(0.0, end - time.monotonic()))
 
     # ----------------------------------------------------------------------------------- quiet
 

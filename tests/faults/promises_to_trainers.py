@@ -14,9 +14,11 @@ from tests.faults.records import (
     Move,
     Number,
     Outcome,
+    Quiet,
     StoredBatch,
     StoredJob,
     StoredUpdate,
+    TrainerEnded,
     TrainerSettled,
 )
 from tests.faults.violations import Violation
@@ -44,6 +46,15 @@ def ordered(history: History) -> Iterator[Violation]:
         for job, revision in answered.revisions.items()
         if asked.method != "cancel"
     }
+    first_given: dict[tuple[str, int], Asked] = {}
+    for asked, answered in history.answers:
+        if asked.method == "cancel":
+            continue
+        for job, revision in answered.revisions.items():
+            given = first_given.setdefault((job, revision), asked)
+            if given.request_id != asked.request_id:
+                what = f"{job}/{revision} was given to two requests"
+                yield Violation("ordered", what, (given, asked, answered))
     for trainer in history.trainers:
         for first, second in pairwise(_first_told(trainer)):
             if _place(first) > _place(second):
@@ -60,10 +71,13 @@ def ordered(history: History) -> Iterator[Violation]:
 
 
 def _first_told(trainer: Trainer) -> list[TrainerSettled]:
-    """What a trainer applied, in the order in which it said so for the first time."""
+    """What a trainer changed, in the order in which it said so for the first time.
+
+    An action is told of as soon as it is done, a change not before a step has used it.
+    """
     first: dict[int, TrainerSettled] = {}
     for each in trainer.settled:
-        if each.outcome.result == "applied" and each.outcome.step:
+        if each.outcome.result == "applied" and each.outcome.step and each.outcome.moves:
             first.setdefault(each.revision, each)
     return list(first.values())
 
@@ -178,9 +192,10 @@ def _fulfils(move: Move, change: Change) -> bool:
 
 def atomic(history: History) -> Iterator[Violation]:
     """All changes of an update take effect together; a batch is accepted for all or for none."""
+    at_rest = _at_rest(history)
     for trainer in history.trainers:
         yield from _in_one_piece(history, trainer)
-        yield from _never_between(trainer)
+        yield from _never_between(trainer, rested=trainer.instance in at_rest)
     in_store = Counter(update.batch for update in history.of(StoredUpdate) if update.batch)
     batches = {batch.batch: batch for batch in history.of(StoredBatch)}
     asked_by = {asked.request_id: asked for asked in history.of(Asked) if asked.method == "batch"}
@@ -204,11 +219,20 @@ def _in_one_piece(history: History, trainer: Trainer) -> Iterator[Violation]:
             yield Violation("atomic", what, (stored, each))
 
 
-def _never_between(trainer: Trainer) -> Iterator[Violation]:
+def _at_rest(history: History) -> set[str]:
+    """Training processes that had told all there is to tell when they were looked at last."""
+    records = iter(history.records)
+    for record in records:
+        if isinstance(record, Quiet):
+            break
+    return {record.instance for record in records if isinstance(record, TrainerEnded)}
+
+
+def _never_between(trainer: Trainer, *, rested: bool) -> Iterator[Violation]:
     """Whatever was seen in force is a state between two updates, and time does not go back."""
     states = trainer.values()
-    # What has been applied and could not be told any more before the process was killed.
-    told_all = trainer.ended is not None and trainer.ended.values == states[-1]
+    # One that was killed may have applied what it could not tell any more.
+    told_all = rested or (trainer.ended is not None and trainer.ended.values == states[-1])
     at = 0
     for seen in trainer.in_force:
         found = next((i for i in range(at, len(states)) if states[i] == seen.values), None)

@@ -70,6 +70,8 @@ class Asked(Record):
     Attributes:
         call: Number of the attempt.
         to: Address that it goes to.
+        action: What to do besides; empty: nothing.
+        deadline: After this time it must not be applied, in seconds since 1970; None: no limit.
         revision: The update to cancel.
     """
 
@@ -81,8 +83,10 @@ class Asked(Record):
     jobs: tuple[str, ...]
     request_id: str = ""
     changes: tuple[Change, ...] = ()
+    action: str = ""
     at_step: int | None = None
     max_step: int | None = None
+    deadline: float | None = None
     expected_revision: int | None = None
     revision: int | None = None
 

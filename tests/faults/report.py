@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -24,17 +25,26 @@ from tests.faults.records import (
     TrainerSettled,
     WatchBegan,
     Watched,
+    WatchEnded,
     Welcomed,
 )
 from tests.faults.violations import Violation
+
+if TYPE_CHECKING:
+    from tests.faults.campaign import Tally
 
 UNEXPECTED = ("INTERNAL", "UNKNOWN", "DATA_LOSS", "UNIMPLEMENTED")
 """Codes that no caller should ever see."""
 
 
-def unexpected(history: History) -> list[Failed]:
+PASSING = ("OK", "UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")
+"""Codes that a watch may end with, whatever is broken."""
+
+
+def unexpected(history: History) -> list[Failed | WatchEnded]:
     """Errors that no fault excuses."""
-    return [failed for failed in history.of(Failed) if failed.code in UNEXPECTED]
+    failed = [each for each in history.of(Failed) if each.code in UNEXPECTED]
+    return [*failed, *(each for each in history.of(WatchEnded) if each.code not in PASSING)]
 
 
 def show(history: History, violations: Sequence[Violation], console: Console) -> None:
@@ -52,6 +62,25 @@ def show(history: History, violations: Sequence[Violation], console: Console) ->
         console.print(str(violation), markup=False, highlight=False)
     if len(violations) > _SHOWN:
         console.print(f"and {len(violations) - _SHOWN} more")
+
+
+def show_tally(tally: Tally, seconds: float, commands: Sequence[str], console: Console) -> None:
+    """Prints what came of many runs, and how to have again those that were not well."""
+    table = Table(title="schedules of faults", title_justify="left")
+    table.add_column("what")
+    table.add_column("number", justify="right")
+    table.add_column("of which")
+    table.add_row("schedules", str(tally.runs), "")
+    table.add_row("faults", str(tally.faults.total()), _listed(tally.faults))
+    table.add_row("updates", str(tally.updates.total()), _listed(tally.updates))
+    each = f"{tally.seconds / tally.runs:.1f} for each" if tally.runs else ""
+    table.add_row("seconds", f"{seconds:.0f}", each)
+    seeds = ", ".join(str(bad.setup.seed) for bad in tally.bad)
+    violations = sum(len(bad.troubles) for bad in tally.bad)
+    table.add_row("violations", str(violations or "none"), seeds and f"seeds {seeds}", style="bold")
+    console.print(table)
+    for command in commands:
+        console.print(f"again: {command}", markup=False, highlight=False)
 
 
 _SHOWN = 20

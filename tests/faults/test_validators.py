@@ -130,6 +130,15 @@ SPOILT: dict[str, tuple[str, Callable[[], Records]]] = {
         "ordered",
         lambda: changed(the(StoredJob), revision=100),
     ),
+    "two requests were given one revision": (
+        "ordered",
+        lambda: spoilt(
+            (one := the(Answered, lambda a: not a.batch)),
+            one,
+            replace(History(GOOD).asked[one.call], call=900, request_id="another"),
+            replace(one, call=900),
+        ),
+    ),
     "outcomes come in another order": (
         "ordered",
         lambda: spoilt(
@@ -185,6 +194,13 @@ SPOILT: dict[str, tuple[str, Callable[[], Records]]] = {
         lambda: changed(the(TrainerEnded), values={"rate": 9.0, "decay": 9.0}),
     ),
     "half an update was in force": ("atomic", between_two_values),
+    "half an update is in force at the end": (
+        "atomic",
+        lambda: [
+            *changed((end := the(TrainerEnded)), values=(half := end.values | {"rate": 0.123})),
+            InForce(job=end.job, instance=end.instance, values=half),
+        ],
+    ),
     "half an update was applied": (
         "atomic",
         lambda: changed(

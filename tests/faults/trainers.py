@@ -180,6 +180,7 @@ class RecordedJob(LightJob):
 
     Attributes:
         ear: What listens to its newest session; None: there was none yet.
+        killed: It was ended from outside.
     """
 
     def __init__(self, spec: LightJobSpec, recorder: Recorder) -> None:
@@ -187,6 +188,7 @@ class RecordedJob(LightJob):
         self._seen: dict[str, Number] = {}
         self.ear: Eavesdropper | None = None
         self._opened = asyncio.Event()
+        self.killed = False
         super().__init__(
             spec,
             AgentIdentity(new_agent_id(), "", "localhost"),
@@ -229,6 +231,9 @@ class RecordedJob(LightJob):
 
     async def kill(self) -> None:
         """Ends at once, and tells nobody."""
+        if self.killed:
+            return
+        self.killed = True
         await super().kill()
         self._recorder.add(
             TrainerEnded(job=self.job_id, instance=self.instance_id, values=self._numbers())
