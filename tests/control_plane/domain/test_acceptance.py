@@ -9,9 +9,10 @@ import pytest
 
 from control_plane.domain import acceptance
 from control_plane.domain.acceptance import ChangesThatPassed, Standing, check_acceptable
+from control_plane.domain.change_rules import check_changes
 from control_plane.domain.errors import Reason, Refusal
 from control_plane.domain.job import Job, JobState
-from control_plane.domain.parameter import GuardRails, MultiplyChange, Value
+from control_plane.domain.parameter import GuardRails, MultiplyChange, ParameterSpec, Value
 from control_plane.domain.update import UpdateSpec
 from tests.support.domain_values import LEARNING_RATE, NOW
 
@@ -19,7 +20,7 @@ TWICE = UpdateSpec(changes=(MultiplyChange("learning_rate", 2.0),))
 OFFERED = (LEARNING_RATE,)
 
 
-def job(name: str, *offered: object) -> Job:
+def job(name: str, *offered: ParameterSpec) -> Job:
     made = Job(name, name, NOW, NOW, state=JobState.RUNNING)
     return replace(made, parameters=offered or OFFERED)
 
@@ -31,7 +32,7 @@ def check(passed: ChangesThatPassed, of: Job, rate: Value = 1e-4) -> None:
 
 def test_what_passed_is_known_and_what_differs_is_looked_at() -> None:
     passed = ChangesThatPassed()
-    with mock.patch.object(acceptance, "check_changes", wraps=acceptance.check_changes) as looked:
+    with mock.patch.object(acceptance, "check_changes", wraps=check_changes) as looked:
         for name in "abc":
             check(passed, job(name))
         assert looked.call_count == 1
