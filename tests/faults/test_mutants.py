@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.history import History, recording
-from tests.faults.mutant_scenes import SCENES, Place, Scene, an_older_session_elsewhere
+from tests.faults.mutant_scenes import SCENES, Scene, an_older_session_elsewhere
+from tests.faults.mutant_stage import Place
 from tests.faults.mutants import MUTANTS
 from tests.faults.validators import VALIDATORS, validate
 from tests.faults.violations import Violation
