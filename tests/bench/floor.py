@@ -1,9 +1,11 @@
 """The floor of a live update: what cannot be avoided, with nothing of ours in it.
 
 A bare aio unary call that commits one row with fsync and pushes one message to another process
-over a bidirectional stream. Run as a module it is either of the two other processes:
+over a bidirectional stream. And that of the intake of heartbeats: a bare stream whose messages are
+counted. Run as a module it is one of the other processes:
 
     python -m tests.bench.floor serve DATABASE     prints its port
+    python -m tests.bench.floor count    prints its port
     python -m tests.bench.floor receive ADDRESS COUNT    prints {number: nanoseconds}
 """
 
@@ -20,8 +22,11 @@ from typing import Any
 import grpc
 import uvloop
 
+from midcourse.agent.v1 import session_pb2 as pb
+
 PUT = "/floor.Floor/Put"
 SESSION = "/floor.Floor/Session"
+COUNT = "/floor.Floor/Count"
 
 
 async def serve(path: str) -> None:
@@ -40,11 +45,29 @@ async def serve(path: str) -> None:
         while True:
             await context.write(await pushed.get())
 
+    await listen(
+        {
+            "Put": grpc.unary_unary_rpc_method_handler(put),
+            "Session": grpc.stream_stream_rpc_method_handler(session),
+        }
+    )
+
+
+async def count() -> None:
+    async def take(requests: AsyncIterator[bytes], context: Any) -> None:
+        await context.write(pb.SessionResponse(welcome=pb.Welcome()).SerializeToString())
+        taken = 0
+        async for _ in requests:
+            taken += 1
+            if taken % 100 == 1:  # every now and then, as acknowledgements are that are coalesced
+                said = pb.SessionResponse(acknowledgement=pb.Acknowledgement(sequence=taken))
+                await context.write(said.SerializeToString())
+
+    await listen({"Count": grpc.stream_stream_rpc_method_handler(take)})
+
+
+async def listen(handlers: dict[str, Any]) -> None:
     server = grpc.aio.server()
-    handlers: dict[str, Any] = {
-        "Put": grpc.unary_unary_rpc_method_handler(put),
-        "Session": grpc.stream_stream_rpc_method_handler(session),
-    }
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler("floor.Floor", handlers),)
     )
@@ -74,5 +97,7 @@ async def iter_nothing() -> AsyncIterator[bytes]:
 if __name__ == "__main__":
     if sys.argv[1] == "serve":
         uvloop.run(serve(sys.argv[2]))
+    elif sys.argv[1] == "count":
+        uvloop.run(count())
     else:
         uvloop.run(receive(sys.argv[2], int(sys.argv[3])))

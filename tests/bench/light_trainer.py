@@ -1,11 +1,12 @@
 """A real Hugging Face Trainer with steps of a millisecond or so, steered or not.
 
-python -m tests.bench.light_trainer OUTPUT_DIR CONTROL_PLANE JOB
+python -m tests.bench.light_trainer OUTPUT_DIR CONTROL_PLANE JOB [STEP_SECONDS]
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,26 @@ class StopFile(TrainerCallback):
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._look_at = 0.0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step % 200 == 0 and self._path.exists():
-            control.should_training_stop = True
+        if time.monotonic() > self._look_at:
+            self._look_at = time.monotonic() + 0.2
+            control.should_training_stop = self._path.exists()
+
+
+class LongStep(TrainerCallback):
+    """Has steps take so long, by waiting, as a host does for its GPU."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._end = 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._end = time.monotonic() + self._seconds
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        time.sleep(max(0.0, self._end - time.monotonic()))
 
 
 def main() -> None:
@@ -79,7 +96,10 @@ def main() -> None:
 
     torch.set_num_threads(1)
     directory = Path(sys.argv[1])
-    trainer = light_trainer(directory, 10_000_000, [StopFile(directory / "stop")])
+    callbacks: list[TrainerCallback] = [StopFile(directory / "stop")]
+    if len(sys.argv) > 4:
+        callbacks.append(LongStep(float(sys.argv[4])))
+    trainer = light_trainer(directory, 10_000_000, callbacks)
     attach(trainer, control_plane=sys.argv[2], job=sys.argv[3])
     trainer.train()
 

@@ -27,7 +27,8 @@ from grpc_runtime.options import client_options
 from midcourse.control.v1 import control_pb2 as api
 from midcourse.control.v1.control_pb2_grpc import ControlPlaneServiceStub
 from tests.bench.report import Row, percentile, show
-from tests.bench.scale_load import Load, cpu_seconds, load, rss_kilobytes
+from tests.bench.scale_floor import floor
+from tests.bench.scale_load import Cost, Load, cpu_seconds, load, rss_kilobytes
 from tests.support.processes import Process, free_port, serve, until
 from trainer_agent.simulate import LightJobs
 from trainer_agent.simulate.options import SimulateOptions
@@ -38,6 +39,10 @@ SELECTOR = "load=bench"
 HEARTBEAT_SECONDS = 1.0
 # The step that a batch waits for, so that it is no part worth mentioning of what is measured.
 STEP_SECONDS = 0.01
+LATENCY_SECONDS = 120.0
+"""A part that takes latencies ends after so long, with fewer of them."""
+REST_SECONDS = 3.0
+"""For what a part leaves behind, such as acknowledgements, to be done with."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +99,11 @@ class Plane:
             yield ControlPlaneServiceStub(channel)
 
 
-def options(plan: Plan, plane: Plane, jobs: int, prefix: str) -> SimulateOptions:
+def options(plan: Plan, plane: Plane, jobs: int, prefix: str, *, first: int = 0) -> SimulateOptions:
     return SimulateOptions(
         control_plane=plane.address,
         jobs=jobs,
+        first=first,
         prefix=prefix,
         labels=LABELS,
         step_time=STEP_SECONDS,
@@ -113,14 +119,17 @@ def options(plan: Plan, plane: Plane, jobs: int, prefix: str) -> SimulateOptions
 
 async def update_latencies(plane: Plane, count: int) -> list[float]:
     """Milliseconds from the call to the boundary that applied it, of one job with 1 ms steps."""
-    taken = []
+    taken: list[float] = []
     metrics = ("loss",)
+    until_then = time.monotonic() + LATENCY_SECONDS
     async with LightJobs(plane.address, prefix=PROBE, step_time=0.001, metrics=metrics) as jobs:
         job = jobs[0]
         async with grpc.aio.insecure_channel(plane.address, options=client_options()) as channel:
             stub = ControlPlaneServiceStub(channel)
             warm = max(10, count // 10)
             for number in range(count + warm):
+                if time.monotonic() > until_then and len(taken) > warm:
+                    break
                 request = api.UpdateParametersRequest(job=f"jobs/{job.job_id}")
                 change = request.spec.changes.add(parameter="learning_rate")
                 change.set.value.number = 1e-3 if number % 2 else 2e-3
@@ -202,21 +211,65 @@ class Bench:
             self._progress.update(task, completed=running.totals.connected)
             return running.totals.connected >= jobs
 
-        running.wait(lambda _: connected(), "all agents connected", 60 + jobs / 20)
+        running.wait(lambda _: connected(), "all agents connected", 120 + jobs / 20)
         return time.monotonic() - began
 
     def _latency(self, plane: Plane, what: str, goal: float) -> None:
         task = self._progress.add_task(f"updates, {what}", total=None)
         taken = uvloop.run(update_latencies(plane, self._plan.updates))
         self._progress.update(task, total=1, completed=1)
-        self._row(f"update latency {what}, p50", "ms", percentile(taken, 50), goal, "that of p99")
-        self._row(f"update latency {what}, p99", "ms", percentile(taken, 99), goal)
+        note = f"of {len(taken)}"
+        self._row(f"update latency {what}, p50", "ms", percentile(taken, 50), goal, note)
+        self._row(f"update latency {what}, p99", "ms", percentile(taken, 99), goal, note)
 
-    def _batch(self, plane: Plane, jobs: int, goal: float) -> None:
-        task = self._progress.add_task(f"one update of {jobs:,} jobs", total=None)
-        taken = batch_milliseconds(plane, jobs, self._plan.batches)
+    def _batch(self, plane: Plane, running: Load, jobs: int, goal: float) -> None:
+        what = f"one update of {jobs:,} jobs"
+        task = self._progress.add_task(what, total=None)
+        pids = plane.process.pid, running.pids
+        rest, cost = Cost(), Cost()
+        with rest.measured(*pids):
+            time.sleep(REST_SECONDS)
+        batch_milliseconds(plane, jobs, 1)  # the first compiles statements
+        time.sleep(REST_SECONDS)
+        with cost.measured(*pids):
+            taken = batch_milliseconds(plane, jobs, self._plan.batches)
+            time.sleep(REST_SECONDS)
         self._progress.update(task, total=1, completed=1)
-        self._row(f"one update of {jobs:,} jobs, median", "ms", percentile(taken, 50), goal)
+        least, bare = self._floor(jobs)
+        self.rows.append(
+            Row(
+                *(f"{what}, median", "ms", least, percentile(taken, 50), goal),
+                "floor: a message and an answer on each of as many bare streams, then one commit",
+            )
+        )
+        beyond, each = cost.beyond(rest), 1e6 / jobs / self._plan.batches
+        for name, ours, base in (
+            ("server", beyond.server * each, bare.server * each),
+            ("load", beyond.load * each, bare.load * each),
+        ):
+            self.rows.append(
+                Row(
+                    *(f"{what}, processor time of the {name} for each", "µs", base),
+                    ours if ours > 0 else None,
+                    note="beyond that of the heartbeats meanwhile",
+                    failure="" if ours > 0 else "the agents fell behind with their heartbeats",
+                )
+            )
+        beat = 1e6 * rest.server / rest.wall / jobs * HEARTBEAT_SECONDS
+        self.rows.append(Row("a heartbeat, processor time of the server", "µs", None, beat))
+
+    def _floor(self, jobs: int) -> tuple[float, Cost]:
+        """The median of the floor in milliseconds, and what it costs, for as many updates."""
+        directory = self._directory / f"floor-{jobs}"
+        directory.mkdir()
+        task = self._progress.add_task("its floor", total=None)
+        cost = Cost()
+        with floor(jobs, directory) as bare:
+            bare.update()
+            with cost.measured(bare.server, [bare.client]):
+                taken = [bare.update() for _ in range(self._plan.batches)]
+        self._progress.update(task, total=1, completed=1)
+        return percentile(taken, 50), cost
 
     def _few(self) -> None:
         jobs = self._plan.few
@@ -228,7 +281,7 @@ class Bench:
             with load(options(self._plan, plane, jobs, "few")) as running:
                 self._ramp(running, jobs)
                 self._latency(plane, f"with {jobs:,} agents", 25.0)
-                self._batch(plane, jobs, 300.0)
+                self._batch(plane, running, jobs, 300.0)
                 self._restart(plane, running, jobs)
         finally:
             plane.process.end()
@@ -261,9 +314,15 @@ class Bench:
         try:
             plane.ready()
             pid = plane.process.pid
-            idle = rss_kilobytes(pid)
-            with load(options(plan, plane, jobs, "many")) as running:
-                self._row(f"ramp to {jobs:,} agents", "s", self._ramp(running, jobs), jobs / 50)
+            # Between two counts of agents: what the server takes for itself is no part of it.
+            some = max(1, jobs // 3)
+            with load(options(plan, plane, some, "many")) as running:
+                ramp = self._ramp(running, some)
+                time.sleep(REST_SECONDS)
+                before = rss_kilobytes(pid)
+                running.add(options(plan, plane, jobs - some, "many", first=some))
+                ramp += self._ramp(running, jobs)
+                self._row(f"ramp to {jobs:,} agents", "s", ramp, jobs / 50)
                 task = self._progress.add_task(
                     f"{jobs:,} agents at one heartbeat a second", total=plan.seconds
                 )
@@ -274,10 +333,11 @@ class Bench:
                 self._progress.update(task, completed=plan.seconds)
                 used = (cpu_seconds(pid) - cpu) / passed
                 self._row(
-                    f"memory of the server for each of {jobs:,} agents",
+                    f"memory of the server for each agent, from {some:,} to {jobs:,}",
                     "kB",
-                    (rss_kilobytes(pid) - idle) / jobs,
+                    (rss_kilobytes(pid) - before) / (jobs - some),
                     60.0,
+                    f"{rss_kilobytes(pid) / 1e3:,.0f} MB in all",
                 )
                 self._row("processor of the server", "cores", used, 1.0)
                 lost = jobs - running.totals.connected + running.totals.sessions - sessions
@@ -291,7 +351,7 @@ class Bench:
                     "0: none",
                 )
                 self._latency(plane, f"with {jobs:,} agents", 100.0)
-                self._batch(plane, jobs, 3_000.0)
+                self._batch(plane, running, jobs, 3_000.0)
         finally:
             plane.process.end()
 

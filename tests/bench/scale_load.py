@@ -8,7 +8,9 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.processes import ROOT, until
@@ -20,19 +22,22 @@ from trainer_agent.simulate.options import SimulateOptions, to_arguments
 class Load:
     """The processes, and what they have come to as of their last word."""
 
-    def __init__(self, options: SimulateOptions) -> None:
+    def __init__(self) -> None:
         self._totals: dict[int, Totals] = {}
-        self._workers = [
-            subprocess.Popen(
+        self._workers: list[subprocess.Popen[str]] = []
+
+    def add(self, options: SimulateOptions) -> None:
+        """Starts processes that do what the options say."""
+        for each in shares(options):
+            worker = subprocess.Popen(
                 [sys.executable, "-m", "trainer_agent.simulate", *to_arguments(each)],
                 cwd=ROOT,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
             )
-            for each in shares(options)
-        ]
-        for number, worker in enumerate(self._workers):
+            number = len(self._workers)
+            self._workers.append(worker)
             threading.Thread(target=self._follow, args=(number, worker), daemon=True).start()
 
     @property
@@ -65,8 +70,9 @@ class Load:
 @contextlib.contextmanager
 def load(options: SimulateOptions) -> Iterator[Load]:
     """Runs the load while the block runs."""
-    running = Load(options)
+    running = Load()
     try:
+        running.add(options)
         yield running
     finally:
         running.end()
@@ -82,3 +88,32 @@ def cpu_seconds(pid: int) -> float:
     """Processor time that a process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / 100
+
+
+@dataclass
+class Cost:
+    """What many jobs cost: processor time of the server and of the load, beside wall time.
+
+    Attributes:
+        server: Processor seconds of the server.
+        load: Processor seconds of all processes of the load.
+        wall: Seconds.
+    """
+
+    server: float = 0.0
+    load: float = 0.0
+    wall: float = 0.0
+
+    @contextlib.contextmanager
+    def measured(self, server: int, loads: list[int]) -> Iterator[None]:
+        """Adds what the block costs."""
+        before = cpu_seconds(server), sum(map(cpu_seconds, loads)), time.monotonic()
+        yield
+        self.server += cpu_seconds(server) - before[0]
+        self.load += sum(map(cpu_seconds, loads)) - before[1]
+        self.wall += time.monotonic() - before[2]
+
+    def beyond(self, rest: Cost) -> Cost:
+        """Without what the same time costs at rest."""
+        share = self.wall / rest.wall
+        return Cost(self.server - rest.server * share, self.load - rest.load * share, self.wall)

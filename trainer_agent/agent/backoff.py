@@ -12,7 +12,7 @@ CAP_SECONDS: Final = 3.0
 """Bound of the longest wait."""
 
 LONGEST_ADVICE_SECONDS: Final = 300.0
-"""No agent stays away for longer because it was told to."""
+"""Advice to wait for longer is taken as advice to wait so long: a server may be mistaken."""
 
 _ADVICE_SPREAD: Final = 0.5
 
@@ -41,9 +41,9 @@ class FullJitter:
         """Returns how long to wait, in seconds.
 
         Args:
-            advised: What the other side asked for, in seconds; None: nothing. Then the wait is
-                never shorter, up to ``LONGEST_ADVICE_SECONDS``, and up to half as long again, as
-                others were told the same.
+            advised: What the other side asked for, in seconds; None: nothing. The wait is then
+                never shorter than that, or than ``LONGEST_ADVICE_SECONDS`` where it asked for
+                more, and up to half as long again, as others were told the same.
         """
         bound = min(self._cap, self._base * 2.0 ** min(self._attempt, 64))
         self._attempt += 1

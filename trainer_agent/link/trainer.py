@@ -39,8 +39,8 @@ DEFAULT_BUFFER_BYTES: Final = 1024 * 1024
 
 # An agent that was started beside another one ends: it is collected at some later step.
 _POLLS_PER_COLLECTION: Final = 256
-# A look takes half a microsecond: a thousandth of the shortest step that is not spared it. An update
-# waits for the next look, which at steps of a millisecond is the next step.
+# A look takes half a microsecond, a thousandth of the shortest step that is not spared it. An
+# update waits for the next look, which at steps of a millisecond is the next step.
 _LOOK_INTERVAL: Final = 0.0005
 _CONNECT_INTERVAL: Final = 0.05
 _FAILURE_BACKOFF_LAST: Final = 30.0
