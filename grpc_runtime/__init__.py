@@ -20,6 +20,7 @@
 ``service_settings``  what every service can be set to.
 ``settings``          typed settings from flags, environment, TOML file and defaults.
 ``commands``          command-line options derived from a settings model.
+``failpoints``        places where a test can have a process die; off in production.
 ``sql``               databases: SQLite in a file, or PostgreSQL, behind one interface.
 ====================  =============================================================================
 """

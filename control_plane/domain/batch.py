@@ -50,6 +50,8 @@ class Batch:
         digest: Of everything that makes one request differ from another.
         total: Jobs that were chosen.
         refused: Jobs among them that have no update, as it was not valid there.
+        ended: How many updates ended in which state, as counted once none was open; None: not
+            counted yet.
     """
 
     spec: UpdateSpec
@@ -61,6 +63,7 @@ class Batch:
     create_time: datetime
     total: int = 0
     refused: int = 0
+    ended: Mapping[UpdateState, int] | None = None
     key: int = 0
 
 

@@ -261,7 +261,16 @@ class Transaction(Protocol):
         """The states of a batch's updates, by job key."""
 
     def batch_counts(self, of: Collection[Batch]) -> dict[int, dict[UpdateState, int]]:
-        """How many updates of each batch are in which state, by the batch's key."""
+        """How many updates of each batch are in which state, by the batch's key.
+
+        Takes no longer for a large batch than for a small one where they have been counted.
+        """
+
+    def uncounted_batches(self, *, after: int, limit: int) -> list[Batch]:
+        """Batches whose counts are not stored, oldest first, after one in that order."""
+
+    def count_ended(self, batch: Batch) -> None:
+        """Stores how many updates of a batch ended in which state, if none is open."""
 
     def batch_refusals(self, batch: Batch) -> dict[str, JobRefusal]:
         """Why jobs did not take a batch, by job id."""

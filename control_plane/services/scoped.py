@@ -148,12 +148,15 @@ class ScopedTransaction:
         named = [job_id for job_id in ids if self._scope.names(job_id)]
         return [job for job in self._tx.jobs_named(named) if self._has(job)]
 
-    def selectable_jobs(self, *, after: str, limit: int) -> list[tuple[str, dict[str, str]]]:
-        """(id, what selectors see) of jobs in the order of their ids, after an id."""
+    def selectable_jobs(
+        self, *, after: str, limit: int, states: Iterable[JobState] = ()
+    ) -> list[tuple[str, dict[str, str]]]:
+        """(id, what selectors see) of jobs in the order of their ids, as from `jobs`."""
+        wanted = tuple(states)
         return _filled(
             limit,
             after,
-            lambda beyond: self._tx.selectable_jobs(after=beyond, limit=limit),
+            lambda beyond: self._tx.selectable_jobs(after=beyond, limit=limit, states=wanted),
             lambda each: self._scope.has(*each),
             lambda each: each[0],
         )

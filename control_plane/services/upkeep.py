@@ -6,16 +6,19 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
 
 from control_plane.domain.errors import Reason, Refusal
+from control_plane.domain.update import OPEN_STATES
 from control_plane.services.telemetry import EPOCH
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
+    from control_plane.domain.batch import Batch
     from control_plane.services.ports import Clock, Store, Transaction
     from control_plane.services.sessions import SessionService
     from control_plane.services.updates import UpdateService
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 _log: FilteringBoundLogger = structlog.get_logger(__name__)
 
 _PRUNE_CHUNK = 5_000
+_BATCHES_AT_ONCE = 16
+"""Counted in one transaction: of the largest, some 100,000 updates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +80,29 @@ class Upkeep:
                 await self._updates.expire_due()
                 if loop.time() >= prune_due:
                     prune_due = loop.time() + self._retention.interval
+                    await self.count_batches()
                     await self.prune()
             except Refusal as refusal:
                 if refusal.reason is not Reason.STORE_UNAVAILABLE:
                     raise
                 _log.warning("chores wait for the store", error=refusal.message)
+
+    async def count_batches(self) -> None:
+        """Notes of batches that have ended how they did, so that nobody has to count again."""
+        after = 0
+        while True:
+
+            def look(tx: Transaction, after: int = after) -> tuple[list[Batch], list[Batch]]:
+                found = tx.uncounted_batches(after=after, limit=_BATCHES_AT_ONCE)
+                counts = tx.batch_counts(found)
+                return found, [b for b in found if not OPEN_STATES & counts[b.key].keys()]
+
+            found, ended = await self._store.read(look)
+            for batch in ended:
+                await self._store.write(partial(_count_ended, batch=batch))
+            if len(found) < _BATCHES_AT_ONCE:
+                return
+            after = found[-1].key
 
     async def prune(self) -> None:
         """Forgets what is older than the retention, in short transactions."""
@@ -105,3 +128,7 @@ class Upkeep:
         """Deletes bit by bit, as long as there is more."""
         while await self._store.write(delete) >= _PRUNE_CHUNK:
             pass
+
+
+def _count_ended(tx: Transaction, batch: Batch) -> None:
+    tx.count_ended(batch)

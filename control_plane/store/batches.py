@@ -6,15 +6,17 @@ from collections.abc import Collection, Mapping
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
-from sqlalchemy import bindparam, func, insert, select
+from sqlalchemy import bindparam, func, insert, select, update
 
 from control_plane.domain.batch import Batch, JobRefusal
-from control_plane.domain.names import batch_name
+from control_plane.domain.names import batch_name, parse_batch
+from control_plane.domain.update import OPEN_STATES
 from control_plane.services.ports import Member
 from control_plane.store.bulk import Lookup, insert_rows
 from control_plane.store.queries import Queries
 from control_plane.store.schema import (
     IS_OF_A_BATCH,
+    NOT_COUNTED,
     batch_refusals,
     batches,
     jobs,
@@ -23,6 +25,7 @@ from control_plane.store.schema import (
 from grpc_runtime.sql.prepared import Prepared
 
 if TYPE_CHECKING:
+    from control_plane.domain.job import Job
     from control_plane.domain.update import UpdateState
 
 _FIELDS = tuple(field.name for field in fields(Batch))
@@ -42,6 +45,19 @@ _PAGE = Prepared(
     .limit(bindparam("limit"))
 )
 _INSERT = insert(batches).values({name: bindparam(name) for name in _GIVEN})
+_NOT_COUNTED = Prepared(
+    _BATCH.where(NOT_COUNTED, batches.c.key > bindparam("after"))
+    .order_by(batches.c.key)
+    .limit(bindparam("limit"))
+)
+_SAVE_ENDED = Prepared(
+    update(batches).where(batches.c.key == bindparam("of")).values(ended=bindparam("ended"))
+)
+_BATCHES_OF_JOB = Prepared(
+    select(updates.c.batch)
+    .distinct()
+    .where(updates.c.job_key == bindparam("job_key"), IS_OF_A_BATCH)
+)
 _OF_BATCH = (updates.c.batch == bindparam("batch")) & IS_OF_A_BATCH
 _MEMBERS = Prepared(
     select(jobs.c.id, updates.c.job_key, updates.c.revision)
@@ -109,11 +125,31 @@ class BatchQueries(Queries):
 
     def batch_counts(self, of: Collection[Batch]) -> dict[int, dict[UpdateState, int]]:
         """How many updates of each batch are in which state, by the batch's key."""
-        keys = {batch_name(batch.key): batch.key for batch in of}
-        counts: dict[int, dict[UpdateState, int]] = {key: {} for key in keys.values()}
+        counts = {batch.key: dict(batch.ended or {}) for batch in of}
+        keys = {batch_name(batch.key): batch.key for batch in of if batch.ended is None}
         for name, state, count in _COUNTS.rows(self._connection, list(keys)):
             counts[keys[name]][state] = int(count)
         return counts
+
+    def uncounted_batches(self, *, after: int, limit: int) -> list[Batch]:
+        """Batches whose counts are not stored, oldest first, after one in that order."""
+        rows = _NOT_COUNTED.rows(self._connection, after=after, limit=limit)
+        return [Batch(*row) for row in rows]
+
+    def count_ended(self, batch: Batch) -> None:
+        """Stores how many updates of a batch ended in which state, if none is open."""
+        # Written first, so that a job of it is deleted before they are counted or after.
+        _SAVE_ENDED.run(self._connection, of=batch.key, ended=None)
+        counts = self.batch_counts([replace(batch, ended=None)])[batch.key]
+        if not OPEN_STATES & counts.keys():
+            _SAVE_ENDED.run(self._connection, of=batch.key, ended=counts)
+
+    def _count_again(self, job: Job) -> None:
+        """Forgets the counts of batches that a job is of, as its updates are about to go."""
+        for name in sorted(
+            row[0] for row in _BATCHES_OF_JOB.rows(self._connection, job_key=job.key)
+        ):
+            _SAVE_ENDED.send(self._connection, of=parse_batch(name, "batch"), ended=None)
 
     def batch_refusals(self, batch: Batch) -> dict[str, JobRefusal]:
         """Why jobs did not take a batch, by job id."""

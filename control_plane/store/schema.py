@@ -192,8 +192,19 @@ batches = Table(
     Column("create_time", UtcTime, nullable=False),
     Column("total", BigInteger, nullable=False),
     Column("refused", BigInteger, nullable=False),
+    # How many updates ended in which state; NULL until none is open and somebody has counted.
+    Column("ended", Json(dict[UpdateState, int])),
     UniqueConstraint("author", "request_id"),
     sqlite_autoincrement=True,
+)
+
+# Those that are still to be counted: few, however many batches there were.
+NOT_COUNTED = batches.c.ended.is_(None)
+Index(
+    "batches_not_counted",
+    batches.c.key,
+    sqlite_where=NOT_COUNTED,
+    postgresql_where=NOT_COUNTED,
 )
 
 # Jobs that a batch chose and that did not take it.

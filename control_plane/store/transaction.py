@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from control_plane.store.audit import AuditQueries
 from control_plane.store.batches import BatchQueries
 from control_plane.store.events import EventQueries
@@ -10,6 +12,9 @@ from control_plane.store.retention import RetentionQueries
 from control_plane.store.telemetry import TelemetryQueries
 from control_plane.store.tokens import TokenQueries
 from control_plane.store.updates import UpdateQueries
+
+if TYPE_CHECKING:
+    from control_plane.domain.job import Job
 
 
 class SqlTransaction(
@@ -23,6 +28,11 @@ class SqlTransaction(
     RetentionQueries,
 ):
     """Implements `control_plane.services.ports.Transaction`."""
+
+    def delete_job(self, job: Job) -> None:
+        """Deletes a job and everything that belongs to it but its events; see `Transaction`."""
+        self._count_again(job)
+        super().delete_job(job)
 
     def read_ahead_to_accept(self, job_id: str, request_id: str) -> None:
         """Reads at once what accepting an update of a job asks for; see `Transaction`."""

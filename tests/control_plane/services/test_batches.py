@@ -15,7 +15,7 @@ from control_plane.domain.parameter import MultiplyChange
 from control_plane.domain.selector import parse
 from control_plane.domain.session import Phase, TrainerEvent
 from control_plane.domain.update import GUARD, Rejected, Transition, UpdateSpec, UpdateState
-from control_plane.services import batches
+from control_plane.services import batches, upkeep
 from control_plane.services.agent_session import AgentSession
 from control_plane.services.batches import BatchNews, BatchSubmission
 from control_plane.services.outbox import Delivery
@@ -282,3 +282,36 @@ async def test_pages_of_batches(plane: UseCases) -> None:
         if (beyond := page.next_beyond) is None:
             break
     assert found == [[keys[4], keys[3]], [keys[2], keys[1]], [keys[0]]]
+
+
+async def test_a_listing_does_not_count_what_has_ended_again(
+    plane: UseCases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "_BATCHES_AT_ONCE", 1)
+    talks = {name: Talk(session) for name, session in (await fleet(plane)).items()}
+    first = (await send(plane, "job")).view.batch.key
+    second = (await send(plane, jobs=("a",))).view.batch.key
+    for name, revisions in {"a": (1, 2), "b": (1,)}.items():
+        for revision in revisions:
+            await talks[name].session.outcome(talks[name].next(), settled(revision))
+
+    async def listed() -> tuple[list[int], list[Any]]:
+        views = (await plane.batches.list(beyond=None, limit=5)).batches
+        assert [view.batch.key for view in views] == [second, first]
+        counted = [view.batch.key for view in views if view.batch.ended is not None]
+        return counted, [view.progress.states for view in views]
+
+    states = [{UpdateState.APPLIED: 1}, {UpdateState.APPLIED: 2, UpdateState.PENDING: 1}]
+    assert await listed() == ([], states)
+    await plane.upkeep.count_batches()
+    assert await listed() == ([second], states), "one of the first is open"
+    await plane.batches.cancel(first, "ops", "")
+    await talks["c"].session.outcome(talks["c"].next(), settled(1, Rejected("NO", "no")))
+    await plane.upkeep.count_batches()
+    states[1] = {UpdateState.APPLIED: 2, UpdateState.REJECTED: 1}
+    assert await listed() == ([second, first], states)
+    await plane.sessions.close(talks["b"].session)
+    await plane.jobs.delete("b", "")
+    states[1] = {UpdateState.APPLIED: 1, UpdateState.REJECTED: 1}
+    assert await listed() == ([second], states)
+    assert (await plane.batches.get(first)).progress.states == states[1]

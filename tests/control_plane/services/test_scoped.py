@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,16 @@ import pytest
 from control_plane.domain.access import EVERYTHING, Scope, scope_of
 from control_plane.domain.batch import Batch, JobRefusal
 from control_plane.domain.errors import Reason, Refusal
+from control_plane.domain.job import JobState
+from control_plane.measuring import MeasuredStore
+from control_plane.services.audit import AuditedStore
+from control_plane.services.passing import ObservedStore
 from control_plane.services.ports import Store, Transaction
+from control_plane.services.readiness import WatchedStore
 from control_plane.services.scoped import HARMLESS, ScopedStore, ScopedTransaction
 from control_plane.store import open_store
+from control_plane.store.store import SqlStore
+from control_plane.store.transaction import SqlTransaction
 from tests.support.domain_values import NOW, job, set_rate, update
 
 # What only the service's own chores do, which have no caller, and what is for administrators, who
@@ -23,6 +31,7 @@ NOT_FOR_SCOPED_CALLERS = {
     "add_audit_records",
     "add_telemetry",
     "beat",
+    "count_ended",
     "ended_tokens",
     "forget_replica",
     "insert_token",
@@ -37,6 +46,7 @@ NOT_FOR_SCOPED_CALLERS = {
     "token_by_digest",
     "tokens",
     "tokens_used",
+    "uncounted_batches",
     "unheard_jobs",
 }
 
@@ -49,6 +59,49 @@ def test_all_that_a_transaction_can_do_is_let_through_looked_at_or_left_out() ->
     assert not (looked_at | HARMLESS) & NOT_FOR_SCOPED_CALLERS
     known = looked_at | HARMLESS | NOT_FOR_SCOPED_CALLERS
     assert members == known, "say in control_plane.services.scoped what scoped callers get of it"
+
+
+def _taken(method: Any) -> dict[str, tuple[Any, bool]]:
+    """What a method takes, by name: how it is handed over, and whether it may be left out."""
+    parameters = inspect.signature(method).parameters.values()
+    return {each.name: (each.kind, each.default is not each.empty) for each in parameters}
+
+
+def _methods(protocol: type, wrapper: type) -> list[Any]:
+    own = {name for kind in wrapper.__mro__[:-1] for name in vars(kind)}
+    return [
+        pytest.param(
+            getattr(protocol, name), getattr(wrapper, name), id=f"{wrapper.__name__}.{name}"
+        )
+        for name in sorted(vars(protocol).keys() & own)
+        if inspect.isfunction(vars(protocol)[name]) and not name.startswith("_")
+    ]
+
+
+WRAPPERS = [
+    *_methods(Transaction, ScopedTransaction),
+    *_methods(Transaction, SqlTransaction),
+    *(
+        method
+        for wrapper in (
+            SqlStore,
+            ScopedStore,
+            WatchedStore,
+            AuditedStore,
+            ObservedStore,
+            MeasuredStore,
+        )
+        for method in _methods(Store, wrapper)
+    ),
+]
+
+
+@pytest.mark.parametrize(("promised", "kept"), WRAPPERS)
+def test_whatever_stands_before_a_store_takes_what_the_store_takes(
+    promised: Any, kept: Any
+) -> None:
+    # A type checker does not see it, as a scoped transaction is cast to what it stands for.
+    assert _taken(kept) == _taken(promised)
 
 
 class Scoped:
@@ -125,6 +178,26 @@ async def test_other_jobs_are_not_there(scoped: Scoped, scope: Scope) -> None:
     places = [(each.key, 1) for each in everything]
     seen = await read(lambda tx: tx.updates_at(places))
     assert sorted(each.job_id for each in seen.values()) == own
+
+
+async def test_jobs_in_certain_states_are_found_among_those_in_the_scope(scoped: Scoped) -> None:
+    def end(tx: Transaction) -> None:
+        for job_id in ("j2", "j3"):
+            found = tx.job(job_id)
+            assert found is not None
+            tx.save_job(replace(found, state=JobState.FAILED))
+
+    await scoped.everything.write(end)
+    scoped.scope = scope_of("team=nlp", ())
+
+    def look(tx: Transaction) -> list[list[str]]:
+        left = set(JobState) - {JobState.FAILED}
+        return [
+            [each for each, _ in tx.selectable_jobs(after="", limit=1, states=[JobState.FAILED])],
+            [each for each, _ in tx.selectable_jobs(after="", limit=9, states=left)],
+        ]
+
+    assert await scoped.store.read(look) == [["j3"], ["j1", "j5"]]
 
 
 async def test_a_batch_is_there_if_all_of_its_jobs_are(scoped: Scoped) -> None:

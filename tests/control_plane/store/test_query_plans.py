@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from control_plane.domain.batch import Batch
 from control_plane.domain.job import Job
+from control_plane.domain.update import UpdateState
 from control_plane.services.ports import Place, Store, Transaction
 from grpc_runtime.audit.records import AuditPlace
 from tests.contract.store_helpers import add_job, add_samples
@@ -71,6 +73,9 @@ def _audit(tx: Transaction, **of: str) -> object:
         (lambda tx, of: tx.batch_members(BATCH), "updates_by_batch (batch=?)"),
         (lambda tx, of: tx.batch_states(BATCH), "COVERING INDEX updates_by_batch (batch=?)"),
         (lambda tx, of: tx.batch_counts([BATCH]), "COVERING INDEX updates_by_batch (batch=?)"),
+        (lambda tx, of: tx.uncounted_batches(after=1, limit=5), "batches_not_counted (key>?)"),
+        (lambda tx, of: tx.count_ended(BATCH), "COVERING INDEX updates_by_batch (batch=?)"),
+        (lambda tx, of: tx.delete_job(of), "USING PRIMARY KEY (job_key=?)"),
         (lambda tx, of: tx.batch_refusals(BATCH), "USING PRIMARY KEY (batch_key=?)"),
         (lambda tx, of: tx.read_ahead_telemetry([of]), "sqlite_autoindex_telemetry_1"),
         (lambda tx, of: tx.events(after=3, limit=5), "USING INTEGER PRIMARY KEY"),
@@ -111,3 +116,17 @@ async def test_every_look_up_goes_through_an_index(store: Store, work: Any, plan
     bounded = ["SCAN events", "SCAN anon_1", "SCAN anon_2", "SCAN CONSTANT ROW"]
     assert set(scans) <= set(bounded if "SEARCH series" in " ".join(steps) else ()), steps
     assert "USE TEMP B-TREE FOR ORDER BY" not in steps
+
+
+async def test_batches_that_were_counted_are_not_counted_again(store: Store) -> None:
+    def asked(tx: Transaction) -> list[str]:
+        driver = connection_of(tx).connection.driver_connection
+        assert driver is not None
+        statements: list[str] = []
+        driver.set_trace_callback(statements.append)
+        counts = tx.batch_counts([replace(BATCH, ended={UpdateState.APPLIED: 9_000})])
+        driver.set_trace_callback(None)
+        assert counts == {1: {UpdateState.APPLIED: 9_000}}
+        return statements
+
+    assert await store.write(asked) == []

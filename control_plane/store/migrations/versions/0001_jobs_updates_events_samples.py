@@ -113,8 +113,17 @@ def upgrade() -> None:
         sa.Column("create_time", sa.BigInteger, nullable=False),
         sa.Column("total", sa.BigInteger, nullable=False),
         sa.Column("refused", sa.BigInteger, nullable=False),
+        sa.Column("ended", sa.Text),
         sa.UniqueConstraint("author", "request_id"),
         sqlite_autoincrement=True,
+    )
+    not_counted = sa.text("ended IS NULL")
+    op.create_index(
+        "batches_not_counted",
+        "batches",
+        ["key"],
+        sqlite_where=not_counted,
+        postgresql_where=not_counted,
     )
     op.create_table(
         "batch_refusals",
