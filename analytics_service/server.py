@@ -47,6 +47,7 @@ from grpc_runtime.limits import CallLimits, Strangers
 from grpc_runtime.listen import check_free
 from grpc_runtime.logging import configure_logging
 from grpc_runtime.observe import observing
+from grpc_runtime.readiness import Readiness
 from grpc_runtime.server import Service, run
 from grpc_runtime.sql.address import parse_address
 from midcourse.analytics.v1 import analytics_pb2_grpc
@@ -89,8 +90,11 @@ class Analytics:
         service: Service,
         clock: Clock = utc_now,
         bearer: BearerAuthenticator | None = None,
+        *,
+        readiness: Readiness,
     ) -> None:
         """Puts the parts together; nothing runs before `running`."""
+        self._readiness = readiness
         self.settings = settings
         self.service = service
         self._store = store
@@ -196,6 +200,9 @@ class Analytics:
                 asyncio.create_task(self.chat.watch_cancels(), name="cancels"),
                 asyncio.create_task(self.chat.write_late(), name="late writes"),
                 asyncio.create_task(self.audit.run(), name="audit"),
+                asyncio.create_task(
+                    self._readiness.run(self.upkeep.beat, self.service.ready), name="readiness"
+                ),
             ]
             for chore in chores:
                 chore.add_done_callback(self._chore_ended)
@@ -274,17 +281,25 @@ class Analytics:
             health_address=settings.health_listen,
         )
         await check_free(service.address)
-        store = await open_store(settings.database, clock=clock, entry_now=RECORDER.entry_now)
-        try:
-            made = cls(settings, loaded, store, service, clock, bearer)
-        except BaseException:
-            await store.close()
-            raise
-        async with (
-            observing(settings, service, "midcourse-analytics"),
-            made.running() as analytics,
-        ):
-            yield analytics
+        readiness = Readiness("store", _is_away)
+        async with service.not_yet_serving():
+            store = await open_store(
+                settings.database,
+                clock=clock,
+                entry_now=RECORDER.entry_now,
+                noticing=readiness.noticing,
+                patience=settings.database_patience,
+            )
+            try:
+                made = cls(settings, loaded, store, service, clock, bearer, readiness=readiness)
+            except BaseException:
+                await store.close()
+                raise
+            async with (
+                observing(settings, service, "midcourse-analytics"),
+                made.running() as analytics,
+            ):
+                yield analytics
 
 
 def _is_away(error: Exception) -> bool:

@@ -63,8 +63,16 @@ class Upkeep:
         Raises:
             Refusal: STORE_UNAVAILABLE.
         """
-        await self._store.beat(self._replica, self._clock())
+        await self.beat()
         await self._recover()
+
+    async def beat(self) -> None:
+        """Shows life.
+
+        Raises:
+            Refusal: STORE_UNAVAILABLE.
+        """
+        await self._store.beat(self._replica, self._clock())
 
     async def run(self) -> None:
         """Runs the chores for ever; an unreachable store is tried again."""
@@ -72,7 +80,7 @@ class Upkeep:
         while True:
             await asyncio.sleep(BEAT_SECONDS)
             try:
-                await self._store.beat(self._replica, self._clock())
+                await self.beat()
                 await self._recover()
                 if beats % PRUNE_EVERY == 0:
                     await self._prune()

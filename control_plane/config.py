@@ -29,12 +29,6 @@ class ServerSettings(ServiceSettings, env_prefix="MIDCOURSE_"):
         description="SQLite file (a path or sqlite:///PATH) that holds everything durable, or "
         "postgresql://USER:PASSWORD@HOST:PORT/NAME, which any number of servers may share.",
     )
-    database_patience: float = Field(
-        default=30.0,
-        ge=0,
-        le=3_600,
-        description="Seconds to wait at the start for a PostgreSQL server that does not answer.",
-    )
     poll_interval: float = Field(
         default=5.0,
         ge=0.05,

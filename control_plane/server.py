@@ -43,6 +43,7 @@ from grpc_runtime.listen import check_free
 from grpc_runtime.logging import configure_logging
 from grpc_runtime.observe import Observation, observing
 from grpc_runtime.process import prepare_for_many
+from grpc_runtime.readiness import Readiness
 from grpc_runtime.security import authenticator, tls_files
 from grpc_runtime.server import Service, run
 from grpc_runtime.sql import shown
@@ -98,7 +99,8 @@ class ControlPlane:
         """Puts the parts together; nothing runs before `running`."""
         self.settings = settings
         self.observation = observation
-        store = self._watched = WatchedStore(store)
+        self._readiness = Readiness("store", _is_away)
+        store = self._watched = WatchedStore(store, self._readiness.noticing)
         observers: list[UpdateObserver] = []
         if observation.tracer is not None:
             # Imported where it is wanted: what it needs is an extra.
@@ -177,7 +179,9 @@ class ControlPlane:
             asyncio.create_task(self.tokens.run(), name="tokens"),
             asyncio.create_task(self.audit.run(), name="audit"),
             asyncio.create_task(self._store.follow(self.bus.hear), name="follower"),
-            asyncio.create_task(self._watched.run(self.service.ready), name="readiness"),
+            asyncio.create_task(
+                self._readiness.run(self._watched.attempt, self.service.ready), name="readiness"
+            ),
         ]
         for chore in chores:
             chore.add_done_callback(self._chore_ended)

@@ -88,6 +88,12 @@ class ServiceSettings(Settings):
             "Send traces by OpenTelemetry, to where OTEL_EXPORTER_OTLP_ENDPOINT and its like say."
         ),
     )
+    database_patience: float = Field(
+        default=30.0,
+        ge=0,
+        le=3_600,
+        description="Seconds to wait at the start for a PostgreSQL server that does not answer.",
+    )
     max_message_bytes: int = Field(
         default=4 * 1024 * 1024, ge=65_536, description="Largest gRPC message, in bytes."
     )

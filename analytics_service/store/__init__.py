@@ -16,6 +16,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,7 +42,12 @@ def _nothing() -> None:
 
 
 async def open_store(
-    address: str | Path, *, clock: Clock = _now, entry_now: EntryNow = _nothing
+    address: str | Path,
+    *,
+    clock: Clock = _now,
+    entry_now: EntryNow = _nothing,
+    noticing: Callable[[], AbstractContextManager[None]] = nullcontext,
+    patience: float = 0.0,
 ) -> Store:
     """Opens the store, makes it if there is none, and brings its tables up to date.
 
@@ -50,6 +57,8 @@ async def open_store(
             at a time; a PostgreSQL database may be shared by replicas.
         clock: Tells which month is the present one, whose usage is never pruned.
         entry_now: Tells what is to be recorded of the call that is being served.
+        noticing: Looks at what goes wrong in its block, which uses the database.
+        patience: Seconds to wait for a PostgreSQL server that does not answer.
 
     Returns:
         The store; to be closed.
@@ -58,6 +67,6 @@ async def open_store(
         grpc_runtime.sql.DatabaseOpenError: If it can not be opened.
     """
     database = await open_database(
-        address, migrations=migrations, exclusive_owner="analytics service"
+        address, migrations=migrations, exclusive_owner="analytics service", patience=patience
     )
-    return SqlStore(database, clock, entry_now)
+    return SqlStore(database, clock, entry_now, noticing)

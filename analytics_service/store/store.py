@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
@@ -55,15 +56,23 @@ _ATTEMPTS = 8
 class SqlStore:
     """Implements `analytics_service.ports.Store`. To be used from one event loop."""
 
-    def __init__(self, database: Database, clock: Clock, entry_now: EntryNow = _nothing) -> None:
+    def __init__(
+        self,
+        database: Database,
+        clock: Clock,
+        entry_now: EntryNow = _nothing,
+        noticing: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         """Takes over a database that has the store's tables.
 
         Args:
             database: To be closed with the store.
             clock: Tells which month is the present one.
             entry_now: Tells what is to be recorded of the call that is being served.
+            noticing: Looks at what goes wrong in its block.
         """
         self._database = database
+        self._noticing = noticing
         self._clock = clock
         self._entry_now = entry_now
 
@@ -267,11 +276,11 @@ class SqlStore:
         )
 
     async def _read(self, work: Callable[[Connection], T]) -> T:
-        with refusing():
+        with self._noticing(), refusing():
             return await self._database.read(work)
 
     async def _write(self, work: Callable[[Connection], T]) -> T:
-        with refusing():
+        with self._noticing(), refusing():
             return await self._database.write(work)
 
     async def _change(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections import deque
@@ -186,7 +187,8 @@ class AsyncWatch(_BaseWatch[_Request, _Response], AsyncIterator[_Response]):
     """The events of a watch, through reconnects, for ``async for``.
 
     It ends when :meth:`aclose` is called, from any task of the loop, or when nothing can follow.
-    A wait for an event that is cancelled loses none: the next one goes on from there.
+    A wait for an event that is cancelled loses none: the next one goes on from there. One that is
+    dropped, as by a ``break`` out of the loop, ends as well.
     """
 
     def __init__(
@@ -198,8 +200,17 @@ class AsyncWatch(_BaseWatch[_Request, _Response], AsyncIterator[_Response]):
     ) -> None:
         super().__init__(transport, method, cursor, patience)
         self._result = transport.result
+        self._loop = asyncio.get_running_loop()
         self._stream: _AsyncStream | None = None
         self._closed = asyncio.Event()
+
+    def __del__(self) -> None:
+        # gRPC goes on with a call that nobody holds any more, and the server with it. What is
+        # collected may be collected on any thread, and after the loop has ended.
+        stream = getattr(self, "_stream", None)  # there is none where __init__ has failed
+        if stream is not None and not self._loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # it has been closed just now
+                self._loop.call_soon_threadsafe(stream.cancel)
 
     async def __anext__(self) -> _Response:
         """Returns the next event; see :meth:`Watch.__next__` for what is raised."""

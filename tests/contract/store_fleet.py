@@ -277,3 +277,50 @@ class FleetContract:
         await store.write(delete)
         left = await store.read(lambda tx: tx.batch_counts([made, other]))
         assert left == {made.key: {UpdateState.PENDING: 1}, other.key: {}}
+
+    async def test_a_batch_that_has_ended_is_counted_once(self, store: Store) -> None:
+        batch = Batch(set_rate(), "", True, "ops", "r", "d", NOW, total=3)
+        made = await store.write(lambda tx: tx.insert_batch(batch, {}))
+        for job_id in ("a", "b", "c"):
+            job = await add_job(store, job_id)
+            one = update(1, batch=f"batches/{made.key}", state=UpdateState.DELIVERED)
+            await add_updates(store, job, replace(one, job_id=job_id))
+
+        async def settle(job_id: str, state: UpdateState) -> None:
+            def work(tx: Transaction) -> None:
+                job = tx.job(job_id)
+                assert job is not None
+                found = tx.update(job, 1)
+                assert found is not None
+                tx.save_update(job, replace(found, state=state))
+
+            await store.write(work)
+
+        async def ended() -> object:
+            def work(tx: Transaction) -> None:
+                tx.count_ended(made)
+
+            await store.write(work)
+            again = await store.read(lambda tx: tx.batch(made.key))
+            assert again is not None
+            left = await store.read(lambda tx: tx.uncounted_batches(after=0, limit=5))
+            assert (left == []) is (again.ended is not None)
+            return again.ended
+
+        await settle("a", UpdateState.APPLIED)
+        await settle("b", UpdateState.APPLIED)
+        assert await ended() is None, "one is open"
+        await settle("c", UpdateState.EXPIRED)
+        assert await ended() == {UpdateState.APPLIED: 2, UpdateState.EXPIRED: 1}
+        [stored] = await store.read(lambda tx: tx.batches(beyond=None, limit=5))
+        assert await store.read(lambda tx: tx.batch_counts([stored])) == {made.key: stored.ended}
+
+        def delete(tx: Transaction) -> None:
+            job = tx.job("b")
+            assert job is not None
+            tx.delete_job(job)
+
+        await store.write(delete)
+        again = await store.read(lambda tx: tx.batch(made.key))
+        assert again == made, "what was counted is not true any more"
+        assert await ended() == {UpdateState.APPLIED: 1, UpdateState.EXPIRED: 1}

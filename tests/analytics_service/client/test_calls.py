@@ -23,6 +23,7 @@ from analytics_service.client import (
 from grpc_runtime.errors import StatusError
 from midcourse.analytics.v1 import analytics_pb2 as pb
 from midcourse.analytics.v1 import model_pb2, session_pb2, usage_pb2
+from midcourse.control.v1 import access_pb2
 from tests.support.analytics_callers import Caller
 from tests.support.scripted_analytics import ScriptedAnalytics
 
@@ -31,6 +32,7 @@ MESSAGE = session_pb2.Message(name="sessions/s1/messages/2")
 BUDGET = usage_pb2.Budget(name="budgets/-/-/day", limit="5.00")
 MODEL = model_pb2.Model(name="models/mini", model_id="mini")
 RECORD = usage_pb2.UsageRecord(name="usage/u1", cost="0.10")
+AUDITED = access_pb2.AuditRecord(principal="ops")
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 NOON_PROTO = Timestamp(seconds=int(NOON.timestamp()))
 DOWN = StatusError(grpc.StatusCode.UNAVAILABLE, "draining", reason="SHUTTING_DOWN")
@@ -267,6 +269,30 @@ CASES = {
         BUDGET,
         (None, "day"),
         {"principal": "ops"},
+    ),
+    "who changed what": Case(
+        "list_audit_records",
+        "ListAuditRecords",
+        [
+            pb.ListAuditRecordsRequest(
+                principal="ops", resource="sessions/s1", start_time=NOON_PROTO, end_time=NOON_PROTO
+            ),
+            pb.ListAuditRecordsRequest(
+                principal="ops",
+                resource="sessions/s1",
+                start_time=NOON_PROTO,
+                end_time=NOON_PROTO,
+                page_token="more",
+            ),
+        ],
+        pages(pb.ListAuditRecordsResponse, "records", [AUDITED, AUDITED]),
+        [AUDITED, AUDITED],
+        options={
+            "principal": "ops",
+            "resource": "sessions/s1",
+            "start_time": NOON,
+            "end_time": NOON,
+        },
     ),
 }
 

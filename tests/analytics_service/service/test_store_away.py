@@ -10,17 +10,23 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import grpc
 import pytest
 
+from analytics_service import upkeep
 from analytics_service.chat import finish
 from analytics_service.chat.conversation import MessageState
 from analytics_service.client import AsyncClient, RetryPolicy, UnavailableError
 from analytics_service.errors import Reason, Refusal
+from grpc_runtime.sql import DatabaseOpenError
 from midcourse.analytics.v1 import session_pb2, usage_pb2
 from tests.support.analytics import ANTHROPIC_MODEL, RunningAnalytics, running_analytics, until
 from tests.support.fake_provider import BOUND, Usage, gate, text
+from tests.support.health import NOT_SERVING, SERVING, health_is
 from tests.support.postgres import PostgresServer
+from tests.support.processes import free_port
 
+SERVICE = "midcourse.analytics.v1.AnalyticsService"
 ONCE = RetryPolicy(attempts=1)
 Away: TypeAlias = Callable[[], contextlib.AbstractContextManager[None]]
 
@@ -198,3 +204,43 @@ async def test_a_turn_that_takes_too_long_is_stopped_and_one_that_is_cancelled_i
                     turn._task.cancel()  # as the limit of time does
         assert chat.message is not None
         assert chat.message.state == session_pb2.MESSAGE_STATE_CANCELLED
+
+
+async def test_it_waits_for_its_database_and_tells_that_it_has_lost_it(
+    tmp_path: Path, postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "BEAT_SECONDS", 0.1)
+    port = free_port()
+    with postgres_server.empty_database() as address:
+        postgres_server.stop()
+
+        async def serve() -> None:
+            async with running_analytics(
+                tmp_path, database=address, health_listen=f"127.0.0.1:{port}"
+            ) as analytics:
+                await health_is(probe, SERVICE, SERVING)
+                postgres_server.stop()
+                # Without a call: chores look now and then.
+                await health_is(probe, SERVICE, NOT_SERVING)
+                await health_is(probe, "", SERVING)
+                postgres_server.start()
+                await health_is(probe, SERVICE, SERVING)
+                analytics.fake.reply(text("yes"))
+                assert (await analytics.client.ask("what happened?")).text == "yes"
+
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as probe:
+            serving = asyncio.create_task(serve())
+            await health_is(probe, "", NOT_SERVING)
+            await health_is(probe, SERVICE, NOT_SERVING)
+            assert not serving.done()
+            postgres_server.start()
+            await serving
+
+
+async def test_it_gives_up_after_a_while(tmp_path: Path) -> None:
+    nobody = free_port()
+    with pytest.raises(DatabaseOpenError, match=r"waited for 0\.1 s"):
+        async with running_analytics(
+            tmp_path, database=f"postgresql://a:b@127.0.0.1:{nobody}/c", database_patience=0.1
+        ):
+            raise AssertionError("it serves")

@@ -3,36 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from control_plane.store.errors import StoreError
+from tests.support.health import NOT_SERVING, SERVING, health_is
 from tests.support.plane import error_of, running_plane
 from tests.support.postgres import PostgresServer
 from tests.support.processes import free_port
 
 SERVICE = "midcourse.control.v1.ControlPlaneService"
-SERVING = health_pb2.HealthCheckResponse.SERVING
-NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-
-
-async def health_is(probe: grpc.aio.Channel, name: str, status: Any) -> None:
-    """Waits until a health check says so; a service that is not there yet does not serve."""
-    stub: Any = health_pb2_grpc.HealthStub(probe)
-    found = None
-    async with asyncio.timeout(60):
-        while found != status:
-            try:
-                asked = health_pb2.HealthCheckRequest(service=name)
-                found = (await stub.Check(asked, wait_for_ready=True)).status
-            except grpc.aio.AioRpcError as error:
-                if error.code() is not grpc.StatusCode.NOT_FOUND:
-                    raise
-                found = NOT_SERVING
-            await asyncio.sleep(0.01)  # between two looks
 
 
 async def test_it_waits_for_its_database_and_tells_that_it_has_lost_it(

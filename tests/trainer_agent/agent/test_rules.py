@@ -13,7 +13,7 @@ from grpc_runtime.errors import StatusError
 from midcourse.agent.v1 import session_pb2
 from midcourse.link.v1 import link_pb2
 from trainer_agent.agent.admission import Served, refusal
-from trainer_agent.agent.backoff import FullJitter
+from trainer_agent.agent.backoff import CAP_SECONDS, LONGEST_ADVICE_SECONDS, FullJitter
 from trainer_agent.agent.exit_status import describe_exit
 from trainer_agent.agent.options import parse_options
 from trainer_agent.agent.pace import Pace
@@ -33,15 +33,19 @@ def test_waits_double_up_to_the_cap() -> None:
 
 
 @given(attempts=st.integers(0, 2000), advised=st.none() | st.floats(0, 1000))
-def test_a_wait_is_within_its_bound_and_never_shorter_than_advised(
-    attempts: int, advised: float | None
-) -> None:
+def test_a_wait_is_as_long_as_advised_within_bounds(attempts: int, advised: float | None) -> None:
     backoff = FullJitter()
     for _ in range(attempts):
         backoff.next_delay()
     delay = backoff.next_delay(advised)
-    assert 0 <= delay <= max(10.0, 1.5 * (advised or 0))
-    assert delay >= (advised or 0)
+    heeded = min(advised or 0, LONGEST_ADVICE_SECONDS)
+    assert heeded <= delay <= max(CAP_SECONDS, 1.5 * heeded)
+
+
+def test_nobody_stays_away_for_as_long_as_a_mistaken_server_says() -> None:
+    backoff = FullJitter()
+    waits = {backoff.next_delay(1e9) for _ in range(20)}
+    assert LONGEST_ADVICE_SECONDS <= min(waits) < max(waits) <= 1.5 * LONGEST_ADVICE_SECONDS
 
 
 # -------------------------------------------------------------------------------------- refusals

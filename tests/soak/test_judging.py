@@ -1,0 +1,61 @@
+"""What the soak calls growth."""
+
+from __future__ import annotations
+
+import math
+import random
+
+from tests.soak.judging import DAY, Verdict, trend
+
+SECONDS = [float(second) for second in range(0, 3_600, 5)]
+
+
+def noise(seed: int, size: float) -> list[float]:
+    draw = random.Random(seed)
+    return [draw.gauss(0.0, size) for _ in SECONDS]
+
+
+def test_a_leak_is_found_in_noise() -> None:
+    # 100 a day, with noise as large as what a quarter of an hour adds.
+    values = [50 + at * 100 / DAY + more for at, more in zip(SECONDS, noise(1, 1.0), strict=True)]
+    found = trend(SECONDS, values)
+    assert found is not None
+    assert found.low < 100 < found.high
+    assert found.against(20) is Verdict.GROWS
+    assert found.against(200) is Verdict.BOUNDED
+
+
+def test_what_has_filled_up_in_the_first_half_is_bounded() -> None:
+    values = [100 * (1 - math.exp(-at / 200)) for at in SECONDS]
+    found = trend(SECONDS, values)
+    assert found is not None
+    assert found.against(2.0) is Verdict.BOUNDED
+
+
+def test_what_goes_up_and_down_is_bounded() -> None:
+    values = [1_000 + 200 * (at % 60) / 60 for at in SECONDS]
+    found = trend(SECONDS, values)
+    assert found is not None
+    assert found.against(100) is not Verdict.GROWS
+    assert found.against(5_000) is Verdict.BOUNDED
+
+
+def test_a_short_run_can_not_tell() -> None:
+    seconds = SECONDS[:60]
+    found = trend(seconds, [100 + more for more in noise(2, 1.0)[:60]])
+    assert found is not None
+    assert found.against(10) is Verdict.UNCLEAR
+
+
+def test_one_outlier_does_not_matter() -> None:
+    values = [10.0] * len(SECONDS)
+    values[-1] = 1e9
+    found = trend(SECONDS, values)
+    assert found is not None
+    assert found.slope == found.high == 0.0
+
+
+def test_nothing_is_said_of_nothing() -> None:
+    assert trend([], []) is None
+    assert trend([1.0], [2.0]) is None
+    assert trend([1.0, 2.0], [2.0, 2.0]) is None
