@@ -44,7 +44,7 @@ def time_of(proto: Timestamp, field: str) -> datetime:
         if not 0 <= nanos < 1_000_000_000:
             raise ValueError(nanos)
         # As ToDatetime does it, in a fifth of the time: every heartbeat has one.
-        return _EPOCH + timedelta(seconds=proto.seconds, microseconds=nanos // 1000)
+        return _EPOCH + timedelta(0, proto.seconds, nanos // 1000)
     except (ValueError, OverflowError):
         raise invalid_argument(
             field,

@@ -79,7 +79,8 @@ class Policy:
         raise StatusError(
             grpc.StatusCode.PERMISSION_DENIED,
             f"{method.rpartition('/')[2]} is for the role {' or '.join(sorted(roles))};"
-            f" {principal.name!r} has the role {has}",
+            f" {principal.name!r} has the role {has}; ask an administrator for credentials of"
+            " such a role",
             reason="ROLE_REQUIRED",
             metadata={"allowed": ",".join(sorted(roles)), "role": has},
         )

@@ -193,7 +193,8 @@ class JobCalls:
 
         Args:
             selector: Labels, as in :meth:`list_jobs`.
-            job: Only this job; then the watch ends when it is deleted.
+            job: Only this job; then the watch ends when it is deleted. Where there is none yet,
+                the watch waits for it.
             position: Go on after this position of an earlier watch instead of with a snapshot.
             progress_interval: Report progress and metrics too, at most this often, in seconds.
             patience: Seconds to go on without reaching the server; None: for ever.

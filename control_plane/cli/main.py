@@ -25,6 +25,7 @@ from control_plane.cli import (
     updates,
     watch,
 )
+from control_plane.cli.analytics import audit as analytics_audit
 from control_plane.cli.analytics import budget, chat, models, sessions, usage
 from control_plane.cli.credentials import (
     ClientCertOption,
@@ -194,7 +195,7 @@ def _serve_analytics() -> None:
 
 
 def _analytics_group(context: typer.Context) -> None:
-    """Run an analytics service."""
+    """Run an analytics service, and see who used it."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
@@ -202,6 +203,7 @@ def _analytics_group(context: typer.Context) -> None:
 _analytics = typer.Typer(cls=LazyGroup, rich_markup_mode=None, invoke_without_command=True)
 _analytics.callback()(_analytics_group)
 _analytics.command("serve", cls=AnalyticsServeCommand)(_serve_analytics)
+_analytics.command("audit")(analytics_audit.audit)
 
 
 _TRAIN, _RUNS, _CHANGES, _QUESTIONS, _SERVERS, _OTHER = (
@@ -248,4 +250,6 @@ app.command("version", rich_help_panel=_OTHER)(show_version)
 
 def main() -> None:
     """Runs the command; the entry point of the package."""
+    # What fails is told in words of ours; gRPC's lines of every handshake would stand beside them.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     app()

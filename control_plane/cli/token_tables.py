@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from datetime import timedelta
+from typing import Final
 
 from control_plane.cli import describe
 from control_plane.cli import format as fmt
 from control_plane.cli.fitting import FittingTable
 from midcourse.control.v1 import access_pb2
 
-if TYPE_CHECKING:
-    from google.protobuf.timestamp_pb2 import Timestamp
+_SHORT: Final = timedelta(days=2)
 
 
 def role(of: access_pb2.Access) -> str:
@@ -37,7 +37,7 @@ def summary(token: access_pb2.Token) -> str:
     """Returns who may do what, and until when."""
     until = "for ever"
     if token.HasField("expire_time"):
-        until = f"until {_day(token.expire_time)}"
+        until = f"until {_end(token)}"
     return f"{token.principal}, {access(token.access)}, {until}"
 
 
@@ -74,5 +74,9 @@ def _ago(token: access_pb2.Token, field: str, now: float) -> str:
     return fmt.age(now - describe.seconds(getattr(token, field)))
 
 
-def _day(time: Timestamp) -> str:
-    return time.ToDatetime().date().isoformat()
+def _end(token: access_pb2.Token) -> str:
+    """Returns the day, and of a token that is short-lived the time too."""
+    end = token.expire_time.ToDatetime()
+    if end - token.create_time.ToDatetime() > _SHORT:
+        return end.date().isoformat()
+    return f"{end:%Y-%m-%d %H:%M:%S} UTC"

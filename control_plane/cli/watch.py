@@ -79,6 +79,9 @@ class _Watching:
             selector, job=job, progress_interval=interval
         )
         self._single = bool(job)
+        self._told = False
+        what = f"there is no job {job!r} yet" if job else "no jobs yet"
+        self._waiting = f"{what}; waiting for {'it' if job else 'one'}"
         self._board: Board = Board()
         self._watch = self._open()
 
@@ -117,6 +120,7 @@ class _Watching:
 
     def _follow(self) -> job_pb2.Job | None:
         from control_plane.cli.board import line
+        from midcourse.control.v1 import control_pb2
 
         for event in self._watch:
             self._board.apply(event)
@@ -124,9 +128,17 @@ class _Watching:
                 self._output.message(event, one_line=True)
             elif not self._output.is_live and (text := line(event, time.time())):
                 self._output.line(text)
+            if event.type == control_pb2.JOB_EVENT_TYPE_BOOKMARK and not self._output.is_live:
+                self._say_what_it_waits_for()
             if self._is_end(event):
                 return event.job
         return None
+
+    def _say_what_it_waits_for(self) -> None:
+        """Says once that there is nothing to show, where nobody would see an empty table."""
+        if not self._board.jobs and not self._told:
+            self._told = True
+            typer.echo(self._waiting, err=True)
 
     def _is_end(self, event: control_pb2.WatchJobsResponse) -> bool:
         from control_plane.cli.board import ENDED
@@ -141,7 +153,7 @@ class _Watching:
 
         parts: list[RenderableType] = [tables.live(self._board.jobs, time.time())]
         if not self._board.jobs:
-            parts = [Text("no jobs yet; waiting for one", style="dim")]
+            parts = [Text(self._waiting, style="dim")]
         if (interruption := self._watch.interruption) is not None:
             parts.append(Text(f"{interruption}; trying again", style="yellow"))
         return Group(*parts)

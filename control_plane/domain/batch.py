@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 
 from control_plane.domain.change_effects import LEARNING_RATE, coupled_factor
@@ -187,19 +187,23 @@ def item_of(update: Update, expected: tuple[Transition, ...] = ()) -> BatchItem:
         update: The job's update.
         expected: What it would change, while it is open.
     """
-    item = BatchItem(update.job_id, update.revision, update.state)
+    transitions: tuple[Transition, ...] = ()
+    step: int | None = None
+    refusal: JobRefusal | None = None
     match update.outcome:
         case None:
-            return replace(item, transitions=expected)
-        case Applied(step=step, transitions=transitions):
+            transitions = expected
+        case Applied():
+            transitions = update.outcome.transitions
             # Step 0 stands for one that nobody knows.
-            return replace(item, transitions=transitions, step=step or None)
+            step = update.outcome.step or None
         case Rejected(reason=reason, message=message):
-            return replace(item, refusal=JobRefusal(reason, message))
+            refusal = JobRefusal(reason, message)
         case Expired(cause=cause, message=message):
-            return replace(item, refusal=JobRefusal(cause.upper(), message))
+            refusal = JobRefusal(cause.upper(), message)
         case Cancelled():
-            return item
+            pass
+    return BatchItem(update.job_id, update.revision, update.state, transitions, step, refusal)
 
 
 def expected_transitions(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from control_plane.domain.alike import alike
 from control_plane.domain.errors import Reason, Refusal, invalid
 from control_plane.domain.parameter import Change, ParameterSpec, Value
 from control_plane.domain.update import ActionKind, Applied, Update
@@ -168,7 +169,7 @@ class Job:
 
     def changed(self, now: datetime, **fields: Any) -> Job:
         """The job with some fields changed, and its change count and time moved on."""
-        return replace(self, version=self.version + 1, update_time=now, **fields)
+        return alike(self, version=self.version + 1, update_time=now, **fields)
 
 
 def seen_by_selectors(

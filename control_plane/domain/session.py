@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import NamedTuple
 
 from control_plane.domain.errors import Reason, Refusal
 from control_plane.domain.job import Job, JobState, Progress, TrainerExit
@@ -114,9 +115,12 @@ class Hello:
     state: FullState = FullState()
 
 
-@dataclass(frozen=True, slots=True)
-class MetricColumn:
-    """Samples of one metric; the columns have the same length. Times in microseconds."""
+class MetricColumn(NamedTuple):
+    """Samples of one metric; the columns have the same length. Times in microseconds.
+
+    Such as this come by the thousand each second, and a frozen dataclass takes five times as
+    long to make.
+    """
 
     name: str
     steps: Sequence[int]
@@ -124,8 +128,7 @@ class MetricColumn:
     times: Sequence[int]
 
 
-@dataclass(frozen=True, slots=True)
-class Heartbeat:
+class Heartbeat(NamedTuple):
     """Progress and metrics since the last one.
 
     Attributes:

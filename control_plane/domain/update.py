@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Literal
 
+from control_plane.domain.alike import alike
 from control_plane.domain.errors import Reason, Refusal, invalid
 from control_plane.domain.parameter import Change, Value
 
@@ -366,7 +367,7 @@ def deliver(update: Update, now: datetime) -> Update:
     """The agent has it. Idempotent; a settled update stays as it is."""
     if update.state is not UpdateState.PENDING:
         return update
-    return replace(update, state=UpdateState.DELIVERED, deliver_time=now)
+    return alike(update, state=UpdateState.DELIVERED, deliver_time=now)
 
 
 def settle(update: Update, outcome: Outcome, now: datetime) -> Update:
@@ -375,7 +376,7 @@ def settle(update: Update, outcome: Outcome, now: datetime) -> Update:
     The same outcome again (the wire is at least once) changes nothing.
     """
     if update.is_open:
-        return replace(
+        return alike(
             update,
             state=_STATE_OF[type(outcome)],
             outcome=outcome,

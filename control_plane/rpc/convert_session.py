@@ -47,6 +47,7 @@ from control_plane.services.outbox import (
 )
 from control_plane.services.telemetry import EPOCH
 from grpc_runtime.convert import (
+    MAX_COUNT,
     count_of,
     duration,
     seconds_of,
@@ -218,37 +219,37 @@ def heartbeat_of(proto: pb.Heartbeat) -> Heartbeat:
         if proto.HasField("progress")
         else None,
         phase=_PHASES.get(proto.phase, Phase.UNKNOWN),
-        metrics=tuple(
-            _column_of(each, f"heartbeat.metrics[{index}]")
-            for index, each in enumerate(proto.metrics)
-        ),
+        metrics=tuple([_column_of(each, i) for i, each in enumerate(proto.metrics)]),
         dropped_samples=count_of(proto.dropped_samples, "heartbeat.dropped_samples"),
-        readings=tuple(reading_of(each) for each in proto.readings),
+        readings=tuple(map(reading_of, proto.readings)) if proto.readings else (),
         patient=proto.patient,
     )
 
 
-def _column_of(proto: pb.MetricColumn, field: str) -> MetricColumn:
-    name, steps, values = proto.name, list(proto.steps), list(proto.values)
-    times = list(proto.time_micros)
+def _column_of(proto: pb.MetricColumn, index: int) -> MetricColumn:
+    name, steps, values = proto.name, proto.steps[:], proto.values[:]
+    times = proto.time_micros[:]
     if not len(steps) == len(values) == len(times):
         raise invalid(
-            field,
+            f"heartbeat.metrics[{index}]",
             f"got {len(steps)} steps, {len(values)} values and {len(times)} times; "
             "they must be equally many",
         )
     if not 0 < len(name) <= MAX_METRIC_NAME:
         raise invalid(
-            f"{field}.name", f"got {len(name)} characters, allowed: 1 to {MAX_METRIC_NAME}"
+            f"heartbeat.metrics[{index}].name",
+            f"got {len(name)} characters, allowed: 1 to {MAX_METRIC_NAME}",
         )
     if steps:
-        count_of(max(steps), f"{field}.steps")
-        for time in (min(times), max(times)):
-            if not _FIRST_MICROSECOND <= time <= _LAST_MICROSECOND:
-                raise invalid(
-                    f"{field}.time_micros",
-                    f"got {time}, allowed: a time between the years 1 and 9999",
-                )
+        if (most := max(steps)) > MAX_COUNT:
+            count_of(most, f"heartbeat.metrics[{index}].steps")
+        first, last = min(times), max(times)
+        if first < _FIRST_MICROSECOND or last > _LAST_MICROSECOND:
+            raise invalid(
+                f"heartbeat.metrics[{index}].time_micros",
+                f"got {first if first < _FIRST_MICROSECOND else last}, allowed: a time between "
+                "the years 1 and 9999",
+            )
     return MetricColumn(name, steps, values, times)
 
 

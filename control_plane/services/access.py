@@ -114,7 +114,11 @@ class TokenService:
         found = await self._store.read(
             lambda tx: tx.tokens(active_at=active_at, beyond=beyond, limit=limit + 1)
         )
-        page = tuple(found[:limit])
+        # Uses are written down only now and then: here one knows of the newest.
+        page = tuple(
+            replace(token, last_use_time=self._used.get(token.key, token.last_use_time))
+            for token in found[:limit]
+        )
         return TokenPage(page, page[-1].key if len(found) > limit else None)
 
     async def revoke(self, token_id: str) -> Token:

@@ -309,7 +309,7 @@ def deliver_in(tx: Transaction, job: Job, received: Mapping[int, datetime]) -> N
     """
     for revision, time in received.items():
         update = tx.update(job, revision)
-        if update is not None and (delivered := deliver(update, time)) != update:
+        if update is not None and (delivered := deliver(update, time)) is not update:
             tx.save_update(job, delivered)
             tx.append_event(job_event(EventKind.MODIFIED, job, time, revision))
 

@@ -135,7 +135,7 @@ class AgentSession:
         """
         gap = self._numbers.accept(number)
         self._acks.begin(number)
-        self._parts.telemetry.seen(self.job_key)
+        self._parts.telemetry.seen(self._store.job_key)
         if gap:
             self.outbox.put(StateRequest(f"messages before number {number} are missing"))
 
@@ -231,7 +231,9 @@ class AgentSession:
 
     async def heartbeat(self, number: int, heartbeat: Heartbeat) -> None:
         """Progress and metrics; acknowledged once they are on disk."""
-        samples = sum(len(column.steps) for column in heartbeat.metrics)
+        samples = 0
+        for column in heartbeat.metrics:
+            samples += len(column.steps)
         limit = self._parts.limits.max_samples
         if samples > limit:
             self.bad_message(
@@ -240,10 +242,12 @@ class AgentSession:
                 f"got {samples} samples in a heartbeat, at most {limit}",
             )
             return
-        with self._store.deaf():
-            await self._parts.telemetry.room()
-        self._parts.telemetry.take(
-            self.job_key,
+        telemetry = self._parts.telemetry
+        if not telemetry.has_room:
+            with self._store.deaf():
+                await telemetry.room()
+        telemetry.take(
+            self._store.job_key,
             self._run_number,
             heartbeat,
             lambda: self.done(number, awaited=not heartbeat.patient),

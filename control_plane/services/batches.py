@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from control_plane.domain.job import Job
     from control_plane.domain.selector import Selector
+    from control_plane.domain.update import Transition
     from control_plane.services.ports import Clock, Member, Store, Transaction, WakeupBus
     from control_plane.services.telemetry import TelemetryHub
 
@@ -113,6 +114,8 @@ class BatchService:
         self._bus = bus
         self._telemetry = telemetry
         self._max_open = max_open_updates
+        # What the open updates of the newest batch would change: who sends one watches it.
+        self._expected: tuple[int, dict[str, tuple[Transition, ...]]] = (0, {})
 
     async def submit(self, asked: BatchSubmission) -> BatchNews:
         """Accepts a batch: it is valid and on disk when this returns.
@@ -183,7 +186,9 @@ class BatchService:
 
         news, accepted = await self._store.write(work)
         if accepted:
-            self._notify(item.job_id for item in news.items if item.is_open)
+            expected = {item.job_id: item.transitions for item in news.items if item.is_open}
+            self._expected = (news.view.batch.key, expected)
+            self._notify(expected)
         return news
 
     async def get(self, key: int) -> BatchView:
@@ -222,7 +227,11 @@ class BatchService:
         loop = asyncio.get_running_loop()
         subscription = self._bus.subscribe(JOBS)
         try:
-            followed = await self._store.read(lambda tx: Followed(tx, need_batch(tx, key)))
+            newest, known = self._expected
+            expected = known if newest == key else {}
+            followed = await self._store.read(
+                lambda tx: Followed(tx, need_batch(tx, key), expected)
+            )
             async for news in self._tell(followed, followed.all_jobs()):
                 yield news
             while followed.view().progress.open:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from control_plane.domain.batch import (
@@ -49,12 +50,26 @@ class Followed:
         expected: What open updates would change, by job id.
     """
 
-    def __init__(self, tx: Transaction, batch: Batch) -> None:
+    def __init__(
+        self,
+        tx: Transaction,
+        batch: Batch,
+        expected: Mapping[str, tuple[Transition, ...]] = MappingProxyType({}),
+    ) -> None:
+        """Begins to follow a batch.
+
+        Args:
+            tx: Tells how it stands.
+            batch: The batch.
+            expected: What open updates would change, where that is known, by job id.
+        """
         self.batch = batch
         self.states = tx.batch_states(batch)
+        # As last read. An update that is open is told by this alone.
+        self._read = dict(self.states)
         self.members = {member.job_id: member for member in tx.batch_members(batch)}
         self.refusals = tx.batch_refusals(batch) if batch.refused else {}
-        self.expected: dict[str, tuple[Transition, ...]] = {}
+        self.expected = dict(expected)
 
     def all_jobs(self) -> list[str]:
         """Ids of all its jobs, in order."""
@@ -66,7 +81,7 @@ class Followed:
 
     def look(self, tx: Transaction) -> list[str]:
         """Ids of the jobs where something has changed since it was told."""
-        now = tx.batch_states(self.batch)
+        self._read = now = tx.batch_states(self.batch)
         return [
             member.job_id
             for member in self.members.values()
@@ -80,17 +95,11 @@ class Followed:
     def items(
         self, tx: Transaction, telemetry: TelemetryHub, job_ids: Sequence[str]
     ) -> tuple[BatchItem, ...]:
-        """What has become of a batch at some jobs; notes the states seen."""
+        """What has become of a batch at some jobs, as last looked at; notes what was told."""
         members = {id_: m for id_ in job_ids if (m := self.members.get(id_)) is not None}
-        updates = tx.updates_at([member.place for member in members.values()])
-        waiting = [
-            id_
-            for id_, member in members.items()
-            if (update := updates.get(member.place)) is not None
-            and update.is_open
-            and id_ not in self.expected
-        ]
-        jobs = tx.jobs_named(waiting)
+        waiting = {id_ for id_, m in members.items() if self._read.get(m.job_key) in OPEN_STATES}
+        updates = tx.updates_at([m.place for id_, m in members.items() if id_ not in waiting])
+        jobs = tx.jobs_named(waiting - self.expected.keys())
         telemetry.read_ahead(tx, jobs)
         for job in jobs:
             in_force = telemetry.in_force(tx, job)
@@ -101,11 +110,14 @@ class Followed:
                 items.append(BatchItem(job_id, refusal=refusal))
                 continue
             member = members[job_id]
-            update = updates.get(member.place)
-            if update is None:
+            if job_id in waiting:
+                state = self.states[member.job_key] = self._read[member.job_key]
+                expected = self.expected.get(job_id, ())
+                items.append(BatchItem(job_id, member.revision, state, expected))
+            elif (update := updates.get(member.place)) is not None:
+                self.states[member.job_key] = update.state
+                items.append(item_of(update))
+            else:
                 self.states.pop(member.job_key, None)
                 items.append(BatchItem(job_id, refusal=_DELETED))
-                continue
-            self.states[member.job_key] = update.state
-            items.append(item_of(update, self.expected.get(job_id, ())))
         return tuple(items)

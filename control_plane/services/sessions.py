@@ -235,13 +235,15 @@ class SessionService:
             self._unrecorded.pop()
         limit = self._parts.limits.lost_after
         now = self._parts.clock()
+        heard_after = now - timedelta(seconds=limit)
+        live_of = self._parts.telemetry.live
         for number, session in enumerate(list(self._open.values())):
             if number % _LOOKED_AT_ONCE == 0:
                 await asyncio.sleep(0)  # nobody is to wait for a look at ten thousand
-            if session.is_deaf:
-                continue
-            live = self._parts.telemetry.live(session.job_key)
+            live = live_of(session.job_key)
             seen = live.last_seen if live is not None else None
+            if (seen is not None and seen >= heard_after) or session.is_deaf:
+                continue
             heard = session.listens_since if seen is None else max(seen, session.listens_since)
             silence = (now - heard).total_seconds()
             if silence > limit and session.state in LIVE_STATES:

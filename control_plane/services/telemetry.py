@@ -135,6 +135,11 @@ class TelemetryHub:
         """Drops what is known of a deleted job."""
         self._live.pop(job_key, None)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether there is room for more samples."""
+        return self._room.is_set()
+
     async def room(self) -> None:
         """Waits until there is room for more samples. Whoever reads a stream waits here."""
         await self._room.wait()
@@ -209,19 +214,17 @@ class TelemetryHub:
                     reading.value,
                     live.progress.step if live.progress is not None else 0,
                 )
-        for column in heartbeat.metrics:
-            if not column.steps:
+        for name, steps, values, times in heartbeat.metrics:
+            if not steps:
                 continue
-            live.metrics[column.name] = MetricPoint(
-                column.name,
-                column.steps[-1],
-                column.values[-1],
-                EPOCH + timedelta(microseconds=column.times[-1]),
-            )
-            self._pending_samples += len(column.steps)
-            self.taken += len(column.steps)
+            newest = EPOCH + timedelta(0, 0, times[-1])
+            live.metrics[name] = MetricPoint(name, steps[-1], values[-1], newest)
+            self._pending_samples += len(steps)
+            self.taken += len(steps)
         self._changed(live)
-        pending = self._pending.setdefault((job_key, run_number), _Pending())
+        pending = self._pending.get((job_key, run_number))
+        if pending is None:
+            pending = self._pending[job_key, run_number] = _Pending()
         pending.columns += heartbeat.metrics
         pending.stored.append(stored)
         self._work.set()

@@ -97,7 +97,7 @@ def settle_in(tx: Transaction, job: Job, update: Update, outcome: Outcome, now: 
         The job as it is then (stored).
     """
     settled = settle(update, outcome, now)
-    if settled == update:
+    if settled is update:
         return job
     tx.save_update(job, settled)
     if update.is_open:

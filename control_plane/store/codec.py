@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -25,10 +26,12 @@ class Codec:
         # A dataclass can not be given a configuration from outside, but takes over a union's.
         config = ConfigDict(ser_json_inf_nan="constants")
         self._adapter: TypeAdapter[Any] = TypeAdapter(of | None, config=config)
+        # Not by the adapter, whose options take longer than most values.
+        self._to_json = self._adapter.serializer.to_json
 
     def encode(self, value: Any) -> str:
         """The value as JSON text."""
-        return self._adapter.dump_json(value).decode()
+        return self._to_json(value).decode()
 
     def decode(self, text: str) -> Any:
         """The value that the text was made of.
@@ -49,7 +52,9 @@ class RememberingCodec(Codec):
     def __init__(self, of: Any) -> None:
         super().__init__(of)
         self._lock = threading.Lock()
-        self._values: OrderedDict[str, Any] = OrderedDict()
+        self._values: OrderedDict[str | None, Any] = OrderedDict()
+        self.known: Callable[[str | None], Any] = self._values.get
+        """The value of a text where it is remembered, else None."""
         # By identity, which lasts as long as the value is held above.
         self._texts: dict[int, str] = {}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import astuple, fields, replace
 from functools import cache
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, bindparam, delete, insert, select
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _FIELDS = tuple(field.name for field in fields(Job))
 _FIXED = frozenset({"key", "id", "uid", "create_time"})
 _CHANGING = tuple(name for name in _FIELDS if name not in _FIXED)
+_what_changes = attrgetter(*_CHANGING)
 # Beside the job's own: found by it, told by the session.
 _WRITTEN = (*(name for name in _FIELDS if name != "key"), "replica")
 _RUN_FIELDS = tuple(field.name for field in fields(Run))
@@ -198,8 +200,13 @@ class JobQueries(Queries):
         rows: dict[tuple[str, ...], list[list[Any]]] = {}
         for key, job in held.items():
             stored = self._stored[key]
-            changed = [n for n in _CHANGING if getattr(job, n) is not getattr(stored, n)]
-            values = [key, *(getattr(job, name) for name in changed)]
+            changed: list[str] = []
+            values: list[Any] = [key]
+            pairs = zip(_CHANGING, _what_changes(job), _what_changes(stored), strict=True)
+            for name, new, old in pairs:
+                if new is not old:
+                    changed.append(name)
+                    values.append(new)
             if "session" in changed:
                 changed.append("replica")
                 values.append(_replica(job))

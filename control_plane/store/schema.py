@@ -85,8 +85,13 @@ class Json(TypeDecorator[Any]):
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[str | None], Any]:
         """From the database."""
-        decode = self._codec.decode
-        return lambda text: None if text is None else decode(text)
+        decode, known = self._codec.decode, self._codec.known
+
+        def value(text: str | None) -> Any:
+            found = known(text)
+            return found if found is not None or text is None else decode(text)
+
+        return value
 
 
 # SQLite counts up by itself only in columns of just this type; they are 64 bits wide all the same.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
-from itertools import islice
 from math import isnan, nan
+from operator import itemgetter
 
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import Connection, and_, bindparam, or_, select
 
 from control_plane.domain.job import Job, MetricPoint, Progress, ReadValue
 from control_plane.domain.series import Sample
@@ -25,12 +25,15 @@ SeriesId = tuple[int, int, str]
 _progress = codec(Progress)
 _metrics = codec(tuple[MetricPoint, ...])
 _readings = codec(tuple[ReadValue, ...])
+_NO_READINGS = _readings.encode(())
 
 # Not locked: where one is deleted meanwhile all of it is done again, without that one.
-_EXISTING = select(jobs.c.key).where(jobs.c.key.in_(bindparam("job_keys", expanding=True)))
-_SERIES = select(series.c.job_key, series.c.run, series.c.name, series.c.key).where(
-    series.c.job_key.in_(bindparam("job_keys", expanding=True)),
-    series.c.run.in_(bindparam("runs", expanding=True)),
+_EXISTING = Lookup(lambda keys: select(jobs.c.key).where(jobs.c.key.in_(keys)))
+_SERIES = Lookup(
+    lambda runs: select(series.c.job_key, series.c.run, series.c.name, series.c.key).where(
+        or_(*(and_(series.c.job_key == job, series.c.run == run) for job, run in runs))
+    ),
+    width=2,
 )
 _NAMES = Prepared(
     select(series.c.name)
@@ -66,7 +69,6 @@ _SAMPLES = Prepared(
     .limit(bindparam("limit"))
 )
 _NO_BEGINNING, _NO_END = -(2**63), 2**63 - 1
-_KEYS_AT_ONCE = 500
 
 
 class TelemetryQueries(Queries):
@@ -87,7 +89,8 @@ class TelemetryQueries(Queries):
         self._ahead.clear()
         given = sorted(batches, key=lambda batch: batch.job_key)
         self._keep_series()
-        existing = self._existing({batch.job_key for batch in given})
+        asked = sorted({batch.job_key for batch in given})
+        existing = {key for (key,) in _EXISTING.rows(self._connection, asked)}
         kept = [batch for batch in given if batch.job_key in existing]
         keys = self._series_keys(kept)
         rows = [
@@ -102,7 +105,7 @@ class TelemetryQueries(Queries):
             )
         ]
         columns = ("series_key", "step", "time", "value")
-        rows.sort(key=lambda row: row[:2])
+        rows.sort(key=itemgetter(0, 1))
         write_rows(self._connection, samples, columns, rows, replace=True)
         self._save_latest({batch.job_key: batch.latest for batch in kept})
 
@@ -147,7 +150,7 @@ class TelemetryQueries(Queries):
         last: int | None = None,
     ) -> list[Sample]:
         """Samples of a metric in the order of their steps; see `Transaction.samples`."""
-        keys = self._lookup([job.key], {run for run, _, _ in spans})
+        keys = self._lookup({(job.key, run) for run, _, _ in spans})
         found: list[Sample] = []
         for run, first, end in reversed(spans):
             key = keys.get((job.key, run, name))
@@ -168,13 +171,6 @@ class TelemetryQueries(Queries):
         found.reverse()
         return found
 
-    def _existing(self, job_keys: Iterable[int]) -> set[int]:
-        """Those of the keys that a job has."""
-        found: set[int] = set()
-        for chunk in _chunks(job_keys):
-            found.update(self._connection.execute(_EXISTING, {"job_keys": chunk}).scalars())
-        return found
-
     def _series_keys(self, batches: Sequence[TelemetryBatch]) -> dict[SeriesId, int]:
         """The key of every series that the batches have samples of; makes those that are new."""
         oldest: dict[SeriesId, int] = {}
@@ -183,24 +179,20 @@ class TelemetryQueries(Queries):
                 if len(column.times):
                     identity = (batch.job_key, batch.run_number, column.name)
                     first = min(column.times)
-                    oldest[identity] = min(first, oldest.get(identity, first))
-        runs = {run for _, run, _ in oldest}
-        keys = self._lookup({job_key for job_key, _, _ in oldest}, runs)
+                    if (known := oldest.get(identity)) is None or first < known:
+                        oldest[identity] = first
+        keys = self._lookup({(job_key, run) for job_key, run, _ in oldest})
         new = [(*identity, time) for identity, time in oldest.items() if identity not in keys]
         if new:
             columns = ("job_key", "run", "name", "oldest_time")
             write_rows(self._connection, series, columns, new, replace=False)
-            keys |= self._lookup({job_key for job_key, _, _, _ in new}, runs)
+            keys |= self._lookup({(job_key, run) for job_key, run, _, _ in new})
         return keys
 
-    def _lookup(self, job_keys: Iterable[int], runs: Iterable[int]) -> dict[SeriesId, int]:
-        """The keys of all series of these jobs and runs."""
-        numbers = list(runs)
-        found: dict[SeriesId, int] = {}
-        for chunk in _chunks(job_keys):
-            rows = self._connection.execute(_SERIES, {"job_keys": chunk, "runs": numbers})
-            found.update(((job_key, run, name), key) for job_key, run, name, key in rows)
-        return found
+    def _lookup(self, runs: Iterable[tuple[int, int]]) -> dict[SeriesId, int]:
+        """The keys of all series of these runs, each with the job's key and its own number."""
+        rows = _SERIES.rows(self._connection, sorted(runs))
+        return {(job_key, run, name): key for job_key, run, name, key in rows}
 
     def _save_latest(self, latest: dict[int, Telemetry]) -> None:
         rows = [
@@ -209,7 +201,7 @@ class TelemetryQueries(Queries):
                 None if newest.progress is None else _progress.encode(newest.progress),
                 _metrics.encode(newest.metrics),
                 newest.dropped_samples,
-                _readings.encode(newest.readings),
+                _readings.encode(newest.readings) if newest.readings else _NO_READINGS,
                 newest.epoch,
                 None if newest.seen_time is None else microseconds(newest.seen_time),
             )
@@ -217,10 +209,3 @@ class TelemetryQueries(Queries):
         ]
         columns = ("job_key", *(field.name for field in fields(Telemetry)))
         write_rows(self._connection, telemetry, columns, rows, replace=True, unless_newer="epoch")
-
-
-def _chunks(keys: Iterable[int]) -> Iterator[list[int]]:
-    """The keys in lists that fit into one statement."""
-    rest = iter(keys)
-    while chunk := list(islice(rest, _KEYS_AT_ONCE)):
-        yield chunk

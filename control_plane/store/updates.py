@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import fields, replace
 from datetime import datetime
 from functools import cache
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, and_, bindparam, func, or_, select, tuple_
@@ -30,6 +31,7 @@ _FIXED = frozenset(
     {"revision", "request_id", "spec", "author", "batch", "create_time", "trace_parent"}
 )
 _CHANGING = tuple(name for name in _FIELDS if name not in _FIXED)
+_what_changes = attrgetter(*_CHANGING)
 
 _OTHERS = updates.alias()
 _OF_THE_JOB = updates.c.job_key == bindparam("job_key")
@@ -88,7 +90,10 @@ _EXPIRED = Prepared(
 )
 _NO_END = 2**63 - 1
 
-_COLUMNS = tuple(column.name for column in updates.c)
+_BY_HAND = ("job_key", "spec", "deadline", "request_id")
+_AS_THEY_ARE = tuple(column.name for column in updates.c if column.name not in _BY_HAND)
+_INSERTED = (*_BY_HAND, *_AS_THEY_ARE)
+_the_others = attrgetter(*_AS_THEY_ARE)
 _AT = Lookup(
     lambda keys: (
         select(
@@ -262,7 +267,7 @@ class UpdateQueries(JobQueries):
         bare: dict[int, UpdateSpec] = {}
         made = list(made)
         rows = [_row(job, update, bare) for job, update in made]
-        insert_rows(self._direct, updates, _COLUMNS, rows)
+        insert_rows(self._direct, updates, _INSERTED, rows)
         for job, update in made:
             self._know(job, update)
 
@@ -301,10 +306,7 @@ class UpdateQueries(JobQueries):
         if not self._held_updates:
             return
         held, self._held_updates = self._held_updates, {}
-        rows = [
-            (*place, *(getattr(update, name) for name in _CHANGING))
-            for place, update in held.items()
-        ]
+        rows = [(*place, *_what_changes(update)) for place, update in held.items()]
         columns = ("job_key", "revision", *_CHANGING)
         found = change_rows(self._direct, updates, columns, rows, keys=2)
         unread, self._unread = self._unread, False
@@ -377,14 +379,8 @@ def _row(job: Job, update: Update, bare: dict[int, UpdateSpec] | None = None) ->
         if bare is not None:
             bare[id(spec)] = without
         spec = without
-    others = {
-        "job_key": job.key,
-        "spec": spec,
-        "deadline": deadline,
-        # NULL, as an empty text could be there only once.
-        "request_id": update.request_id or None,
-    }
-    return tuple(others[name] if name in others else getattr(update, name) for name in _COLUMNS)
+    # NULL, as an empty text could be there only once.
+    return (job.key, spec, deadline, update.request_id or None, *_the_others(update))
 
 
 def _update(job: Job, row: Sequence[Any]) -> Update:

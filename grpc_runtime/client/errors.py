@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Final
+from urllib.parse import unquote
 
 import grpc
 
-from grpc_runtime.client.trouble import connection_trouble
+from grpc_runtime.client.trouble import connection_trouble, tls_trouble
 from grpc_runtime.errors import FieldViolation, from_rpc_error
 
 Code = grpc.StatusCode
+
+TLS: Final = "TLS_FAILED"
+"""Reason, made here, where somebody answers, but the two sides can not agree on TLS."""
+
+_TRIED: Final = re.compile(r"\bipv[46]:(\S+?:\d+): ")
 
 
 class MidcourseError(Exception):
@@ -144,11 +151,14 @@ def from_call(
         secure: Whether the call went over TLS.
     """
     status = from_rpc_error(error)
-    message = status.message
+    message, reason = status.message, status.reason
     if not status.reason:  # not the server's words: gRPC's own, or a proxy's
         if status.code is Code.UNAVAILABLE:
-            trouble = connection_trouble(message, secure=secure)
-            message = f"no {service} answers at {address} ({trouble or _cause(message)})"
+            if trouble := tls_trouble(message):
+                message, reason = f"no connection to the {service} at {address}: {trouble}", TLS
+            else:
+                trouble = connection_trouble(message, secure=secure) or _cause(message, address)
+                message = f"no {service} answers at {address} ({trouble})"
         elif status.code is Code.DEADLINE_EXCEEDED:
             message = f"the {service} at {address} did not answer in time"
         elif status.code is Code.UNIMPLEMENTED:
@@ -156,7 +166,7 @@ def from_call(
     return from_code(
         status.code,
         message or status.code.name,
-        reason=status.reason,
+        reason=reason,
         violations=status.violations,
         metadata=status.metadata,
         retry_delay=status.retry_delay,
@@ -186,6 +196,14 @@ def from_code(
     )
 
 
-def _cause(details: str) -> str:
-    """Returns the cause at the end of gRPC's chain "failed to …: ipv4:…: Connection refused"."""
-    return details.rpartition(": ")[2].strip() or "no reason given"
+def _cause(details: str, address: str) -> str:
+    """Returns the cause at the end of gRPC's chain "failed to …: ipv4:…: Connection refused".
+
+    Of the several addresses that a name may stand for, gRPC tells what the last one said: then
+    that one is named.
+    """
+    cause = details.rpartition(": ")[2].strip().rstrip("]") or "no reason given"
+    tried = _TRIED.search(unquote(details))
+    if tried is None or tried[1] == address:
+        return cause
+    return f"{tried[1]}: {cause}"

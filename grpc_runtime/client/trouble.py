@@ -16,6 +16,15 @@ def connection_trouble(details: str, *, secure: bool) -> str:
         details: gRPC's own words, of an error with status UNAVAILABLE.
         secure: Whether this side speaks TLS.
     """
+    return tls_trouble(details) or _cut_trouble(details, secure=secure)
+
+
+def tls_trouble(details: str) -> str:
+    """Returns why the two sides can not agree, where somebody did answer; empty: it is not that.
+
+    Args:
+        details: As for :func:`connection_trouble`.
+    """
     if "WRONG_VERSION_NUMBER" in details:
         return (
             f"who listens there speaks no TLS, and this side does: unset {CA_VARIABLE} and"
@@ -33,6 +42,10 @@ def connection_trouble(details: str, *, secure: bool) -> str:
             f"the server's certificate is of an authority that is not believed here: {CA_VARIABLE}"
             " has to name a PEM file with that authority"
         )
+    return ""
+
+
+def _cut_trouble(details: str, *, secure: bool) -> str:
     if any(sign in details for sign in _CUT):
         if secure:
             return (

@@ -211,10 +211,15 @@ class Load:
     async def _batch(self) -> None:
         selector = f"team={self._chance.choice(TEAMS)}"
         made = await self._plane.batch_set(selector, {"weight_decay": self._chance.random() / 10})
-        async with asyncio.timeout(60):
-            async for event in self._plane.watch_batch(made.batch.name):
-                if self._chance.random() < 0.1 or event.batch.progress.applied == len(made.items):
-                    return
+        # Of jobs that were killed or paused meanwhile, none answers so soon.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(60):
+                async for event in self._plane.watch_batch(made.batch.name):
+                    if event.batch.progress.applied == len(made.items) or self._gives_up():
+                        return
+
+    def _gives_up(self) -> bool:
+        return self._chance.random() < 0.1
 
     async def _cancel(self) -> None:
         job = self._job()

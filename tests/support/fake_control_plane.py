@@ -239,8 +239,6 @@ class FakeControlPlane(control_pb2_grpc.ControlPlaneServiceServicer):
         self, request: pb.WatchJobsRequest, context: Any
     ) -> Iterator[pb.WatchJobsResponse]:
         self._begin("WatchJobs", request, context)
-        if request.name:
-            self._job(request.name, context)
         watch: queue.SimpleQueue[pb.WatchJobsResponse | StatusError | None] = queue.SimpleQueue()
         with self._changed:
             if request.position:

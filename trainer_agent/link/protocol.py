@@ -22,5 +22,7 @@ HELLO_INVALID: Final = "HELLO_INVALID"
 SOCKET_DIRECTORY_UNUSABLE: Final = "SOCKET_DIRECTORY_UNUSABLE"
 """Reason for being detached, said by the trainer's own end: no safe place for the socket."""
 
-FINAL_REASONS: Final = frozenset({INSTANCE_SUPERSEDED, LINK_VERSION_UNSUPPORTED, HELLO_INVALID})
+FINAL_REASONS: Final = frozenset(
+    {INSTANCE_SUPERSEDED, LINK_VERSION_UNSUPPORTED, HELLO_INVALID, SOCKET_DIRECTORY_UNUSABLE}
+)
 """Reasons for Detached after which trying again can not help."""

@@ -143,9 +143,9 @@ class TrainerLink:
             self._address = locate(self._job_id, self._socket_dir)
             prepare_directory(self._address.directory)
         except LinkAddressError as error:
-            self._detach(
-                link_pb2.Detached(reason=SOCKET_DIRECTORY_UNUSABLE, message=str(error)), final=True
-            )
+            detached = link_pb2.Detached(reason=SOCKET_DIRECTORY_UNUSABLE, message=str(error))
+            self._detach(detached, final=True)
+            self._inbox.append(link_pb2.AgentMessage(detached=detached))
             return
         if self._spawn:
             arguments = ["--job", self._job_id, "--socket-dir", str(self._address.directory)]

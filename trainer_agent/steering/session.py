@@ -16,6 +16,7 @@ from midcourse.control.v1 import update_pb2
 from midcourse.link.v1 import link_pb2
 from trainer_agent.ranks import Alone, Apart, Ranks
 from trainer_agent.steering.links import CLOSE_TIMEOUT, LinkFactory, default_link
+from trainer_agent.steering.pauses import Pauses
 from trainer_agent.steering.reporting import Identity, Reporter
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class SteeringSession:
         self._reporter = Reporter(
             identity, controller, start, step_metrics or {}, measures, max_epochs
         )
+        self._pauses = Pauses(identity.job_id, monotonic_clock)
         self._faults: set[str] = set()
         self._learned: list[link_pb2.RankMessage] = []
         self._stop_wanted = False
@@ -169,6 +171,7 @@ class SteeringSession:
         except Exception as error:
             self.leave_ranks(error)
             raise
+        self._pauses.end_for_want_of_others(controller.actions)
         reporter.step_done(at_once=last or pausing)
         if self._quiet and not worked and not messages:
             return False
@@ -180,6 +183,7 @@ class SteeringSession:
     def hold(self, *, patiently: bool = False, begun: bool = False) -> None:
         """Wait at this boundary and do what arrives, as long as the run is paused.
 
+        Says so in the training log once a minute, and goes on where nobody could end the pause.
         Returns also where the loop has something to do first: see ``actions.wanted`` and
         ``roll_back``. Never holds the process against an interrupt.
 
@@ -191,8 +195,12 @@ class SteeringSession:
         while actions.paused and not controller.going_back.wanted:
             if actions.stopping or (actions.wanted and not patiently):
                 break
+            if self.is_first:
+                self._pauses.remind(self._reporter.boundary.global_step)
             self._link.wait(HOLD_SECONDS)
             self.look(begun=begun)
+        if not actions.paused:
+            self._pauses.over()
 
     def look(self, *, begun: bool = False) -> None:
         """Do what has arrived, at the boundary where the run stands; waits for nothing.
@@ -210,6 +218,7 @@ class SteeringSession:
             except Exception as error:
                 self.leave_ranks(error)
                 raise
+            self._pauses.end_for_want_of_others(self._controller.actions)
         self._reporter.send_news()
 
     def action_done(
@@ -363,8 +372,10 @@ class SteeringSession:
                 self._controller.withdraw(message.withdrawal.revision)
             case "stored":
                 self._controller.acknowledge(message.stored.revisions)
+            case "detached":
+                self._pauses.detached(message.detached)
             case _:
-                pass  # the link sees to welcome and detached, a newer agent may say more
+                pass  # the link sees to welcome, a newer agent may say more
 
     def _switch_off(self, component: str, what: str) -> None:
         self._faults.add(component)

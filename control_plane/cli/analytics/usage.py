@@ -91,7 +91,9 @@ def _show_sums(session: AnalyticsSession, by: GroupName, only: UsageFilter) -> N
     if session.output.is_json:
         session.output.message(answer)
     elif not answer.total.calls:
-        session.output.line("no calls to providers yet" if not any(only.values()) else "no calls")
+        session.output.line(
+            "no calls to providers yet that you may see" if not any(only.values()) else "no calls"
+        )
     else:
         from control_plane.cli.analytics import tables
 

@@ -105,7 +105,6 @@ def test_delete(midcourse: Midcourse, server: FakeControlPlane) -> None:
         ["history", "my-rnu"],
         ["cancel", "my-rnu", "1"],
         ["metrics", "my-rnu"],
-        ["watch", "my-rnu"],
     ],
 )
 def test_an_unknown_job_leads_to_those_that_were_meant(

@@ -10,12 +10,15 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent import futures
 from pathlib import Path
 
+import grpc
 import pytest
 
 from control_plane.cli.exits import ExitCode
 from midcourse.control.v1 import control_pb2, update_pb2
+from tests.support.certificates import Authority
 from tests.support.fake_control_plane import FakeControlPlane, make_job, make_series
 
 ROOT = Path(__file__).parents[3]
@@ -63,6 +66,25 @@ def test_exit_codes(server: FakeControlPlane, args: list[str], code: ExitCode) -
     assert done.returncode == code
     assert done.stderr.count("\n") == (0 if code is ExitCode.OK else 1), done.stderr
     assert done.stderr.startswith("midcourse: " if code else "")
+
+
+def test_a_server_that_is_not_believed_is_told_in_one_line(tmp_path: Path) -> None:
+    files = Authority(tmp_path / "ca").server()
+    stranger = Authority(tmp_path / "stranger")
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    chain = (files.key.read_bytes(), files.certificate.read_bytes())
+    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([chain]))
+    server.start()
+    try:
+        done = run("-s", f"127.0.0.1:{port}", "jobs", MIDCOURSE_TLS_CA=str(stranger.file))
+    finally:
+        server.stop(None).wait()
+    assert done.returncode == ExitCode.UNREACHABLE
+    assert done.stderr == (
+        f"midcourse: no connection to the control plane at 127.0.0.1:{port}: the server's"
+        " certificate is of an authority that is not believed here: MIDCOURSE_TLS_CA has to name a"
+        " PEM file with that authority\n"
+    )
 
 
 def test_a_reader_that_goes_away_is_no_matter(server: FakeControlPlane) -> None:

@@ -139,6 +139,23 @@ def test_a_watch(plane: Client, agent: ScriptedAgent, job: str) -> None:
         assert progress.job.state == job_pb2.JOB_STATE_RUNNING
 
 
+def test_a_watch_of_a_job_that_is_not_there_says_what_it_waits_for(
+    address: str, plane: Client
+) -> None:
+    command = [sys.executable, "-m", "control_plane.cli", "-s", address, "watch", "not-yet"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as watch:
+        assert watch.stdout is not None
+        assert watch.stderr is not None
+        try:
+            assert watch.stderr.readline() == "there is no job 'not-yet' yet; waiting for it\n"
+            plane.create_job("not-yet")
+            assert "not-yet" in watch.stdout.readline()
+        finally:
+            watch.send_signal(signal.SIGINT)
+
+
 def test_watching_and_waiting_outlive_a_restart(tmp_path: Path) -> None:
     port = free_port()
     address = f"127.0.0.1:{port}"

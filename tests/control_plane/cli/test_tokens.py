@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 from pathlib import Path
 
@@ -35,6 +36,9 @@ def test_tokens_of_a_database_without_a_server(database: str, tmp_path: Path) ->
     assert "no tokens" in run("token", "list", *on).stdout
     dry = run("token", "create", "ops", "--role", "operator", *on, "--dry-run").stdout
     assert "was not" in dry
+    assert re.search(r"until \d{4}-\d\d-\d\d; it can", dry)
+    short = run("token", "create", "x", "-r", "viewer", "--lifetime", "1h", "--dry-run", *on).stdout
+    assert re.search(r"until \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC; it can", short)
     assert "mc_" not in dry
     described, secret = run(
         *("token", "create", "ops", "--role", "operator", "-l", "team=nlp", "-j", "a", "-j", "b*"),

@@ -63,9 +63,11 @@ async def test_the_life_of_a_token(tmp_path: Path) -> None:
         assert caller == pb.GetCallerResponse(
             principal="ops", access=request.access, token=made.token.name
         )
-        await secured.plane.tokens.write_uses()
         listed = (await stub.ListTokens(pb.ListTokensRequest(), metadata=admin)).tokens
-        assert listed[0].HasField("last_use_time")
+        assert listed[0].HasField("last_use_time"), "though it is not written down yet"
+        await secured.plane.tokens.write_uses()
+        stored = (await stub.ListTokens(pb.ListTokensRequest(), metadata=admin)).tokens
+        assert stored[0] == listed[0]
         revoked = await stub.RevokeToken(
             pb.RevokeTokenRequest(name=made.token.name), metadata=admin
         )

@@ -34,6 +34,7 @@ from control_plane.domain.update import (
     Outcome,
     Reading,
     UpdateSpec,
+    UpdateState,
 )
 from control_plane.store import codec as codec_module
 from control_plane.store.codec import Codec, RememberingCodec, codec, remembering
@@ -88,6 +89,7 @@ STORED = (
     tuple[MetricPoint, ...],
     dict[str, str],
     dict[str, str | None],
+    dict[UpdateState, int],
 )
 
 

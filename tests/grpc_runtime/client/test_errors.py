@@ -38,6 +38,21 @@ def test_every_class_stands_for_one_status() -> None:
             "failed to connect: ipv4:1.2.3.4:5: Connection refused",
             "no echo service answers at 1.2.3.4:5 (Connection refused)",
         ),
+        (
+            grpc.StatusCode.UNAVAILABLE,
+            "failed to connect: UNKNOWN: ipv6:%5B::1%5D:5: connect: Connection refused (111)",
+            "no echo service answers at 1.2.3.4:5 ([::1]:5: Connection refused (111))",
+        ),
+        (
+            grpc.StatusCode.UNAVAILABLE,
+            "DNS query cancelled [x: Domain name not found]",
+            "(Domain name not found)",
+        ),
+        (
+            grpc.StatusCode.UNAVAILABLE,
+            "ipv4:1.2.3.4:5: SSL_ERROR_SSL: CERTIFICATE_VERIFY_FAILED: unable to get issuer",
+            "no connection to the echo service at 1.2.3.4:5: the server's certificate is of an",
+        ),
         (grpc.StatusCode.UNAVAILABLE, "", "(no reason given)"),
         (
             grpc.StatusCode.DEADLINE_EXCEEDED,

@@ -315,6 +315,8 @@ def test_an_unsafe_directory_detaches_and_raises_nothing(directory: Path) -> Non
     assert link.status.reason == "SOCKET_DIRECTORY_UNUSABLE"
     assert "chmod 700" in link.status.message
     link.send(step_message(1, {}))
+    (told,) = link.poll()
+    assert told.detached.reason == "SOCKET_DIRECTORY_UNUSABLE", "the session has to know"
     assert link.poll() == ()
     assert not link.close()
 

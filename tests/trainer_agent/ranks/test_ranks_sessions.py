@@ -26,6 +26,7 @@ from tests.support.scripted_link import (
 )
 from tests.trainer_agent.steering.test_controller import Brittle
 from trainer_agent import loop_session
+from trainer_agent.link.protocol import INSTANCE_SUPERSEDED
 from trainer_agent.loop import Loop
 from trainer_agent.parameters import Boundary, Change
 from trainer_agent.parameters.user import Parameter
@@ -181,6 +182,26 @@ def step(loop: PlainLoop, one: SteeringSession) -> bool:
     one.optimizer_stepped()
     loop.global_step += 1
     return one.step_done(loop.boundary)
+
+
+def test_a_pause_that_nobody_can_end_ends_on_all_ranks_at_once(
+    pool: ThreadPoolExecutor, ranks: list[GroupRanks]
+) -> None:
+    gone = link_pb2.Detached(reason=INSTANCE_SUPERSEDED, message="another one is served")
+    script = {
+        1: [delivery(1, action=pause(), at_step=4)],
+        2: [link_pb2.AgentMessage(detached=gone)],
+    }
+
+    def run(each: GroupRanks) -> list[bool]:
+        loop, one, _ = session(each, script)
+        held = []
+        for _ in range(5):
+            step(loop, one)
+            held.append(one.actions.paused)
+        return held
+
+    assert list(pool.map(run, ranks, timeout=60)) == [[False] * 5] * 2
 
 
 def test_whichever_rank_is_asked_to_stop_ends_the_pause_of_both(

@@ -12,6 +12,7 @@ from control_plane.cli.exits import ExitCode
 from grpc_runtime.errors import StatusError
 from midcourse.analytics.v1 import analytics_pb2 as pb
 from midcourse.analytics.v1 import model_pb2, session_pb2, usage_pb2
+from midcourse.control.v1 import access_pb2
 from tests.control_plane.cli.analytics.conftest import Command
 from tests.support import analytics_answers as made
 from tests.support.scripted_analytics import ScriptedAnalytics
@@ -158,9 +159,39 @@ def test_usage(midcourse: Command, scripted: ScriptedAnalytics) -> None:
 
 def test_no_usage(midcourse: Command, scripted: ScriptedAnalytics) -> None:
     scripted.responses["GetUsage"] = [pb.GetUsageResponse()]
-    assert midcourse("usage").stdout == "no calls to providers yet\n"
+    assert midcourse("usage").stdout == "no calls to providers yet that you may see\n"
     assert midcourse("usage", "--session", "s1").stdout == "no calls\n"
     assert midcourse("usage", "--records").stdout == "no calls\n"
+
+
+def test_who_used_it(midcourse: Command, scripted: ScriptedAnalytics) -> None:
+    record = access_pb2.AuditRecord(
+        principal="eve",
+        peer="ipv4:10.0.0.9:4711",
+        method="/midcourse.analytics.v1.AnalyticsService/SetBudget",
+        resource="budgets",
+        summary="9 USD per day for everybody on all models",
+        code="PERMISSION_DENIED",
+        error_reason="ROLE_REQUIRED",
+    )
+    scripted.responses["ListAuditRecords"] = [pb.ListAuditRecordsResponse(records=[record])]
+    header, row = midcourse(
+        "analytics", "audit", "-p", "eve", "-r", "budgets", "--since", "2h", columns=200
+    ).stdout.splitlines()
+    assert header.split()[:3] == ["TIME", "WHO", "FROM"]
+    for needed in ("eve", "10.0.0.9", "SetBudget", "9 USD per day for everybody", "ROLE_REQUIRED"):
+        assert needed in row
+    (request,) = scripted.requests("ListAuditRecords")
+    assert (request.principal, request.resource, request.page_size) == ("eve", "budgets", 50)
+    since = datetime.now(UTC) - request.start_time.ToDatetime(UTC)
+    assert timedelta(hours=2) <= since < timedelta(hours=2, minutes=1)
+    found = json.loads(midcourse("analytics", "audit", "-n", "1", "-o", "json").stdout)
+    assert [each["principal"] for each in found["records"]] == ["eve"]
+    scripted.responses["ListAuditRecords"] = [pb.ListAuditRecordsResponse()]
+    assert midcourse("analytics", "audit").stdout == "nothing was recorded\n"
+    assert midcourse("analytics", "audit", "-p", "x", "--since", "1h").stdout == (
+        "nothing of that was recorded in that time\n"
+    )
 
 
 def test_usage_call_by_call(midcourse: Command, scripted: ScriptedAnalytics) -> None:
