@@ -93,8 +93,9 @@ class TelemetryQueries(Queries):
         existing = {key for (key,) in _EXISTING.rows(self._connection, asked)}
         kept = [batch for batch in given if batch.job_key in existing]
         keys = self._series_keys(kept)
-        rows = [
-            (keys[batch.job_key, batch.run_number, column.name], step, time, value)
+        # By series and step: PostgreSQL takes no row that one statement replaces twice.
+        newest = {
+            (keys[batch.job_key, batch.run_number, column.name], step): (time, value)
             for batch in kept
             for column in batch.columns
             for step, time, value in zip(
@@ -103,9 +104,9 @@ class TelemetryQueries(Queries):
                 [None if isnan(value) else value for value in column.values],
                 strict=True,
             )
-        ]
+        }
         columns = ("series_key", "step", "time", "value")
-        rows.sort(key=itemgetter(0, 1))
+        rows = [(*key, *sample) for key, sample in sorted(newest.items(), key=itemgetter(0))]
         write_rows(self._connection, samples, columns, rows, replace=True)
         self._save_latest({batch.job_key: batch.latest for batch in kept})
 

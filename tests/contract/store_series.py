@@ -203,6 +203,25 @@ class SeriesContract:
             assert latest is not None
             assert latest.dropped_samples == of.key
 
+    async def test_of_two_samples_at_one_step_the_later_stays(self, store: Store) -> None:
+        """As when a run is evaluated twice while it is held, or a heartbeat comes again."""
+        of = await add_job(store)
+        batch = TelemetryBatch(
+            of.key,
+            1,
+            [
+                MetricColumn("loss", [1, 2, 2], [1.0, 2.0, 3.0], [START, START, START + 1]),
+                MetricColumn("loss", [1, 3], [4.0, 5.0], [START + 2, START + 2]),
+            ],
+            NO_TELEMETRY,
+        )
+        await store.write(lambda tx: tx.add_telemetry([batch]))
+        assert await store.read(lambda tx: tx.samples(of, "loss", spans=[(1, 0, None)])) == [
+            Sample(1, 4.0, START + 2),
+            Sample(2, 3.0, START + 1),
+            Sample(3, 5.0, START + 2),
+        ]
+
     # Retention
 
     async def test_old_samples_go_in_pieces(self, store: Store) -> None:
