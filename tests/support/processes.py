@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -15,14 +16,20 @@ from typing import TypeVar
 
 ROOT = Path(__file__).parents[2]
 T = TypeVar("T")
+_PORTS = random.SystemRandom()  # not the numbers that tests, side by side, are seeded with
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of 127.0.0.1 that nobody listens on now, and that nobody is given by chance.
+
+    Systems give connections, and whoever asks for any port, one from above 32,767 (macOS and
+    Windows from above 49,151). A server that is started again would find such a one taken.
+    """
+    while True:
+        port = _PORTS.randrange(10_240, 32_768)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def until(condition: Callable[[], T | None], what: str, seconds: float = 60.0) -> T:
