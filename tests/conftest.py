@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import gc
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -23,6 +24,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 hypothesis.settings.register_profile("quick", max_examples=40, deadline=None, derandomize=True)
 hypothesis.settings.register_profile("thorough", max_examples=200, deadline=None)
 hypothesis.settings.load_profile("quick")
+
+# Shells have what they start in the background ignore Ctrl-C, and whatever that starts as well.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What is compiled once, here and in the processes that tests start, is not compiled again by each.
 sys.dont_write_bytecode = False

@@ -19,6 +19,7 @@ from tests.support.processes import ROOT
 
 PAGE = ROOT / "docs" / "deploy.md"
 TEXT = PAGE.read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 UNIT = ROOT / "deploy" / "systemd" / "midcourse.service"
 SCRIPTS = sorted((ROOT / "deploy" / "slurm").glob("*.sbatch"))
 FILES = [PAGE, UNIT, *SCRIPTS, *sorted((ROOT / "examples" / "node").glob("*.js"))]
@@ -32,19 +33,26 @@ def test_variables_are_read_by_something(path: Path) -> None:
     assert named <= known_variables() | OWN
 
 
-def test_links_lead_somewhere() -> None:
-    targets = re.findall(r"\]\(([^)#][^)]*)\)", TEXT)
-    assert targets
-    for target in targets:
-        if not target.startswith("https://"):
-            assert (PAGE.parent / target).exists(), target
-    headings = {
-        re.sub(r"[^a-z0-9 -]", "", line.lstrip("# ").lower()).replace(" ", "-")
-        for line in TEXT.splitlines()
+def anchors(text: str) -> set[str]:
+    """What can be linked to on a page: its headings, as they are known to whoever shows it."""
+    return {
+        re.sub(r"[^a-z0-9 _-]", "", line.lstrip("# ").lower()).replace(" ", "-")
+        for line in text.splitlines()
         if line.startswith("#")
     }
-    for anchor in re.findall(r"\]\(#([^)]+)\)", TEXT):
-        assert anchor in headings
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text()
+    targets = re.findall(r"\]\(([^)#][^)]*)\)", text)
+    for target in targets:
+        if not target.startswith("https://"):
+            file, _, anchor = target.partition("#")
+            assert (page.parent / file).exists(), target
+            assert not anchor or anchor in anchors((page.parent / file).read_text()), target
+    for anchor in re.findall(r"\]\(#([^)]+)\)", text):
+        assert anchor in anchors(text), anchor
 
 
 def test_the_settings_file_is_taken(tmp_path: Path) -> None:
