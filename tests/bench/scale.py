@@ -41,6 +41,8 @@ HEARTBEAT_SECONDS = 1.0
 STEP_SECONDS = 0.01
 LATENCY_SECONDS = 120.0
 """A part that takes latencies ends after so long, with fewer of them."""
+FEW = 1_000
+"""Up to so many agents, the goals for few hold."""
 REST_SECONDS = 3.0
 """For what a part leaves behind, such as acknowledgements, to be done with."""
 
@@ -214,7 +216,8 @@ class Bench:
         running.wait(lambda _: connected(), "all agents connected", 120 + jobs / 20)
         return time.monotonic() - began
 
-    def _latency(self, plane: Plane, what: str, goal: float) -> None:
+    def _latency(self, plane: Plane, jobs: int) -> None:
+        what, goal = f"with {jobs:,} agents", 25.0 if jobs <= FEW else 100.0
         task = self._progress.add_task(f"updates, {what}", total=None)
         taken = uvloop.run(update_latencies(plane, self._plan.updates))
         self._progress.update(task, total=1, completed=1)
@@ -222,8 +225,8 @@ class Bench:
         self._row(f"update latency {what}, p50", "ms", percentile(taken, 50), goal, note)
         self._row(f"update latency {what}, p99", "ms", percentile(taken, 99), goal, note)
 
-    def _batch(self, plane: Plane, running: Load, jobs: int, goal: float) -> None:
-        what = f"one update of {jobs:,} jobs"
+    def _batch(self, plane: Plane, running: Load, jobs: int) -> None:
+        what, goal = f"one update of {jobs:,} jobs", 300.0 if jobs <= FEW else 3_000.0
         task = self._progress.add_task(what, total=None)
         pids = plane.process.pid, running.pids
         rest, cost = Cost(), Cost()
@@ -280,8 +283,8 @@ class Bench:
             plane.ready()
             with load(options(self._plan, plane, jobs, "few")) as running:
                 self._ramp(running, jobs)
-                self._latency(plane, f"with {jobs:,} agents", 25.0)
-                self._batch(plane, running, jobs, 300.0)
+                self._latency(plane, jobs)
+                self._batch(plane, running, jobs)
                 self._restart(plane, running, jobs)
         finally:
             plane.process.end()
@@ -350,8 +353,8 @@ class Bench:
                     0,
                     "0: none",
                 )
-                self._latency(plane, f"with {jobs:,} agents", 100.0)
-                self._batch(plane, running, jobs, 3_000.0)
+                self._latency(plane, jobs)
+                self._batch(plane, running, jobs)
         finally:
             plane.process.end()
 
