@@ -138,10 +138,11 @@ async def check(cuts: list[Cut | None], directory: Path) -> None:
     assert [proxy.has_cut.is_set() for proxy in proxies] == asked
 
 
-async def test_an_uncut_session_goes_as_well(tmp_path: Path) -> None:
-    await check([None], tmp_path)
+async def test_an_uncut_session_and_some_cut_ones(tmp_path: Path) -> None:
+    await check([None, *every_cut((True,), (Place.AFTER,))[::3]], tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 async def test_connections_cut_at_every_message(tmp_path: Path) -> None:
     await check(every_cut((True,), (Place.BEFORE, Place.AFTER)), tmp_path)

@@ -68,6 +68,7 @@ class FailingStore:
     inner: Store
     away: bool = False
     writes: int = 0
+    refused: int = 0
     held: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -99,6 +100,7 @@ class FailingStore:
 
     def _check(self) -> None:
         if self.away:
+            self.refused += 1
             raise Refusal(Reason.STORE_UNAVAILABLE, "the disk is full", retry_delay=0.1)
 
 

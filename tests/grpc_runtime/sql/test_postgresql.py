@@ -425,19 +425,3 @@ async def test_nothing_stays_open_after_a_refusal_or_a_close(
             "SELECT count(*) FROM pg_stat_activity WHERE datname = %s", (name_of(address),)
         ).fetchone()
     assert sessions == (0,)
-
-
-async def test_a_connection_that_is_left_in_a_pipeline_is_lost(database: Database) -> None:
-    """As where the server has said that it ends the session, and the connection is open still."""
-    attempts: list[Any] = []
-
-    def work(connection: Connection) -> str:
-        session: Any = connection.connection.driver_connection
-        attempts.append(session)
-        if len(attempts) == 1:
-            session.pgconn.send_query_params(b"SELECT 1", None)  # whose answer nobody takes
-        return "done"
-
-    assert await database.read(work) == "done"
-    assert len(attempts) == 2, "it is done again, on another connection"
-    assert attempts[0].closed
