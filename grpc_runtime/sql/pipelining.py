@@ -50,15 +50,26 @@ def pipelined(connection: Connection) -> Iterator[None]:
     """
     session: Any = connection.connection.driver_connection
     info = connection.info
+    is_through = False
     try:
         with session.pipeline() as pipeline:
             info[PIPELINE] = pipeline
             try:
                 yield
+                is_through = True
             finally:
                 del info[PIPELINE]
     except connection.dialect.loaded_dbapi.Error as error:
         raise wrapped(connection, "the end of a transaction", error) from error
+    except IndexError as error:
+        if not is_through:
+            raise
+        # The driver has an answer to nothing that it asked: whose the next one is nobody knows.
+        session.close()
+        lost = connection.dialect.loaded_dbapi.OperationalError(
+            "the server answered what the driver had not asked"
+        )
+        raise wrapped(connection, "the end of a transaction", lost) from error
     finally:
         if session.pgconn.pipeline_status:
             # It can not be left, as where the server has ended the session and the driver has not

@@ -67,7 +67,7 @@ from trainer_agent.steering.convert import change_to_proto
 
 STEPS = 14
 SAMPLES = 22
-EXAMPLES = int(os.environ.get("MIDCOURSE_EXAMPLES", "20"))
+EXAMPLES = int(os.environ.get("MIDCOURSE_EXAMPLES", "30"))
 RAILS = {
     RATE: GuardRails(maximum=1.0, max_relative_change=20.0),
     CLIP: GuardRails(allowed_principals=("ann",)),

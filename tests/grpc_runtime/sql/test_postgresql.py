@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import signal
 import sys
 import threading
@@ -425,3 +426,35 @@ async def test_nothing_stays_open_after_a_refusal_or_a_close(
             "SELECT count(*) FROM pg_stat_activity WHERE datname = %s", (name_of(address),)
         ).fetchone()
     assert sessions == (0,)
+
+
+@pytest.mark.parametrize("answered", [True, False])
+async def test_a_connection_that_is_left_in_a_pipeline_is_lost(
+    database: Database, *, answered: bool
+) -> None:
+    """As where the server has said that it ends the session, and the connection is open still."""
+    attempts: list[Any] = []
+
+    def work(connection: Connection) -> str:
+        session: Any = connection.connection.driver_connection
+        attempts.append(session)
+        if len(attempts) == 1:
+            session.pgconn.send_query_params(b"SELECT 1", None)  # whose answer nobody takes
+            if answered:
+                session.pgconn.send_flush_request()
+                session.pgconn.flush()
+                assert select.select([session.pgconn.socket], [], [], 30)[0]
+        return "done"
+
+    assert await database.read(work) == "done"
+    assert len(attempts) == 2, "it is done again, on another connection"
+    assert attempts[0].closed
+
+
+async def test_a_fault_of_what_is_asked_is_no_fault_of_the_connection(database: Database) -> None:
+    def work(connection: Connection) -> None:
+        connection.execute(text("SELECT 1"))
+        raise IndexError
+
+    with pytest.raises(IndexError):
+        await database.read(work)
