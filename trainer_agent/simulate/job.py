@@ -263,7 +263,8 @@ class LightJob:
             self._finish()
         assert self._link is not None
         try:
-            if self.sessions:
+            # The control plane may know of a session whose welcome is still on the way.
+            if self.sessions or self._link.relay.session is not None:
                 await self._background.until(lambda: self._parted, timeout)
         finally:
             await self.kill()

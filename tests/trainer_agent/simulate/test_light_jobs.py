@@ -225,6 +225,17 @@ async def test_it_comes_back_after_a_restart_of_the_control_plane(tmp_path: Path
         await jobs.kill()
 
 
+async def test_it_ends_in_good_order_before_its_first_welcome_too(plane: RunningPlane) -> None:
+    jobs = LightJobs(plane.address, 1, step_time=STEP)
+    jobs[0].start()
+    async with asyncio.timeout(30):
+        while plane.plane.sessions.count < 1:  # noqa: ASYNC110 - one turn of the loop at a time
+            await asyncio.sleep(0)
+    assert jobs[0].sessions == 0, "the welcome has not come yet"
+    await jobs[0].end()
+    assert (await plane.get_job(jobs[0].job_id)).state == job_pb2.JOB_STATE_FINISHED
+
+
 async def test_sessions_can_share_connections(plane: RunningPlane) -> None:
     before = open_sockets()
     async with LightJobs(plane.address, 12, step_time=STEP, connections=2) as jobs:
