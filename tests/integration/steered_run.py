@@ -1,14 +1,14 @@
 """A training process for tests: steered, resumable, and telling of every step what it came to.
 
-python -m tests.integration.steered_run OUTPUT_DIR CONTROL_PLANE JOB MAX_STEPS STEP_SECONDS
-
-Writes one line of JSON a step to OUTPUT_DIR/steps.jsonl: the step and its loss, bit for bit. Goes
-on from the newest whole checkpoint in OUTPUT_DIR.
+Writes one line of JSON a step to steps.jsonl in its directory: the step and its loss, bit for bit.
+Goes on from the newest whole checkpoint there. To be forked from a process that has imported this
+module, which takes seconds: see :class:`tests.support.forked.Forked`.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -66,13 +66,15 @@ def build(directory: Path, max_steps: int, step_seconds: float) -> Trainer:
     return trainer
 
 
-def main() -> None:
-    directory, address, job = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+def train(
+    directory: Path, job: str, address: str, max_steps: int, step_seconds: float, sockets: Path
+) -> None:
+    """Train, steered, from the newest whole checkpoint on."""
+    os.environ["MIDCOURSE_SOCKET_DIR"] = str(sockets)
+    with (directory / "output.log").open("a") as log:
+        os.dup2(log.fileno(), sys.stdout.fileno())
+        os.dup2(log.fileno(), sys.stderr.fileno())
     torch.set_num_threads(1)
-    trainer = build(directory, int(sys.argv[4]), float(sys.argv[5]))
+    trainer = build(directory, max_steps, step_seconds)
     attach(trainer, job=job, control_plane=address)
     trainer.train(resume_from_checkpoint=newest_whole_checkpoint(directory))
-
-
-if __name__ == "__main__":
-    main()

@@ -316,8 +316,9 @@ ACCUMULATION = "gradient_accumulation_steps"
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.parametrize("kills", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_killed_at_any_point_a_run_comes_to_what_is_desired(
-    begin: Callable[..., Run], plane: Plane, forked: Forked, tmp_path: Path
+    begin: Callable[..., Run], plane: Plane, forked: Forked, tmp_path: Path, kills: int
 ) -> None:
     drawn = random.Random(11)
     run = begin(max_steps=1_500, save_steps=20)
@@ -342,14 +343,14 @@ def test_killed_at_any_point_a_run_comes_to_what_is_desired(
             return there
         return None
 
-    for kill, at in enumerate(sorted(drawn.sample(range(12, 130), 4))):
+    for kill, at in enumerate(sorted(drawn.sample(range(12, 12 + 30 * kills), kills))):
         done = max(run.trace(), default=0)
         for goal in sorted({drawn.randint(min(done, at), at) for _ in range(4)}):
             run.reaches(goal)
             send()
         run.reaches(at)
         send()
-        if kill < 3:
+        if kill < kills - 1:
             until(lambda: plane.updates(run.job)[-1].state not in _OPEN, "the last one settled")
         # else it is on its way while the trainer dies
         run.kill()

@@ -8,6 +8,7 @@ import random
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -16,7 +17,8 @@ import torch
 from midcourse.control.v1 import control_pb2 as api
 from midcourse.control.v1 import job_pb2, update_pb2
 from midcourse.control.v1.control_pb2_grpc import ControlPlaneServiceStub
-from tests.integration.steered_run import build
+from tests.integration.steered_run import build, train
+from tests.support.forked import Forked
 from tests.support.processes import Process, agents_of, free_port, serve, until
 from tests.support.tiny_runs import AtStep, set_with_torch
 
@@ -32,6 +34,7 @@ class Pipeline:
         self.directory = directory
         self.steps = steps
         self.port = free_port()
+        self._forked = Forked("tests.integration.steered_run")
         self.server = self._serve()
         self.trainer = self._train()
         self.channel = grpc.insecure_channel(f"127.0.0.1:{self.port}")
@@ -43,17 +46,21 @@ class Pipeline:
     def _serve(self) -> Process:
         return serve(self.port, self.directory, heartbeat_interval=0.2)
 
-    def _train(self) -> Process:
-        arguments = ["-m", "tests.integration.steered_run", str(self.directory / "run")]
-        arguments += [f"127.0.0.1:{self.port}", JOB, str(self.steps), str(STEP_SECONDS)]
-        return Process(
-            "trainer", arguments, self.directory, MIDCOURSE_SOCKET_DIR=str(self.directory / "s")
-        )
+    def _train(self) -> Any:
+        address = f"127.0.0.1:{self.port}"
+        run, sockets = self.directory / "run", self.directory / "s"
+        return self._forked.start(train, run, JOB, address, self.steps, STEP_SECONDS, sockets)
+
+    def trained(self) -> None:
+        """Waits for the end of the run."""
+        self.trainer.join(120)
+        output = (self.directory / "run" / "output.log").read_text(errors="replace")
+        assert self.trainer.exitcode == 0, output[-4_000:]
 
     def close(self) -> None:
         self.channel.close()
         self.server.end()
-        self.trainer.end()
+        self._forked.close()
         for pid in agents_of(JOB):
             os.kill(pid, signal.SIGKILL)
 
@@ -121,7 +128,9 @@ class Pipeline:
 
     def kill_trainer(self) -> None:
         self.send()
-        assert self.trainer.kill() == -signal.SIGKILL
+        self.trainer.kill()
+        self.trainer.join(30)
+        assert self.trainer.exitcode == -signal.SIGKILL
         self.send()
         self.trainer = self._train()
 
@@ -184,7 +193,7 @@ def test_every_accepted_update_is_applied_once_in_order_whoever_is_killed(
         pipeline.send_while(25)
         getattr(pipeline, f"kill_{who}")()
     pipeline.send_while(25)
-    assert pipeline.trainer.wait(120) == 0, pipeline.trainer.tail()
+    pipeline.trained()
 
     def all_settled() -> list[update_pb2.Update] | None:
         updates = pipeline.updates()

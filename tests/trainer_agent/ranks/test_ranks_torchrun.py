@@ -114,6 +114,7 @@ def test_with_the_callback_on_one_rank_alone_training_goes_on_and_is_not_steered
     ]
 
 
+@pytest.mark.long
 def test_a_rank_that_is_killed_ends_the_other_as_it_would_without_us(tmp_path: Path) -> None:
     processes = ranks_alone("killed", RANKS, tmp_path, SCRIPT, str(tmp_path), "killed")
     try:

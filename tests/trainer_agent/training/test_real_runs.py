@@ -94,6 +94,7 @@ def test_a_killed_training_process_is_reported_and_gone_on_from(
     assert "going on from" in again.tail()
 
 
+@pytest.mark.long
 def test_ctrl_c_stops_every_rank_after_the_same_step(start: Start, tmp_path: Path) -> None:
     launcher = start("--nproc", "2", save_steps=100_000)
     until(lambda: "\nstep 1/" in f"\n{launcher.tail()}", "the first step")
