@@ -98,6 +98,8 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
         self._controller: ParameterController | None = None
         self._session: SteeringSession | None = None
         self._goodbye: weakref.finalize[Any, Any] | None = None
+        # Whether the loop was asked for something that it may not have done yet.
+        self._asked = False
         self._job_id: str | None = self._given_job
         # What the last run ended with, for a checkpoint that is saved after it.
         self._last_state: dict[str, Any] | None = None
@@ -229,8 +231,8 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
                     if found is not None:
                         session.loss_alarm(*found)
             finally:
-                asked = session.step_done(boundary, last=last, pausing=pausing)
-            if asked and self._actions is not None:
+                self._asked = session.step_done(boundary, last=last, pausing=pausing)
+            if self._asked and self._actions is not None:
                 self._actions.hold(session, control)
         except Exception as error:  # noqa: BLE001 - nothing of ours may stop a training run
             self.hook_failed("on_step_end", error)
@@ -257,10 +259,10 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Go on holding."""
-        if self._session is None or not self._session.actions.paused:
+        if not self._asked:
             return
         try:
-            if self._actions is not None:
+            if self._session is not None and self._actions is not None:
                 self._actions.hold_before_step(self._session, control)
         except Exception as error:  # noqa: BLE001 - nothing of ours may stop a training run
             self.hook_failed("on_step_begin", error)
@@ -374,6 +376,7 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
             max_epochs=float(run.args.num_train_epochs) if run.args.max_steps <= 0 else None,
             ranks=ranks,
         )
+        self._asked = True  # what a roll back brings with it is looked at in front of a step
         self._goodbye = goodbye_at_the_latest(self, session)
 
     def _end_session(self, error: str | None) -> None:

@@ -20,6 +20,7 @@ from trainer_agent.identity import DEFAULT_CONTROL_PLANE
 from trainer_agent.link.steps import StepBatch
 from trainer_agent.ranks import met
 from trainer_agent.steering.controller import ParameterController
+from trainer_agent.steering.reporting import Reporter
 from trainer_agent.steering.session import SteeringSession
 
 
@@ -191,7 +192,7 @@ FAILURES: dict[str, tuple[object, str]] = {
     "on_optimizer_step": (ParameterController, "optimizer_stepped"),
     "on_step_end": (ParameterController, "at_boundary"),
     "on_step_end: poll": (SteeringSession, "_take"),
-    "on_step_end: send": (StepBatch, "add"),
+    "on_step_end: send": (Reporter, "step_done"),
     "reporting steps together": (StepBatch, "take"),
     "on_log": (SteeringSession, "log"),
     "on_train_end": (ParameterController, "finish"),

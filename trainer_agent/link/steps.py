@@ -18,29 +18,21 @@ REPORT_INTERVAL_NANOS: Final = 200_000_000
 MOST_STEPS: Final = 1_000
 """Steps in one message."""
 
-_Step = tuple[int, int, float | None, Mapping[str, float]]
+Step = tuple[int, int, float | None, Mapping[str, float]]
 
 
 class StepBatch:
     """Steps that wait to be reported together.
 
-    Taking one in is on every step's way, so it does nothing but keep it.
+    Attributes:
+        steps: They: the step, when it ended in nanoseconds since 1970 UTC, the epoch, and the
+            metrics, which must not be changed any more. Filled from outside, one at every step.
     """
 
     def __init__(self) -> None:
         """Begins empty."""
-        self._steps: list[_Step] = []
+        self.steps: list[Step] = []
         self._max_steps: int | None = None
-
-    def __len__(self) -> int:
-        """Returns how many steps wait."""
-        return len(self._steps)
-
-    def add(
-        self, step: int, time_nanos: int, epoch: float | None, metrics: Mapping[str, float]
-    ) -> None:
-        """Takes a step; ``metrics`` must not be changed afterwards."""
-        self._steps.append((step, time_nanos, epoch, metrics))
 
     def plan(self, max_steps: int) -> None:
         """Has the next message tell how many steps are planned."""
@@ -48,21 +40,24 @@ class StepBatch:
 
     def take(self) -> Iterator[link_pb2.TrainerMessage]:
         """Returns the messages that report what waits, and forgets it."""
-        steps, self._steps = self._steps, []
+        steps, self.steps = self.steps, []
         max_steps, self._max_steps = self._max_steps, None
         for names, alike in itertools.groupby(steps, lambda step: tuple(step[3])):
             every = list(alike)
             for first in range(0, len(every), MOST_STEPS):
-                some = every[first : first + MOST_STEPS]
+                numbers, times, epochs, metrics = zip(
+                    *every[first : first + MOST_STEPS], strict=True
+                )
                 message = link_pb2.TrainerMessage()
                 batch = message.steps
-                batch.steps.extend([step for step, _, _, _ in some])
-                batch.time_nanos.extend([time_nanos for _, time_nanos, _, _ in some])
+                batch.steps.extend(numbers)
+                batch.time_nanos.extend(times)
                 batch.names.extend(names)
-                batch.values.extend([value for *_, each in some for value in each.values()])
-                epoch = some[-1][2]
-                if epoch is not None:
-                    batch.epoch = epoch
+                batch.values.extend(
+                    itertools.chain.from_iterable(each.values() for each in metrics)
+                )
+                if epochs[-1] is not None:
+                    batch.epoch = epochs[-1]
                 if max_steps is not None:
                     batch.max_steps = max_steps
                 yield message

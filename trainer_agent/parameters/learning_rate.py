@@ -34,7 +34,8 @@ from trainer_agent.parameters.changes import Change, Operation, operation_of
 from trainer_agent.parameters.groups import as_stored, find_group, group_names, shares_its_rate
 from trainer_agent.parameters.planning import plan
 from trainer_agent.parameters.schedulers import unwrap_optimizer, unwrap_scheduler, why_unsteerable
-from trainer_agent.parameters.steering import Snapshot, Steering
+from trainer_agent.parameters.steering import Steering
+from trainer_agent.parameters.steering_state import Snapshot
 
 if TYPE_CHECKING:
     from trainer_agent.parameters.overrides import GroupState
@@ -145,10 +146,8 @@ class LearningRate:
         """Return the first group's rate if the host knows it. Cheap: meant for every step."""
         if self._steering is None:
             return None
-        rate = self._steering.groups[0]["lr"]
-        if type(rate) is float:
-            return rate
-        return self._steering.rates(synchronise=False)[0]
+        rate = self._steering.optimizer.param_groups[0]["lr"]
+        return rate if type(rate) is float else self._steering.rates(synchronise=False)[0]
 
     def tick(self, boundary: Boundary) -> None:
         """Move holds, ramps and schedules to their value for the next step.

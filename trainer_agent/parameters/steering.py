@@ -11,35 +11,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from trainer_agent.parameters.following import follow, unfollow
 from trainer_agent.parameters.groups import Rate, as_stored, copy_of, host_value, put_rate
-from trainer_agent.parameters.overrides import NOTHING, GroupState, Override
+from trainer_agent.parameters.overrides import NOTHING, GroupState
 from trainer_agent.parameters.schedulers import is_steered, original_bases, sinks_scales
-from trainer_agent.parameters.steering_state import SavedGroup, SteeringState
+from trainer_agent.parameters.steering_state import SavedGroup, Snapshot, SteeringState
 
 if TYPE_CHECKING:
     from trainer_agent.parameters.base import Json
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """Everything that a change can touch, to the bit."""
-
-    rates: list[Rate]
-    bases: list[Rate]
-    initial: list[Rate | None]
-    last: list[Rate] | None
-    own: list[Rate] | None
-    overrides: list[Override]
-    originals: list[tuple[float, float]] | None
-    global_step: int
-    written: list[float]
-    changed_at: int | None
 
 
 class Steering:
@@ -51,7 +35,7 @@ class Steering:
     """
 
     def __init__(self, optimizer: Any, scheduler: Any) -> None:
-        self._optimizer = optimizer
+        self.optimizer = optimizer
         self._scheduler = scheduler
         self._sinks = scheduler is not None and sinks_scales(scheduler)
         self._overrides = [NOTHING for _ in self.groups]
@@ -75,7 +59,7 @@ class Steering:
     @property
     def groups(self) -> list[dict[str, Any]]:
         """The optimizer's parameter groups."""
-        groups: list[dict[str, Any]] = self._optimizer.param_groups
+        groups: list[dict[str, Any]] = self.optimizer.param_groups
         return groups
 
     @property

@@ -1,4 +1,4 @@
-"""What of a steered learning rate rides in a checkpoint."""
+"""What of a steered learning rate rides in a checkpoint, and what a change is taken back to."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from trainer_agent.parameters.overrides import Override
 
 if TYPE_CHECKING:
     from trainer_agent.parameters.base import Json
+    from trainer_agent.parameters.groups import Rate
 
 VERSION = 1
 
@@ -113,3 +114,19 @@ class SteeringState:
                 f"the saved learning rate state has {len(self.groups)} parameter groups, and this "
                 f"run has {groups}"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything that a change can touch, to the bit."""
+
+    rates: list[Rate]
+    bases: list[Rate]
+    initial: list[Rate | None]
+    last: list[Rate] | None
+    own: list[Rate] | None
+    overrides: list[Override]
+    originals: list[tuple[float, float]] | None
+    global_step: int
+    written: list[float]
+    changed_at: int | None

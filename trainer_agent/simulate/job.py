@@ -101,6 +101,9 @@ class LightJob:
         *,
         open_channel: OpenChannel | None = None,
         changed: Callable[[], None] = lambda: None,
+        actions: Actions | None = None,
+        step: int = 0,
+        go_on: Callable[[ParameterController], None] = lambda _: None,
     ) -> None:
         """Prepares a job.
 
@@ -109,6 +112,9 @@ class LightJob:
             identity: Who serves it.
             open_channel: Opens the channel of each of its sessions; None: one of its own.
             changed: Is called whenever something may be different.
+            actions: What it can be asked to do; None: what needs no checkpoint.
+            step: Steps done before it begins.
+            go_on: Has its controller go on from a checkpoint, before anybody hears of it.
 
         Raises:
             ValueError: Something in the specification can not be.
@@ -121,7 +127,7 @@ class LightJob:
             )
         self.spec = spec
         self.values: dict[str, Value] = dict(spec.values)
-        self._step = 0
+        self._step = step
         self.outcomes: dict[int, session_pb2.UpdateOutcome] = {}
         self.counts: dict[str, int] = {}
         self._agent_identity = identity
@@ -130,16 +136,17 @@ class LightJob:
         self._background = Background()
         self._curve = LossCurve(spec.seed, self._rate())
         self._report_steps = max(1, round(spec.report_every / spec.step_time))
-        self._reported = 0
+        self._reported = step
         self._anchor = (0.0, 0)
         self._timer: asyncio.TimerHandle | None = None
         self._news = self._working = self._stepping = self._ended = self._parted = False
         self._link: DirectLink | None = None
-        self._actions = Actions(_OFFER)
+        self._actions = actions or Actions(_OFFER)
         instance_id = new_instance_id()
         self._controller = ParameterController(
             light_parameters(self.values), instance_id, actions=self._actions
         )
+        go_on(self._controller)
         measured: dict[str, Callable[[], float | None]] = {
             "loss": lambda: self._curve.loss(self._step),
             "learning_rate": self._rate,
@@ -378,13 +385,17 @@ class LightJob:
     def _carry_out(self) -> None:
         """Does what is asked for besides training."""
         for kind in tuple(self._actions.wanted):
-            result = update_pb2.ActionResult()
-            if kind is ActionKind.EVALUATE:
-                result.metrics["eval_loss"] = self._curve.eval_loss(self._step)
-            self._session.action_done(kind, result)
+            self._session.action_done(kind, self._result(kind))
         self._follow_rate()
         if self._actions.stopping:
             self._finish()
+
+    def _result(self, kind: ActionKind) -> update_pb2.ActionResult:
+        """Does one thing besides training, and returns what it led to."""
+        result = update_pb2.ActionResult()
+        if kind is ActionKind.EVALUATE:
+            result.metrics["eval_loss"] = self._curve.eval_loss(self._step)
+        return result
 
     def _follow_rate(self) -> None:
         rate = self._rate()

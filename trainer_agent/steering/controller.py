@@ -173,6 +173,11 @@ class ParameterController:
 
     # What the loop does.
 
+    @property
+    def ticking(self) -> Mapping[str, LiveParameter]:
+        """What ``tick`` moves; always the same object, whatever is in it."""
+        return self._in_force.ticking
+
     def optimizer_stepped(self) -> None:
         """Note what the step that has just run used. To be called before any schedule goes on.
 
@@ -180,7 +185,22 @@ class ParameterController:
         """
         self._in_force.step_used()
 
-    def at_boundary(self, boundary: Boundary, *, last: bool = False, begun: bool = False) -> bool:
+    @property
+    def idle_until(self) -> int:
+        """The first step after which there may be something to do here, as far as is known now.
+
+        0: after the next one. Until then ``tick`` will do. What arrives changes it, a deadline that
+        passes, and what the loop is asked to do.
+        """
+        if self._in_force.unverified or self._alarm is not None or self.stop_asked:
+            return 0
+        return max(self._held.wake_step - 1, 0)
+
+    def tick(self, boundary: Boundary) -> None:
+        """Move what varies with time, at a boundary where nothing else is to be done."""
+        self._in_force.step_ran(boundary, tick=self._due.off is None)
+
+    def at_boundary(self, boundary: Boundary, *, last: bool = False, begun: bool = False) -> None:
         """Verify what the last step used, move what varies with time, apply what is due.
 
         May be called again at the same boundary, as long as the run is held there.
@@ -190,18 +210,10 @@ class ParameterController:
             last: No step follows, so that nothing can come into force any more.
             begun: The next step has begun: it is finished whatever comes, and uses what is in
                 force. A stop comes after it.
-
-        Returns:
-            Whether there was anything to be done that others may have to hear of.
         """
-        in_force, held = self._in_force, self._held
-        wakes = boundary.global_step + 1 >= held.wake_step
-        quiet = not (wakes or in_force.unverified or self._alarm is not None or self.stop_asked)
-        if quiet and not in_force.ticking:
-            return False
-        in_force.step_ran(boundary, tick=self._due.off is None)
-        if quiet:
-            return False
+        in_force = self._in_force
+        wakes = boundary.next_step >= self._held.wake_step
+        self.tick(boundary)
         if self._alarm is not None:
             alarm, self._alarm = self._alarm, None
             ends = last or self._applier.ending
@@ -212,7 +224,6 @@ class ParameterController:
             self._applier.stop(boundary, in_force, begun=begun)
         if wakes:
             self._due.go_through(boundary, last=last, begun=begun)
-        return True
 
     def action_done(self, kind: ActionKind, result: update_pb2.ActionResult) -> None:
         """Take what an action led to that the loop has carried out."""

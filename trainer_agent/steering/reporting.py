@@ -111,7 +111,7 @@ class Reporter:
         step, max_steps, epoch = self.boundary
         now = self.step_nanos
         self._told = used = self._used
-        self._batch.add(step, now, epoch, used)
+        self._batch.steps.append((step, now, epoch, used))
         if max_steps != self._reported_max_steps and max_steps is not None:
             self._reported_max_steps = max_steps
             self._batch.plan(max_steps)
@@ -166,7 +166,7 @@ class Reporter:
 
     def send_steps(self) -> None:
         """Send the steps that wait to be reported with others."""
-        if len(self._batch):
+        if self._batch.steps:
             self._sent_nanos = self.step_nanos
             for message in self._batch.take():
                 self.link.send(message)

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from midcourse.agent.v1 import session_pb2
-from midcourse.control.v1 import update_pb2
 from midcourse.link.v1 import link_pb2
 from trainer_agent.ranks import Alone, Apart, Ranks
 from trainer_agent.steering.links import CLOSE_TIMEOUT, LinkFactory, default_link
 from trainer_agent.steering.pauses import Pauses
+from trainer_agent.steering.rank_news import RankNews, from_agent
 from trainer_agent.steering.reporting import Identity, Reporter
 
 if TYPE_CHECKING:
+    from midcourse.control.v1 import update_pb2
     from trainer_agent.parameters import Boundary
     from trainer_agent.ranks import Messages
     from trainer_agent.steering.actions import ActionKind, Actions
@@ -69,16 +70,16 @@ class SteeringSession:
         self._controller = controller
         self._ranks: Ranks = ranks or Alone()
         self._alone = self._ranks.size == 1
-        self._monotonic_clock = monotonic_clock
         self._reporter = Reporter(
             identity, controller, start, step_metrics or {}, measures, max_epochs
         )
         self._pauses = Pauses(identity.job_id, monotonic_clock)
         self._faults: set[str] = set()
-        self._learned: list[link_pb2.RankMessage] = []
-        self._stop_wanted = False
-        # Whether there was nothing to tell or to do when that was last looked at.
-        self._quiet = False
+        self._news = RankNews(controller, monotonic_clock)
+        # The first step after which there may be something to do that this process knows of
+        # already; 0: after the next one. Most steps end with a look at this and at the link.
+        self._idle_until = 0
+        self._ticking = controller.ticking
         self._closed = False
         self._link = self._reporter.link = link_factory(
             job_id=identity.job_id,
@@ -112,7 +113,8 @@ class SteeringSession:
         May be called from a signal handler, on whichever rank. Where several ranks do not agree
         nothing comes of it, as one must not stop alone.
         """
-        self._stop_wanted = True
+        self._news.stop_wanted = True
+        self._idle_until = 0
 
     def leaves(self, error: Exception | None) -> bool:
         """End as the run goes back to a checkpoint, if the next process could be told.
@@ -140,7 +142,8 @@ class SteeringSession:
 
     def optimizer_stepped(self) -> None:
         """Note what the optimizer step that has just run used, before any schedule goes on."""
-        self._controller.optimizer_stepped()
+        if not self._idle_until:  # else there is nothing that a step has to confirm
+            self._controller.optimizer_stepped()
         self._reporter.optimizer_stepped()
 
     def step_done(self, boundary: Boundary, *, last: bool = False, pausing: bool = False) -> bool:
@@ -155,29 +158,35 @@ class SteeringSession:
             Whether the loop has to do something besides training: see ``hold``, ``actions`` and
             ``roll_back``.
         """
-        controller, reporter = self._controller, self._reporter
+        reporter = self._reporter
         reporter.boundary = boundary
         reporter.step_nanos = time.time_ns()
         received = self._link.poll()
+        if boundary.global_step < self._idle_until and not received:
+            if self._ticking:
+                self._controller.tick(boundary)
+            reporter.step_done(at_once=last or pausing)
+            return False
+        controller = self._controller
         messages: Messages = ()
-        if received or self._learned or self._stop_wanted or controller.has_deadlines:
-            messages = self._news(received)
+        if received or self._news:
+            messages = self._news.take(received, self._ranks)
         if not self._alone:
             messages = self._exchange(messages)
         if messages:
             self._take(messages)
         try:
-            worked = controller.at_boundary(boundary, last=last)
+            controller.at_boundary(boundary, last=last)
         except Exception as error:
             self.leave_ranks(error)
             raise
         self._pauses.end_for_want_of_others(controller.actions)
         reporter.step_done(at_once=last or pausing)
-        if self._quiet and not worked and not messages:
-            return False
         asked = controller.asks
         reporter.send_news()
-        self._quiet = not asked
+        self._idle_until = controller.idle_until if self._alone and not asked else 0
+        if self._news:  # looked at last, as a signal may ask for a stop at any time
+            self._idle_until = 0
         return asked
 
     def hold(self, *, patiently: bool = False, begun: bool = False) -> None:
@@ -210,7 +219,8 @@ class SteeringSession:
         Args:
             begun: The next step has begun already, and will be finished.
         """
-        messages = self._hold(self._news(self._link.poll()))
+        self._idle_until = 0
+        messages = self._hold(self._news.take(self._link.poll(), self._ranks))
         if messages:
             self._take(messages)
             try:
@@ -225,6 +235,7 @@ class SteeringSession:
         self, kind: ActionKind, result: update_pb2.ActionResult, *, telling: bool = True
     ) -> None:
         """Take what an action led to."""
+        self._idle_until = 0
         self._controller.action_done(kind, result)
         if telling:
             self._reporter.send_news()
@@ -237,7 +248,8 @@ class SteeringSession:
             loss: The loss.
         """
         alarm = link_pb2.LossAlarm(step=step, loss=loss, rank=self._ranks.rank)
-        self._learned.append(link_pb2.RankMessage(loss_alarm=alarm))
+        self._news.learned.append(link_pb2.RankMessage(loss_alarm=alarm))
+        self._idle_until = 0
 
     def fault(self, component: str, error: BaseException) -> None:
         """Report that our own code failed, once for each part of it, and stop steering.
@@ -247,6 +259,7 @@ class SteeringSession:
         if component in self._faults:
             return
         self._faults.add(component)
+        self._idle_until = 0
         what = f"{type(error).__name__}: {error}"
         try:
             if self._alone:
@@ -254,7 +267,7 @@ class SteeringSession:
             else:
                 self._controller.veto(*_switched_off(component, what))
                 fault = session_pb2.Fault(component=component, message=what)
-                self._learned.append(link_pb2.RankMessage(fault=fault))
+                self._news.learned.append(link_pb2.RankMessage(fault=fault))
         except Exception:
             logger.exception("the failure of %s could not be reported", component)
 
@@ -272,7 +285,7 @@ class SteeringSession:
         reporter.finished = True
         try:
             self._take(self._ranks.close())
-            self._take(_from_agent(self._link.poll()))
+            self._take(from_agent(self._link.poll()))
             self._controller.finish(boundary)
         finally:
             try:
@@ -299,22 +312,6 @@ class SteeringSession:
 
     # What the ranks tell one another.
 
-    def _news(self, received: Sequence[link_pb2.AgentMessage]) -> Messages:
-        """Return what this rank has learned since it was last asked, what came in included."""
-        learned, self._learned = self._learned, []
-        if self._stop_wanted:
-            self._stop_wanted = False
-            if not isinstance(self._ranks, Apart):
-                learned.append(link_pb2.RankMessage(stop=True))
-        learned.extend(_from_agent(received))
-        if self._ranks.rank == 0:
-            now = self._monotonic_clock()
-            learned.extend(
-                link_pb2.RankMessage(deadline_passed=link_pb2.DeadlinePassed(revision=revision))
-                for revision in (*self._controller.overdue(now), *_overdue_already(received, now))
-            )
-        return learned
-
     def _exchange(self, messages: Messages) -> Messages:
         try:
             return self._ranks.exchange(messages)
@@ -336,7 +333,7 @@ class SteeringSession:
         others.
         """
         if not self._alone:
-            self._learned = list(self._ranks.close())
+            self._news.learned = list(self._ranks.close())
             self._ranks = Apart(self._ranks.rank)
             self._alone = True
             self._switch_off(component, f"{type(error).__name__}: {error}")
@@ -383,21 +380,6 @@ class SteeringSession:
         fault = session_pb2.Fault(component=component, message=what)
         self._link.send(link_pb2.TrainerMessage(fault=fault))
         self._link.send(link_pb2.TrainerMessage(state=self._reporter.full_state()))
-
-
-def _from_agent(messages: Iterable[link_pb2.AgentMessage]) -> list[link_pb2.RankMessage]:
-    return [link_pb2.RankMessage(agent=message) for message in messages]
-
-
-def _overdue_already(messages: Iterable[link_pb2.AgentMessage], now: int) -> list[int]:
-    """Return the updates whose deadline passed on the way here, in a step that took its time."""
-    return [
-        each.delivery.update.revision
-        for each in messages
-        if each.delivery.HasField("deadline_monotonic_nanos")
-        and each.delivery.deadline_monotonic_nanos <= now
-        and each.delivery.update.state != update_pb2.UPDATE_STATE_APPLIED
-    ]
 
 
 def _switched_off(component: str, what: str) -> tuple[str, str]:

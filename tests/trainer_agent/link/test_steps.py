@@ -31,7 +31,7 @@ def steps_alike(draw: st.DrawFn) -> list[Step]:
 def test_what_goes_in_comes_out(steps: list[Step], max_steps: int | None) -> None:
     batch = StepBatch()
     for step in steps:
-        batch.add(*step)
+        batch.steps.append(step)
     if max_steps is not None:
         batch.plan(max_steps)
     (message,) = batch.take()
@@ -49,12 +49,12 @@ def test_what_goes_in_comes_out(steps: list[Step], max_steps: int | None) -> Non
 
 def test_a_batch_is_empty_once_taken() -> None:
     batch = StepBatch()
-    batch.add(1, 2, 0.5, {"loss": 1.0})
+    batch.steps.append((1, 2, 0.5, {"loss": 1.0}))
     batch.plan(10)
     list(batch.take())
-    assert not len(batch)
+    assert not batch.steps
     assert not list(batch.take())
-    batch.add(2, 3, None, {})
+    batch.steps.append((2, 3, None, {}))
     (message,) = batch.take()
     (report,) = reports(message.steps)
     assert report == link_pb2.StepReport(step=2, time_nanos=3)
@@ -63,8 +63,8 @@ def test_a_batch_is_empty_once_taken() -> None:
 def test_steps_with_other_metrics_and_too_many_steps_go_in_several_messages() -> None:
     batch = StepBatch()
     for step in range(MOST_STEPS + 1):
-        batch.add(step, 0, None, {"a": 1.0})
-    batch.add(MOST_STEPS + 1, 0, None, {"b": 1.0})
+        batch.steps.append((step, 0, None, {"a": 1.0}))
+    batch.steps.append((MOST_STEPS + 1, 0, None, {"b": 1.0}))
     messages = list(batch.take())
     assert [len(message.steps.steps) for message in messages] == [MOST_STEPS, 1, 1]
     apart = [report.step for message in messages for report in reports(message.steps)]

@@ -279,7 +279,7 @@ class DataFlow:
         """Note how many micro-batches the next update was to get, and got."""
         here = self.position
         self.asked, self.got = asked, got
-        self._done, self.position = here, here._replace(consumed=here.consumed + got)
+        self._done, self.position = here, Position(here.epoch, here.consumed + got, here.length)
         self._taken_at = self.trainer.state.global_step if got else None
 
     def begin(self, saved: SavedFlow | None) -> None:
