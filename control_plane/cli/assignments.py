@@ -90,8 +90,8 @@ def split_assignment(text: str) -> tuple[str, str]:
         )
     if not equals or not value:
         raise AssignmentError(
-            f"{name} has no value; write {name}=5e-5 to set it, {name}=x0.5 to multiply it or"
-            f" {name}=release to give it back to its schedule"
+            f"got {text!r}, which has no value; write {name}=5e-5 to set it, {name}=x0.5 to"
+            f" multiply it or {name}=release to give it back to its schedule"
         )
     return name, value
 

@@ -64,26 +64,36 @@ class How:
                     raise typer.BadParameter(f"{flag} goes with --mode schedule")
 
 
+def split(texts: Iterable[str]) -> list[tuple[str, str]]:
+    """Returns the name and the value in each assignment.
+
+    Raises:
+        typer.BadParameter: One is none; the message says what it lacks.
+    """
+    try:
+        return [grammar.split_assignment(text) for text in texts]
+    except AssignmentError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 def changes(
-    texts: Iterable[str], specs: Iterable[parameter_pb2.ParameterSpec], how: How
+    assigned: Iterable[tuple[str, str]], specs: Iterable[parameter_pb2.ParameterSpec], how: How
 ) -> list[update_pb2.Change]:
     """Returns the changes that assignments ask for.
 
     Args:
-        texts: Assignments as typed.
+        assigned: Names and values as typed, see `split`.
         specs: The live parameters of the job: they say how a value is to be read. What they do
             not know is passed on by its looks, for the control plane to refuse.
         how: The options.
 
     Raises:
-        typer.BadParameter: An assignment cannot be understood, or does not go with the options.
+        typer.BadParameter: A value cannot be understood, or does not go with the options.
     """
-    how.check()
     kinds = {spec.name: _KINDS.get(spec.kind) for spec in specs}
     made: list[update_pb2.Change] = []
-    for text in texts:
+    for name, value in assigned:
         try:
-            name, value = grammar.split_assignment(text)
             made.append(_change(name, grammar.interpret(name, value, kinds.get(name)), how))
         except (AssignmentError, ValueError) as error:
             raise typer.BadParameter(str(error)) from None

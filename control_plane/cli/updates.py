@@ -143,7 +143,8 @@ def set_parameters(
     if not given:
         example = f"midcourse set JOB {job}" if is_assignment(job) else f"set {job} NAME=VALUE"
         raise typer.BadParameter(f"name a job and what to change: {example}")
-
+    # What can be told without a job is told whether or not there is one.
+    assigned = requested.split(given)
     options = sending.options(
         at_step=at_step,
         max_step=max_step,
@@ -156,15 +157,16 @@ def set_parameters(
     how = Sending(options, wait, timeout, dry_run)
     how.check()
     asked = requested.How(mode, steps, shape, warmup, floor, group, coupling)
+    asked.check()
     with session.connect(job) as plane:
         if job:
             specs = plane.get_job(job).parameters
-            changes = requested.changes(given, specs, asked)
+            changes = requested.changes(assigned, specs, asked)
             sending.send(session, plane, job, changes, None, how, specs)
             return
         # One of them tells how values are to be read; whether they suit each, the server says.
         first = next(plane.list_jobs(selector, page_size=1), None)
-        changes = requested.changes(given, first.parameters if first else (), asked)
+        changes = requested.changes(assigned, first.parameters if first else (), asked)
         fleet.send(session, plane, to, changes, None, how)
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -17,6 +18,7 @@ from rich.console import Console
 from examples.demo.processes import DemoError
 
 _INTERRUPTED: Final = 130
+_TELL_SECONDS: Final = 15.0
 
 
 class Stage:
@@ -37,7 +39,7 @@ class Stage:
         self.console.print(f"   {text}")
 
     def midcourse(self, *arguments: str, **addresses: str) -> None:
-        """Runs the command, as anybody could beside the demo.
+        """Runs the command, as anybody could beside the demo, and tells that it is still at it.
 
         Args:
             arguments: Its arguments.
@@ -50,9 +52,25 @@ class Stage:
         self.console.print(f"\n$ midcourse {' '.join(shown)}", style="bold")
         sys.stdout.flush()
         command = [sys.executable, "-m", "control_plane.cli", *arguments]
-        done = subprocess.run(command, env={**os.environ, **addresses}, check=False)  # noqa: S603 - no shell
-        if done.returncode != 0:
-            raise DemoError(f"midcourse {arguments[0]} ended with exit status {done.returncode}")
+        began = time.monotonic()
+        with subprocess.Popen(command, env={**os.environ, **addresses}) as process:  # noqa: S603 - no shell
+            try:
+                while (code := _ended_within(process, _TELL_SECONDS)) is None:
+                    if not sys.stderr.isatty():  # there the command itself shows what it waits for
+                        seconds = time.monotonic() - began
+                        print(f"   … {seconds:.0f} s so far", file=sys.stderr, flush=True)
+            except BaseException:
+                process.kill()
+                raise
+        if code != 0:
+            raise DemoError(f"midcourse {arguments[0]} ended with exit status {code}")
+
+
+def _ended_within(process: subprocess.Popen[bytes], seconds: float) -> int | None:
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def perform(play: Callable[[Stage, Path], None]) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from analytics_service.providers import local
+from examples.demo import stage
 from examples.demo.processes import DemoError
 from examples.demo_chat.__main__ import choose
 from examples.demo_chat.scenario import RAISE_AFTER, STEPS
@@ -95,3 +96,16 @@ def test_who_names_a_model_gets_that_one() -> None:
         choose(models, "keyless")
     with pytest.raises(DemoError, match="no model 'other'; there are: tiny, old, cheap"):
         choose(models, "other")
+
+
+def test_a_command_that_takes_long_is_seen_to_go_on(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "_TELL_SECONDS", 0.001)
+    shown = stage.Stage()
+    shown.midcourse("--version")
+    said = capfd.readouterr()
+    assert "$ midcourse --version" in said.out
+    assert "… 0 s so far" in said.err
+    with pytest.raises(DemoError, match="midcourse nonsense ended with exit status 2"):
+        shown.midcourse("nonsense")

@@ -238,6 +238,25 @@ def test_a_wrong_command_line(
     assert not server.updates["jobs/my-run"]
 
 
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["my-rnu", "learning_rate"], "got 'learning_rate', which has no value"),
+        (["my-rnu", "learning_rate="], "write learning_rate=5e-5 to set it"),
+        (["my-rnu", "warmup_steps=10", "loss"], "got 'loss'"),
+        (["my-rnu", "3=4"], "'3=4' does not begin with the name of a parameter"),
+        (["my-rnu", "learning_rate=1", "--mode", "ramp"], "needs --steps"),
+        (["-l", "team=nobody", "learning_rate=1", "loss"], "got 'loss'"),
+    ],
+)
+def test_what_is_no_assignment_is_told_before_anybody_is_asked_for_the_job(
+    midcourse: Midcourse, args: list[str], words: str
+) -> None:
+    stderr = midcourse("set", *args, code=ExitCode.USAGE).stderr
+    assert words in stderr
+    assert "my-rnu" not in stderr
+
+
 # history, cancel
 
 

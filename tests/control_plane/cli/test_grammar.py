@@ -134,7 +134,9 @@ LEARNING_RATE = parameter_pb2.ParameterSpec(
 
 
 def ask(text: str, **options: Any) -> update_pb2.Change:
-    (change,) = requested.changes([text], [LEARNING_RATE], requested.How(**options))
+    how = requested.How(**options)
+    how.check()
+    (change,) = requested.changes(requested.split([text]), [LEARNING_RATE], how)
     return change
 
 
