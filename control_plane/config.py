@@ -110,6 +110,13 @@ class ServerSettings(ServiceSettings, env_prefix="MIDCOURSE_"):
         le=36_500,
         description="Days that audit records are kept; 0: for ever.",
     )
+    retain_jobs_days: float = Field(
+        default=0.0,
+        ge=0,
+        le=36_500,
+        description="Days that jobs are kept, with their updates and metrics, after they finished "
+        "or failed; 0: for ever.",
+    )
     retain_tokens_days: float = Field(
         default=30.0,
         ge=0,

@@ -142,7 +142,9 @@ class ControlPlane:
         )
         self.metrics = MetricsService(store, self.telemetry)
         self.watches = WatchService(store, self.bus, self.jobs, self.telemetry)
-        self.upkeep = Upkeep(store, clock, self.sessions, self.updates, _retention(settings))
+        self.upkeep = Upkeep(
+            store, clock, self.sessions, self.updates, self.jobs, _retention(settings)
+        )
         if observation.registry is not None:
             observation.registry.register(Levels(self.sessions, self.telemetry, self.watches))
         self._store = store
@@ -297,6 +299,7 @@ def _retention(settings: ServerSettings) -> Retention:
         days(settings.retain_events_days),
         days(settings.retain_audit_days),
         days(settings.retain_tokens_days),
+        days(settings.retain_jobs_days),
     )
 
 

@@ -234,10 +234,16 @@ def host_of(peer: str) -> str:
     scheme, _, rest = peer.partition(":")
     if scheme not in ("ipv4", "ipv6"):
         return scheme if scheme in ("unix", "unix-abstract") else peer
+    return _network(_host(rest)) or peer
+
+
+@functools.lru_cache(maxsize=1024)
+def _network(host: str) -> str:
+    """What counts as one host with an IP address; empty for what is none."""
     try:
-        address = ipaddress.ip_address(_host(rest))
+        address = ipaddress.ip_address(host)
     except ValueError:
-        return peer
+        return ""
     address = getattr(address, "ipv4_mapped", None) or address
     if address.version == 4 or address.is_loopback:
         return str(address)

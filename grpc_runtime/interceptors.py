@@ -153,13 +153,23 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     async def _serve(self, call: _Call, context: Any, respond: Callable[[], Awaitable[_T]]) -> _T:
         """Serves one call; grpc runs every call in a task, and so a context, of its own."""
+        try:
+            return await self._answer(call, context, respond)
+        finally:
+            # Not before its status is sent: that waits for a caller who does not read, for as long
+            # as its connection lasts, and what is kept for it has to have a limit.
+            if call.is_counted and self._limits is not None and call.principal is not None:
+                self._limits.leave(call.principal.name)
+
+    async def _answer(self, call: _Call, context: Any, respond: Callable[[], Awaitable[_T]]) -> _T:
         fault: BaseException
         try:
             await self._admit(call)
             try:
                 response = await respond()
             finally:
-                self._leave(call)
+                if call.opened is not None and call.principal is not None:
+                    self.open_calls.leave(call.principal.credential, call.opened)
         except asyncio.CancelledError as error:
             cut = call.opened.was_cut() if call.opened is not None else None
             task = asyncio.current_task()
@@ -231,12 +241,6 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             ) and (too_many := strangers.failed(call.peer)):
                 raise too_many from None
             raise
-
-    def _leave(self, call: _Call) -> None:
-        if call.is_counted and self._limits is not None and call.principal is not None:
-            self._limits.leave(call.principal.name)
-        if call.opened is not None and call.principal is not None:
-            self.open_calls.leave(call.principal.credential, call.opened)
 
     def _finish(
         self,

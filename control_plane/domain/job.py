@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from control_plane.domain.alike import alike
 from control_plane.domain.errors import Reason, Refusal, invalid
@@ -35,26 +35,33 @@ class JobState(StrEnum):
 LIVE_STATES = frozenset({JobState.RUNNING, JobState.STALLED, JobState.PAUSED})
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far training has come; None: unknown."""
+class Progress(NamedTuple):
+    """How far training has come; None: unknown.
+
+    Attributes:
+        step_time: When the newest step was done, in microseconds since 1970.
+    """
 
     step: int
     max_steps: int | None = None
     epoch: float | None = None
     max_epochs: float | None = None
     steps_per_second: float | None = None
-    step_time: datetime | None = None
+    step_time: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class MetricPoint:
-    """The newest value of a metric; `step` is the number of optimizer steps done."""
+class MetricPoint(NamedTuple):
+    """The newest value of a metric.
+
+    Attributes:
+        step: Optimizer steps done.
+        time: When it was measured, in microseconds since 1970.
+    """
 
     name: str
     step: int
     value: float
-    time: datetime
+    time: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,6 +142,14 @@ class Heartbeat(NamedTuple):
     readings: tuple[Reading, ...] = ()
     patient: bool = False
 
+    @property
+    def samples(self) -> int:
+        """How many samples it has, of all metrics."""
+        count = 0
+        for column in self.metrics:
+            count += len(column.steps)
+        return count
+
 
 @dataclass(frozen=True, slots=True)
 class TrainerFault:

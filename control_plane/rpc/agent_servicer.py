@@ -51,8 +51,8 @@ class AgentServicer(session_pb2_grpc.AgentServiceServicer):
         tasks: list[asyncio.Future[Any]] = [
             asyncio.ensure_future(_read(session, request_iterator)),
             asyncio.ensure_future(_write(session, context)),
-            asyncio.ensure_future(session.deliver_new()),
         ]
+        session.deliveries.begin()
         try:
             await asyncio.wait([*tasks, session.ended], return_when=asyncio.FIRST_COMPLETED)
             if session.ended.done():
@@ -72,20 +72,24 @@ async def _read(session: AgentSession, requests: AsyncIterator[pb.SessionRequest
         number = request.sequence
         session.begin(number)
         try:
-            if not await _take(session, number, request):
+            # By far the most of all messages: nothing is waited for that need not be.
+            if request.HasField("heartbeat"):
+                heartbeat = convert.heartbeat_of(request.heartbeat)
+                if not session.take_at_once(number, heartbeat):
+                    await session.heartbeat(number, heartbeat)
+            elif not await _take(session, number, request):
                 return
         except (Refusal, StatusError) as refusal:
             if refusal.reason not in _PER_MESSAGE:
                 raise
             session.bad_message(number, Reason(refusal.reason), refusal.message)
-        await session.outbox.room()
+        if session.outbox.is_full:
+            await session.outbox.room()
 
 
 async def _take(session: AgentSession, number: int, request: pb.SessionRequest) -> bool:
-    """Takes one message; returns whether more may come."""
+    """Takes one message that is no heartbeat; returns whether more may come."""
     match request.WhichOneof("message"):
-        case "heartbeat":
-            await session.heartbeat(number, convert.heartbeat_of(request.heartbeat))
         case "outcome":
             reached("session.outcome")
             await session.outcome(number, convert.outcome_of(request.outcome, "outcome"))

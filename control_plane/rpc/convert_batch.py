@@ -8,7 +8,7 @@ from control_plane.domain.names import batch_name, job_name, parse_job
 from control_plane.domain.selector import parse
 from control_plane.domain.update import UpdateState
 from control_plane.rpc.convert_update import STATES_OUT, spec, spec_of, transition
-from control_plane.services.batches import BatchSubmission
+from control_plane.services.batch_admission import BatchSubmission
 from grpc_runtime.convert import timestamp
 from midcourse.control.v1 import batch_pb2 as pb
 from midcourse.control.v1 import control_pb2, update_pb2

@@ -10,7 +10,14 @@ from control_plane.domain.names import job_name
 from control_plane.rpc.convert_parameter import spec, value
 from control_plane.rpc.convert_update import ACTIONS_OUT, change, update
 from control_plane.services.watch import WatchItem, WatchKind
-from grpc_runtime.convert import count_of, duration, time_of, timestamp
+from grpc_runtime.convert import (
+    count_of,
+    duration,
+    micros_of,
+    time_of,
+    timestamp,
+    timestamp_of_micros,
+)
 from midcourse.control.v1 import control_pb2, job_pb2
 
 if TYPE_CHECKING:
@@ -38,16 +45,20 @@ _WATCH_OUT = {
 
 
 def progress_of(proto: job_pb2.Progress, field: str) -> Progress:
-    """How far training has come."""
+    """How far training has come.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT, if a number or a time is none that can be.
+    """
+    given = proto.HasField
+    # Most are given and not zero, and then nobody has to ask whether they are given.
     return Progress(
-        step=count_of(proto.step, f"{field}.step"),
-        max_steps=proto.max_steps if proto.HasField("max_steps") else None,
-        epoch=proto.epoch if proto.HasField("epoch") else None,
-        max_epochs=proto.max_epochs if proto.HasField("max_epochs") else None,
-        steps_per_second=proto.steps_per_second if proto.HasField("steps_per_second") else None,
-        step_time=time_of(proto.step_time, f"{field}.step_time")
-        if proto.HasField("step_time")
-        else None,
+        count_of(proto.step, f"{field}.step"),
+        proto.max_steps or (0 if given("max_steps") else None),
+        proto.epoch or (0.0 if given("epoch") else None),
+        proto.max_epochs or (0.0 if given("max_epochs") else None),
+        proto.steps_per_second or (0.0 if given("steps_per_second") else None),
+        micros_of(proto.step_time, f"{field}.step_time") if given("step_time") else None,
     )
 
 
@@ -58,12 +69,13 @@ def _progress(of: Progress) -> job_pb2.Progress:
         epoch=of.epoch,
         max_epochs=of.max_epochs,
         steps_per_second=of.steps_per_second,
-        step_time=timestamp(of.step_time) if of.step_time is not None else None,
+        step_time=timestamp_of_micros(of.step_time) if of.step_time is not None else None,
     )
 
 
 def _metric(of: MetricPoint) -> job_pb2.MetricPoint:
-    return job_pb2.MetricPoint(name=of.name, step=of.step, value=of.value, time=timestamp(of.time))
+    time = timestamp_of_micros(of.time)
+    return job_pb2.MetricPoint(name=of.name, step=of.step, value=of.value, time=time)
 
 
 def _session(of: SessionInfo) -> job_pb2.Session:

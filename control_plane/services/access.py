@@ -178,11 +178,10 @@ class TokenService:
 
     async def write_uses(self) -> None:
         """Stores when tokens were last used, for all that were since the last time."""
-        used, self._used = self._used, {}
+        used = dict(self._used)
         if not used:
             return
-        try:
-            await self._store.write(lambda tx: tx.tokens_used(used))
-        except Refusal:
-            self._used = used | self._used
-            raise
+        await self._store.write(lambda tx: tx.tokens_used(used))
+        for key, time in used.items():
+            if self._used.get(key) == time:
+                del self._used[key]

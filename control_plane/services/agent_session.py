@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -77,6 +78,7 @@ class AgentSession:
 
     __slots__ = (
         "_acks",
+        "_live",
         "_local_updates",
         "_numbers",
         "_parts",
@@ -93,10 +95,13 @@ class AgentSession:
         """Is made by `SessionService.open`."""
         self._parts = parts
         self._store = FencedStore(parts, admission)
+        self._live = parts.telemetry.of(admission.job.key)
         self._run_number = admission.run.number
         self._state = admission.job.state
         self.outbox = Outbox()
-        self.deliveries = Deliveries(parts, self._store, self.outbox)
+        self.deliveries = Deliveries(
+            *(parts, self._store, self.outbox), found_lost=self._found_lost, failed=self._fail
+        )
         self.receipts = Receipts(self._store, self._done_soon, self._fail)
         self.ended: asyncio.Future[Refusal] = asyncio.get_running_loop().create_future()
         self._numbers = MessageNumbers(hello_number)
@@ -135,7 +140,7 @@ class AgentSession:
         """
         gap = self._numbers.accept(number)
         self._acks.begin(number)
-        self._parts.telemetry.seen(self._store.job_key)
+        self._live.last_seen = self._parts.telemetry.steady()
         if gap:
             self.outbox.put(StateRequest(f"messages before number {number} are missing"))
 
@@ -229,30 +234,40 @@ class AgentSession:
         if isinstance(outcome.result, Applied) and not outcome.rolled_back:
             self._parts.telemetry.applied(self.job_key, outcome.result.transitions)
 
+    def take_at_once(self, number: int, heartbeat: Heartbeat) -> bool:
+        """Takes a heartbeat, as `heartbeat` does, where it has nothing to wait for.
+
+        Returns:
+            Whether it has; else nothing has been done.
+        """
+        telemetry = self._parts.telemetry
+        if (
+            heartbeat.samples > self._parts.limits.max_samples
+            or not telemetry.has_room
+            or self._is_news(heartbeat.phase)
+        ):
+            return False
+        done = partial(self.done, number, awaited=not heartbeat.patient)
+        telemetry.take(self._store.job_key, self._run_number, self._live, heartbeat, done)
+        return True
+
     async def heartbeat(self, number: int, heartbeat: Heartbeat) -> None:
         """Progress and metrics; acknowledged once they are on disk."""
-        samples = 0
-        for column in heartbeat.metrics:
-            samples += len(column.steps)
         limit = self._parts.limits.max_samples
-        if samples > limit:
+        if heartbeat.samples > limit:
             self.bad_message(
                 number,
                 Reason.PROTOCOL_VIOLATION,
-                f"got {samples} samples in a heartbeat, at most {limit}",
+                f"got {heartbeat.samples} samples in a heartbeat, at most {limit}",
             )
             return
         telemetry = self._parts.telemetry
         if not telemetry.has_room:
             with self._store.deaf():
                 await telemetry.room()
-        telemetry.take(
-            self._store.job_key,
-            self._run_number,
-            heartbeat,
-            lambda: self.done(number, awaited=not heartbeat.patient),
-        )
-        if heartbeat.phase is not Phase.UNKNOWN or self._state is JobState.LOST:
+        done = partial(self.done, number, awaited=not heartbeat.patient)
+        telemetry.take(self._store.job_key, self._run_number, self._live, heartbeat, done)
+        if self._is_news(heartbeat.phase):
             await self._enter(heartbeat.phase)
 
     async def event(self, number: int, event: TrainerEvent) -> None:
@@ -299,13 +314,6 @@ class AgentSession:
         self.deliveries.send(admission.missing)
         self.deliveries.withdraw(admission.withdraw)
 
-    async def deliver_new(self) -> None:
-        """Sends what is accepted, whenever there is something, until cancelled or not served."""
-        try:
-            await self.deliveries.run(found_lost=self._found_lost)
-        except Refusal as refusal:
-            self.end(refusal)
-
     def _found_lost(self) -> None:
         # Perhaps another server has found it so; what is heard next shows otherwise.
         self._state = JobState.LOST
@@ -328,10 +336,14 @@ class AgentSession:
         """The job's state as this session last stored it."""
         return self._state
 
+    def _is_news(self, phase: Phase) -> bool:
+        """Whether a heartbeat that tells this phase changes the job's state."""
+        if phase is Phase.UNKNOWN:
+            return self._state is JobState.LOST
+        return state_after(self._state, phase) is not self._state
+
     async def _enter(self, phase: Phase, event: TrainerEvent | None = None) -> None:
         """Has the job follow its trainer, and ends its open updates where it is finished."""
-        if event is None and state_after(self._state, phase) is self._state:
-            return
         now = self._parts.clock()
 
         def work(tx: Transaction, job: Job) -> JobState:
@@ -370,6 +382,7 @@ class AgentSession:
 
     async def close(self) -> None:
         """The stream has ended: from now on nothing can be on its way to the trainer."""
+        self.deliveries.close()
         now = self._parts.clock()
         received = self.receipts.close()
 
@@ -385,11 +398,16 @@ class AgentSession:
         await self._parts.writes.write(self.job_id, work)
 
     @property
+    def last_seen(self) -> float | None:
+        """When anything was last heard of the job, in steady seconds; None: not by this server."""
+        return self._live.last_seen
+
+    @property
     def is_deaf(self) -> bool:
         """Whether it does not listen at present, so that silence means nothing."""
         return self._store.is_deaf
 
     @property
-    def listens_since(self) -> datetime:
-        """When it last began to listen; not while it waits for the store."""
+    def listens_since(self) -> float:
+        """When it last began to listen, in steady seconds; not while it waits for the store."""
         return self._store.listens_since

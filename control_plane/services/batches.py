@@ -8,39 +8,29 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from control_plane.domain import batch as rules
-from control_plane.domain.acceptance import ChangesThatPassed, check_acceptable
-from control_plane.domain.batch import (
-    Batch,
-    BatchItem,
-    JobRefusal,
-    expected_transitions,
-    item_of,
-)
+from control_plane.domain.batch import Batch, BatchItem, item_of
 from control_plane.domain.errors import Reason, Refusal, invalid, shutting_down
-from control_plane.domain.job import JobState
 from control_plane.domain.names import batch_name
 from control_plane.domain.update import (
     MAX_REASON,
     Cancelled,
     Update,
-    UpdateSpec,
     UpdateState,
     check_author,
     check_request_id,
     check_spec,
 )
+from control_plane.services.batch_admission import chosen, judge
 from control_plane.services.bus import JOBS, session_topic, updates_topic
 from control_plane.services.followed_batch import BatchView, Followed, view_of
 from control_plane.services.updates import accept_all_in, cancel_in
-from control_plane.services.views import job_not_found, need_batch
+from control_plane.services.views import need_batch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
-    from datetime import datetime
 
-    from control_plane.domain.job import Job
-    from control_plane.domain.selector import Selector
     from control_plane.domain.update import Transition
+    from control_plane.services.batch_admission import BatchSubmission
     from control_plane.services.ports import Clock, Member, Store, Transaction, WakeupBus
     from control_plane.services.telemetry import TelemetryHub
 
@@ -48,28 +38,8 @@ CHUNK = 1_000
 """Most items in one message of a watch, and most updates withdrawn in one transaction."""
 _COALESCE_SECONDS = 0.1
 _LOOK_AGAIN_SECONDS = 5.0
-_NOT_ENDED = frozenset(JobState) - rules.ENDED
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class BatchSubmission:
-    """A caller's request for a batch; see `BatchUpdateParametersRequest`.
-
-    Attributes:
-        selector: Which jobs; without requirements: those of `jobs`.
-        jobs: Ids.
-    """
-
-    selector: Selector
-    jobs: tuple[str, ...]
-    spec: UpdateSpec
-    author: str
-    request_id: str = ""
-    best_effort: bool = False
-    validate_only: bool = False
-    trace_parent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,19 +122,12 @@ class BatchService:
                 rules.check_same(existing, batch.digest)
                 return self._news(tx, existing), False
             check_spec(asked.spec, now=now, steps_done=None)
-            jobs = [job for job in tx.jobs_named(ids) if _is_meant(job, asked)]
-            judged = self._judge(tx, jobs, asked, now)
+            judged = judge(tx, ids, asked, self._telemetry, now=now, max_open=self._max_open)
             admitted, refusals, items = judged.admitted, judged.refusals, judged.items
-            total = len(admitted) + len(refusals)
-            if not total:
-                raise _nobody(asked)
-            if refusals and not (asked.best_effort and admitted):
-                raise rules.not_admitted(refusals, total, best_effort=asked.best_effort)
-            made = replace(batch, total=total, refused=len(refusals))
+            made = replace(batch, total=len(items), refused=len(refusals))
             if asked.validate_only:
                 return BatchNews(view_of(made, {}), tuple(items)), False
-            whys = {job_id: _why(refusal) for job_id, refusal in refusals.items()}
-            made = tx.insert_batch(made, whys)
+            made = tx.insert_batch(made, refusals)
             name = batch_name(made.key)
             updates = [
                 Update(
@@ -289,15 +252,7 @@ class BatchService:
         if asked.jobs:
             return asked.jobs
 
-        def work(tx: Transaction) -> list[str]:
-            found: list[str] = []
-            after = ""
-            while chunk := tx.selectable_jobs(after=after, limit=CHUNK, states=_NOT_ENDED):
-                found += [job_id for job_id, labels in chunk if asked.selector.matches(labels)]
-                after = chunk[-1][0]
-            return found
-
-        found = await self._store.read(work)
+        found = await self._store.read(lambda tx: chosen(tx, asked.selector))
         if len(found) > rules.MAX_JOBS:
             raise invalid(
                 "selector",
@@ -305,37 +260,6 @@ class BatchService:
                 "batch; choose fewer, in several batches",
             )
         return found
-
-    def _judge(
-        self, tx: Transaction, jobs: Sequence[Job], asked: BatchSubmission, now: datetime
-    ) -> _Judged:
-        """Which jobs take the update."""
-        refusals = {job_id: job_not_found(job_id) for job_id in asked.jobs}
-        admitted: list[Job] = []
-        items: dict[str, BatchItem] = {}
-        standings = self._telemetry.standings(tx, jobs)
-        passed = ChangesThatPassed()
-        for job in jobs:
-            standing = standings[job.key]
-            refusals.pop(job.id, None)
-            try:
-                check_acceptable(
-                    asked.spec,
-                    job,
-                    standing,
-                    author=asked.author,
-                    now=now,
-                    max_open=self._max_open,
-                    passed=passed,
-                )
-            except Refusal as refusal:
-                refusals[job.id] = refusal
-                continue
-            admitted.append(job)
-            expected = expected_transitions(asked.spec, job, standing.in_force)
-            items[job.id] = BatchItem(job.id, transitions=expected)
-        items |= {each: BatchItem(each, refusal=_why(why)) for each, why in refusals.items()}
-        return _Judged(admitted, refusals, [items[job_id] for job_id in sorted(items)])
 
     def _news(self, tx: Transaction, batch: Batch) -> BatchNews:
         """A batch that is there already, with all its items as they stand now."""
@@ -360,21 +284,6 @@ class BatchService:
         self._bus.notify(JOBS)
 
 
-@dataclass(frozen=True, slots=True)
-class _Judged:
-    """Who takes an update.
-
-    Attributes:
-        admitted: Jobs that do.
-        refusals: Why others do not, by job id.
-        items: What it would do at each of them all, in the order of their ids.
-    """
-
-    admitted: list[Job]
-    refusals: dict[str, Refusal]
-    items: list[BatchItem]
-
-
 def _look(tx: Transaction, key: int, followed: Followed) -> list[str]:
     """Ids of the jobs where something has changed, if the batch is still there for the caller.
 
@@ -383,26 +292,6 @@ def _look(tx: Transaction, key: int, followed: Followed) -> list[str]:
     """
     need_batch(tx, key)
     return followed.look(tx)
-
-
-def _is_meant(job: Job, asked: BatchSubmission) -> bool:
-    """Whether a batch is for a job: it may have changed since it was chosen."""
-    if asked.jobs:
-        return True
-    return job.state not in rules.ENDED and asked.selector.matches(job.selectable())
-
-
-def _nobody(asked: BatchSubmission) -> Refusal:
-    return Refusal(
-        Reason.JOB_NOT_SELECTED,
-        f"selector: {asked.selector} chooses no job that has not ended; list the jobs to see "
-        "their labels",
-        metadata={"selector": str(asked.selector)},
-    )
-
-
-def _why(refusal: Refusal) -> JobRefusal:
-    return JobRefusal(refusal.reason, refusal.message)
 
 
 def _chunks(things: Sequence[T]) -> Iterator[Sequence[T]]:

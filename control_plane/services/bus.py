@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from control_plane.services.ports import Event
+    from control_plane.services.ports import Event, Wakeable
 
 JOBS = "jobs"
 """Topic of every durable event."""
@@ -66,7 +66,7 @@ class LocalBus:
     def __init__(self) -> None:
         """Begins with nobody subscribed."""
         self.draining = False
-        self._subscribers: defaultdict[str, set[LocalSubscription]] = defaultdict(set)
+        self._subscribers: defaultdict[str, set[Wakeable]] = defaultdict(set)
 
     def notify(self, topic: str) -> None:
         """Wakes everybody who is subscribed to the topic."""
@@ -95,15 +95,19 @@ class LocalBus:
     def subscribe(self, topic: str) -> LocalSubscription:
         """Begins to listen."""
         subscriber = LocalSubscription(self, topic)
-        self._subscribers[topic].add(subscriber)
+        self.attach(topic, subscriber)
         return subscriber
+
+    def attach(self, topic: str, subscriber: Wakeable) -> None:
+        """Wakes somebody at each wake-up of a topic, until `remove`."""
+        self._subscribers[topic].add(subscriber)
 
     def drain(self) -> None:
         """Has everybody look up and see that the server is shutting down."""
         self.draining = True
         self.notify_all()
 
-    def remove(self, topic: str, subscriber: LocalSubscription) -> None:
+    def remove(self, topic: str, subscriber: Wakeable) -> None:
         """Forgets a subscriber."""
         subscribers = self._subscribers.get(topic)
         if subscribers is not None:

@@ -40,7 +40,8 @@ class FencedStore:
         job_key: Its key: a job that is deleted and made anew has another one.
         instance_id: The training process.
         epoch: The session.
-        listens_since: When the session last began to listen; not while it waits for the store.
+        listens_since: When the session last began to listen, in steady seconds; not while it waits
+            for the store.
     """
 
     __slots__ = (
@@ -64,7 +65,7 @@ class FencedStore:
         self.job_key = admission.job.key
         self.instance_id = admission.run.instance_id
         self.epoch = admission.job.session.epoch if admission.job.session else 0
-        self.listens_since = parts.clock()
+        self.listens_since = parts.telemetry.steady()
 
     def job(self, tx: Transaction) -> Job:
         """The job, if this session is still the one that is served.
@@ -142,4 +143,4 @@ class FencedStore:
             yield
         finally:
             self._waiting -= 1
-            self.listens_since = self._parts.clock()
+            self.listens_since = self._parts.telemetry.steady()

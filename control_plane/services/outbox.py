@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -88,13 +87,15 @@ class Outbox:
     for each message read, for which there has to be `room`, one acknowledgement in all.
     """
 
-    __slots__ = ("_acknowledged", "_filled", "_messages", "_taken")
+    __slots__ = ("_acknowledged", "_messages", "_taken", "_waiting")
 
     def __init__(self) -> None:
         """Begins empty."""
-        self._messages: deque[ServerMessage] = deque()
+        # Few at any time, and of outboxes there are thousands: an empty deque takes ten times the
+        # room of an empty list, and an event has one too.
+        self._messages: list[ServerMessage] = []
         self._acknowledged: int | None = None
-        self._filled = asyncio.Event()
+        self._waiting: asyncio.Future[None] | None = None
         self._taken: asyncio.Event | None = None  # only where somebody had to wait for room
 
     def __len__(self) -> int:
@@ -104,33 +105,42 @@ class Outbox:
     def put(self, message: ServerMessage) -> None:
         """Adds a message behind the others."""
         self._messages.append(message)
-        self._filled.set()
+        self._wake()
 
     def acknowledge(self, sequence: int) -> None:
         """Has an acknowledgement sent; a newer one takes the place of an older one."""
         self._acknowledged = sequence
-        self._filled.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether too much waits already, as whoever it is for does not read it."""
+        return len(self._messages) >= MOST_WAITING
 
     async def room(self) -> None:
-        """Waits while too much waits already, as whoever it is for does not read it."""
-        while len(self._messages) >= MOST_WAITING:
+        """Waits while it is full."""
+        while self.is_full:
             if self._taken is None:
                 self._taken = asyncio.Event()
             self._taken.clear()
             await self._taken.wait()
 
     async def get(self) -> ServerMessage:
-        """The next message; waits for one."""
+        """The next message; waits for one. To be called by one task."""
         while True:
             if self._messages:
                 if self._taken is not None:
                     self._taken.set()
-                return self._messages.popleft()
+                return self._messages.pop(0)
             if self._acknowledged is not None:
                 sequence, self._acknowledged = self._acknowledged, None
                 return Acknowledgement(sequence)
-            self._filled.clear()
-            await self._filled.wait()
+            self._waiting = asyncio.get_running_loop().create_future()
+            await self._waiting
 
 
 class AckTracker:
@@ -141,7 +151,6 @@ class AckTracker:
     def __init__(self, first: int) -> None:
         """Begins after the message `first`, which is done with."""
         self.done_up_to = first
-        # Few at any time: an empty deque takes ten times the room of an empty list.
         self._open: list[int] = []
         self._done: dict[int, bool] = {}  # whether whoever sent it waits for being told
 
@@ -156,9 +165,12 @@ class AckTracker:
             sequence: Its number.
             awaited: Whoever sent it waits for being told; if not, a later message's turn will do.
         """
-        self._done[sequence] = awaited
-        due = False
-        while self._open and self._open[0] in self._done:
-            self.done_up_to = self._open.pop(0)
-            due |= self._done.pop(self.done_up_to)
-        return due
+        waiting = self._open
+        if not waiting or waiting[0] != sequence:
+            self._done[sequence] = awaited
+            return False
+        self.done_up_to = waiting.pop(0)
+        while waiting and waiting[0] in self._done:
+            self.done_up_to = waiting.pop(0)
+            awaited |= self._done.pop(self.done_up_to)
+        return awaited

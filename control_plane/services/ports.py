@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from control_plane.domain.access import Token
@@ -21,6 +21,9 @@ T = TypeVar("T")
 
 Clock = Callable[[], datetime]
 """The time now, with UTC as its zone."""
+
+Steady = Callable[[], float]
+"""Seconds since some moment: they pass evenly, also while somebody sets the clock."""
 
 
 class EventKind(StrEnum):
@@ -52,8 +55,7 @@ class Event:
     position: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Telemetry:
+class Telemetry(NamedTuple):
     """The newest progress and metrics of a job, as stored.
 
     Attributes:
@@ -73,8 +75,7 @@ class Telemetry:
     seen_time: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class TelemetryBatch:
+class TelemetryBatch(NamedTuple):
     """What a job's telemetry brings to the store in one flush."""
 
     job_key: int
@@ -474,6 +475,19 @@ class WakeupBus(Protocol):
 
     def subscribe(self, topic: str) -> Subscription:
         """Begins to listen. Subscribe first and read the store then, so that nothing is missed."""
+
+    def attach(self, topic: str, subscriber: Wakeable) -> None:
+        """Wakes somebody at each wake-up of a topic, until `remove`."""
+
+    def remove(self, topic: str, subscriber: Wakeable) -> None:
+        """Forgets a subscriber."""
+
+
+class Wakeable(Protocol):
+    """Somebody who is told that there may be something new."""
+
+    def wake(self) -> None:
+        """Is called for every wake-up; must not wait, nor subscribe to anything."""
 
 
 class Subscription(Protocol):

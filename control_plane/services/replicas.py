@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from control_plane.domain.errors import Refusal
 
 if TYPE_CHECKING:
-    from control_plane.services.ports import Clock, Store
+    from control_plane.services.ports import Steady, Store
 
 
 class Replicas:
     """Says of itself that it is alive, and watches others do so.
 
     Each replica counts on in the store. One whose count has moved within the time allowed
-    is alive: what is compared are times of this server's clock alone. While the store is
+    is alive: what is compared are steady seconds of this server alone. While the store is
     away nobody can be seen counting, so everybody gets the time anew when it is back.
 
     Attributes:
@@ -23,20 +22,20 @@ class Replicas:
         since: When it could look again after the store had been away; None: it never was.
     """
 
-    def __init__(self, store: Store, clock: Clock, allowed: timedelta) -> None:
+    def __init__(self, store: Store, steady: Steady, allowed: float) -> None:
         """Takes its parts.
 
         Args:
             store: Where replicas count.
-            clock: The time.
-            allowed: How long a replica may be silent before it counts as dead.
+            steady: What silence is measured by.
+            allowed: How many seconds a replica may be silent before it counts as dead.
         """
         self._store = store
-        self._clock = clock
+        self._steady = steady
         self._allowed = allowed
-        self._seen: dict[str, tuple[int, datetime]] = {}
+        self._seen: dict[str, tuple[int, float]] = {}
         self.own = store.replica
-        self.since: datetime | None = None
+        self.since: float | None = None
         self._is_away = False
 
     async def beat(self) -> None:
@@ -52,7 +51,7 @@ class Replicas:
             except Refusal:
                 self._is_away = True
                 raise
-        now = self._clock()
+        now = self._steady()
         if self._is_away:
             self._is_away = False
             self.since = now
@@ -72,7 +71,7 @@ class Replicas:
         if replica == self.own:
             return True
         seen = self._seen.get(replica)
-        return seen is not None and self._clock() - seen[1] <= self._allowed
+        return seen is not None and self._steady() - seen[1] <= self._allowed
 
     def may_be_alive(self, replica: str) -> bool:
         """Whether another replica is not known to be dead: it may have begun just now."""
@@ -80,14 +79,14 @@ class Replicas:
             return False
         return replica not in self._seen or self.is_alive(replica)
 
-    def heard(self, replica: str) -> datetime | None:
+    def heard(self, replica: str) -> float | None:
         """When a replica was last seen to be alive; None: never."""
         seen = self._seen.get(replica)
         return seen[1] if seen is not None else None
 
     async def bury(self) -> None:
         """Takes those off the list that have been dead for long."""
-        long = self._clock() - 2 * self._allowed
+        long = self._steady() - 2 * self._allowed
         for replica in [each for each, (_, seen) in self._seen.items() if seen < long]:
             await self._forget(replica)
 

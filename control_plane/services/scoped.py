@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_LOOKED_AT_ONCE: Final = 64
+
 ScopeNow = Callable[[], Scope]
 """The scope of whoever is being served; everything, where nobody is."""
 
@@ -217,9 +219,13 @@ class ScopedTransaction:
         )
 
     def _has_all_of(self, batch: Batch) -> bool:
-        ids = {member.job_id for member in self._tx.batch_members(batch)}
-        ids |= set(self._tx.batch_refusals(batch))
-        return len(self.jobs_named(sorted(ids))) == len(ids)
+        found = {member.job_id for member in self._tx.batch_members(batch)}
+        ids = sorted(found | set(self._tx.batch_refusals(batch)))
+        if not all(map(self._scope.names, ids)):
+            return False
+        # Some at a time: of others' batches the first ones are enough to know.
+        parts = (ids[at : at + _LOOKED_AT_ONCE] for at in range(0, len(ids), _LOOKED_AT_ONCE))
+        return all(len(self.jobs_named(part)) == len(part) for part in parts)
 
 
 _Item = TypeVar("_Item")

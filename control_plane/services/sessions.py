@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -95,7 +96,7 @@ class SessionService:
         self._open: dict[str, AgentSession] = {}
         self._opening = 0
         self._unrecorded: list[AgentSession] = []
-        self._replicas = Replicas(store, clock, timedelta(seconds=limits.lost_after))
+        self._replicas = Replicas(store, telemetry.steady, limits.lost_after)
 
     @property
     def limits(self) -> SessionLimits:
@@ -234,18 +235,16 @@ class SessionService:
             await self._unrecorded[-1].close()
             self._unrecorded.pop()
         limit = self._parts.limits.lost_after
-        now = self._parts.clock()
-        heard_after = now - timedelta(seconds=limit)
-        live_of = self._parts.telemetry.live
+        now = self._parts.telemetry.steady()
+        heard_after = now - limit
         for number, session in enumerate(list(self._open.values())):
             if number % _LOOKED_AT_ONCE == 0:
                 await asyncio.sleep(0)  # nobody is to wait for a look at ten thousand
-            live = live_of(session.job_key)
-            seen = live.last_seen if live is not None else None
+            seen = session.last_seen
             if (seen is not None and seen >= heard_after) or session.is_deaf:
                 continue
             heard = session.listens_since if seen is None else max(seen, session.listens_since)
-            silence = (now - heard).total_seconds()
+            silence = now - heard
             if silence > limit and session.state in LIVE_STATES:
                 try:
                     await session.mark_lost(silence)
@@ -257,36 +256,43 @@ class SessionService:
         alive = self._replicas.alive()
         jobs = await self._parts.store.read(lambda tx: tx.unheard_jobs(alive))
         for job in jobs:
-            await self._lose_unconnected(job, limit, now, since_start)
+            await self._lose_unconnected(job, limit, since_start)
         await self._replicas.bury()
 
     async def leave(self) -> None:
         """Tells other servers that this one ends, so that they look after its jobs at once."""
         await self._replicas.leave()
 
-    async def _lose_unconnected(
-        self, job: Job, limit: float, now: datetime, since_start: float
-    ) -> None:
+    def _silence_of(self, job: Job, now: datetime) -> float:
+        """Seconds since a job without a stream was heard of; infinite: nobody can tell."""
         live = self._parts.telemetry.current(job)
-        heard = [now - timedelta(seconds=since_start)]
-        heard += [live.last_seen] if live is not None and live.last_seen is not None else []
-        heard += [self._replicas.since] if self._replicas.since is not None else []
-        if job.session is not None:
-            alive = self._replicas.heard(job.session.replica) if job.session.connected else None
-            heard += [job.session.last_seen_time] if alive is None else [alive]
-        silence = (now - max(heard)).total_seconds()
+        heard = [live.last_seen if live is not None else None, self._replicas.since]
+        session = job.session
+        written = math.inf
+        if session is not None:
+            alive = self._replicas.heard(session.replica) if session.connected else None
+            heard.append(alive)
+            if alive is None and session.last_seen_time <= now:  # else a clock was set back since
+                written = (now - session.last_seen_time).total_seconds()
+        newest = max((each for each in heard if each is not None), default=-math.inf)
+        return min(written, self._parts.telemetry.steady() - newest)
+
+    async def _lose_unconnected(self, job: Job, limit: float, since_start: float) -> None:
+        now = self._parts.clock()
+        silence = min(since_start, self._silence_of(job, now))
         if silence <= limit:
             return
+        heard = now - timedelta(seconds=silence)
 
         def work(tx: Transaction) -> None:
             current = tx.job(job.id)
             if current is None or current.session != job.session or current.state != job.state:
                 return
             message = f"nothing heard from its agent for {silence:.0f} s"
-            gone = lost(current, message, now, max(heard), connected=False)
+            gone = lost(current, message, now, heard, connected=False)
             if current.session is not None and current.session.connected and gone.session:
                 # Its server has died. Nobody has noted what it had sent by then.
-                reached = max(heard) + (_CLOCKS_APART if self._parts.store.is_shared else _AT_ONCE)
+                reached = heard + (_CLOCKS_APART if self._parts.store.is_shared else _AT_ONCE)
                 # What was accepted later than now was so before a clock was set back.
                 sent = [
                     update.revision

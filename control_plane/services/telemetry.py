@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -17,6 +18,7 @@ from control_plane.domain.errors import Reason, Refusal
 from control_plane.domain.job import Job, MetricPoint, Progress, ReadValue
 from control_plane.services.ports import (
     Clock,
+    Steady,
     Store,
     Telemetry,
     TelemetryBatch,
@@ -45,7 +47,8 @@ class Live:
 
     Attributes:
         version: Grows with every change, over all jobs, so that watchers see what is new.
-        last_seen: When anything was last heard of the job; None: not since the server began.
+        last_seen: When anything was last heard of the job, in steady seconds; None: not since
+            the server began.
         readings: Newest values of parameters, by (parameter, group).
         epoch: The session that tells all this.
     """
@@ -54,19 +57,24 @@ class Live:
     metrics: dict[str, MetricPoint] = field(default_factory=dict)
     dropped_samples: int = 0
     version: int = 0
-    last_seen: datetime | None = None
+    last_seen: float | None = None
     readings: dict[tuple[str, str], ReadValue] = field(default_factory=dict)
     epoch: int = 0
 
-    def stored(self) -> Telemetry:
-        """The same, as the store keeps it."""
+    def stored(self, steady_zero: datetime) -> Telemetry:
+        """The same, as the store keeps it.
+
+        Args:
+            steady_zero: The time at which steady seconds were 0.
+        """
+        seen = self.last_seen
         return Telemetry(
             self.progress,
             tuple(self.metrics.values()),
             self.dropped_samples,
             tuple(self.readings.values()),
             self.epoch,
-            self.last_seen,
+            None if seen is None else steady_zero + timedelta(0, seen),
         )
 
 
@@ -82,7 +90,13 @@ class TelemetryHub:
     """Takes heartbeats in, keeps the newest values, and flushes everything to the store."""
 
     def __init__(
-        self, store: Store, clock: Clock, *, flush_interval: float, max_pending_samples: int
+        self,
+        store: Store,
+        clock: Clock,
+        *,
+        flush_interval: float,
+        max_pending_samples: int,
+        steady: Steady = time.monotonic,
     ) -> None:
         """Begins empty.
 
@@ -91,9 +105,11 @@ class TelemetryHub:
             clock: The time.
             flush_interval: Seconds between flushes.
             max_pending_samples: With more samples waiting than this, `room` waits.
+            steady: What silence is measured by.
         """
         self._store = store
         self._clock = clock
+        self.steady = steady
         self._flush_interval = flush_interval
         self._max_pending = max_pending_samples
         self._live: dict[int, Live] = {}
@@ -129,7 +145,7 @@ class TelemetryHub:
 
     def seen(self, job_key: int) -> None:
         """Notes that something was heard of a job just now."""
-        self._of(job_key).last_seen = self._clock()
+        self.of(job_key).last_seen = self.steady()
 
     def forget(self, job_key: int) -> None:
         """Drops what is known of a deleted job."""
@@ -152,7 +168,7 @@ class TelemetryHub:
             epoch: The session.
             stored: What is in the store; None: nothing.
         """
-        live = self._of(job_key)
+        live = self.of(job_key)
         had_the_last = live.epoch == epoch - 1 and live.version > 0
         live.epoch = epoch
         if stored is None or had_the_last:
@@ -164,7 +180,7 @@ class TelemetryHub:
 
     def begin_run(self, job_key: int, start_step: int) -> None:
         """Notes that a new training process goes on from a step, and what came after is void."""
-        live = self._of(job_key)
+        live = self.of(job_key)
         live.progress = Progress(start_step)
         live.metrics = {
             name: point for name, point in live.metrics.items() if point.step <= start_step
@@ -175,14 +191,14 @@ class TelemetryHub:
 
     def progress(self, job_key: int, progress: Progress) -> None:
         """Takes in progress that came without samples."""
-        live = self._of(job_key)
+        live = self.of(job_key)
         live.progress = progress
         self._changed(live)
         self._store_soon(job_key)
 
     def applied(self, job_key: int, transitions: Iterable[Transition]) -> None:
         """Notes that values were confirmed, by which what was read before is outdated."""
-        live = self._of(job_key)
+        live = self.of(job_key)
         outdated = {(t.parameter, t.group) for t in transitions} & live.readings.keys()
         for key in outdated:
             del live.readings[key]
@@ -190,22 +206,27 @@ class TelemetryHub:
             self._store_soon(job_key)
 
     def take(
-        self, job_key: int, run_number: int, heartbeat: Heartbeat, stored: Callable[[], None]
+        self,
+        job_key: int,
+        run_number: int,
+        live: Live,
+        heartbeat: Heartbeat,
+        stored: Callable[[], None],
     ) -> None:
         """Takes a heartbeat in.
 
         Args:
             job_key: The job.
             run_number: The job's run that the samples belong to.
+            live: Its newest telemetry, from `of`.
             heartbeat: What came.
             stored: Called once all of it is on disk.
         """
-        live = self._of(job_key)
         if heartbeat.progress is not None:
             live.progress = heartbeat.progress
-        dropped = max(live.dropped_samples, heartbeat.dropped_samples)
-        self.dropped += dropped - live.dropped_samples
-        live.dropped_samples = dropped
+        if heartbeat.dropped_samples > live.dropped_samples:
+            self.dropped += heartbeat.dropped_samples - live.dropped_samples
+            live.dropped_samples = heartbeat.dropped_samples
         for reading in heartbeat.readings:
             if reading.value is not None:
                 live.readings[reading.parameter, reading.group] = ReadValue(
@@ -217,8 +238,7 @@ class TelemetryHub:
         for name, steps, values, times in heartbeat.metrics:
             if not steps:
                 continue
-            newest = EPOCH + timedelta(0, 0, times[-1])
-            live.metrics[name] = MetricPoint(name, steps[-1], values[-1], newest)
+            live.metrics[name] = MetricPoint(name, steps[-1], values[-1], times[-1])
             self._pending_samples += len(steps)
             self.taken += len(steps)
         self._changed(live)
@@ -251,17 +271,17 @@ class TelemetryHub:
         """What updates of jobs are judged by, by job key."""
         self.read_ahead(tx, jobs)
         counts = tx.count_open_of(jobs)
-        return {
-            job.key: Standing(
-                self.in_force(tx, job), self.steps_done(tx, job), counts.get(job.key, 0)
+        standings = {}
+        for job in jobs:
+            telemetry = self._telemetry(tx, job)
+            standings[job.key] = Standing(
+                _in_force(job, telemetry), _steps_done(telemetry), counts.get(job.key, 0)
             )
-            for job in jobs
-        }
+        return standings
 
     def steps_done(self, tx: Transaction, job: Job) -> int | None:
         """Optimizer steps that a job has done; None: unknown."""
-        progress = self._telemetry(tx, job).progress
-        return progress.step if progress is not None else None
+        return _steps_done(self._telemetry(tx, job))
 
     def in_force(self, tx: Transaction, job: Job) -> dict[tuple[str, str], Value]:
         """The newest known values of a job's parameters, by (parameter, group).
@@ -269,31 +289,18 @@ class TelemetryHub:
         A schedule moves a value on after it was confirmed; a metric of the parameter's
         name tells where it has come to.
         """
-        telemetry = self._telemetry(tx, job)
-        values = job.in_force()
-        confirmed: dict[str, int] = {}
-        for each in job.effective:
-            confirmed[each.parameter] = max(each.step, confirmed.get(each.parameter, 0))
-        for reading in telemetry.readings:
-            # Another server may have stored what was confirmed, and not yet that it is newer.
-            if reading.step >= confirmed.get(reading.parameter, 0):
-                values[reading.parameter, reading.group] = reading.value
-        metrics = {metric.name: metric for metric in telemetry.metrics}
-        for spec in job.parameters:
-            key = (spec.name, "")
-            if spec.groups and key not in values and (spec.name, spec.groups[0]) in values:
-                values[key] = values[spec.name, spec.groups[0]]  # which stands for the whole
-            metric = metrics.get(spec.name)
-            if metric is None or not math.isfinite(metric.value):
-                continue
-            if metric.step >= confirmed.get(spec.name, 0):
-                values[key] = metric.value
-        return values
+        return _in_force(job, self._telemetry(tx, job))
 
     def _telemetry(self, tx: Transaction, job: Job) -> Telemetry:
         """From memory, or where there is none, from the store."""
         live = self.current(job)
-        return live.stored() if live is not None else tx.telemetry(job) or Telemetry(None, (), 0)
+        if live is not None:
+            return live.stored(self._steady_zero())
+        return tx.telemetry(job) or Telemetry(None, (), 0)
+
+    def _steady_zero(self) -> datetime:
+        """The time at which steady seconds were 0."""
+        return self._clock() - timedelta(seconds=self.steady())
 
     async def run(self) -> None:
         """Flushes at intervals until cancelled."""
@@ -327,8 +334,9 @@ class TelemetryHub:
     async def _flush_some(self, taken: dict[tuple[int, int], _Pending]) -> None:
         """Brings some of what was taken to the store, and takes it out of `taken`."""
         some = dict(itertools.islice(taken.items(), _FLUSHED_AT_ONCE))
+        steady_zero = self._steady_zero()
         batches = [
-            TelemetryBatch(key, run, pending.columns, live.stored())
+            TelemetryBatch(key, run, pending.columns, live.stored(steady_zero))
             for (key, run), pending in some.items()
             if (live := self._live.get(key)) is not None
         ]
@@ -359,7 +367,8 @@ class TelemetryHub:
             self._pending[key] = pending
         self._work.set()
 
-    def _of(self, job_key: int) -> Live:
+    def of(self, job_key: int) -> Live:
+        """The newest telemetry of a job's session with this server; made where there is none."""
         live = self._live.get(job_key)
         if live is None:
             live = self._live[job_key] = Live()
@@ -368,3 +377,30 @@ class TelemetryHub:
     def _changed(self, live: Live) -> None:
         self.version += 1
         live.version = self.version
+
+
+def _steps_done(telemetry: Telemetry) -> int | None:
+    return telemetry.progress.step if telemetry.progress is not None else None
+
+
+def _in_force(job: Job, telemetry: Telemetry) -> dict[tuple[str, str], Value]:
+    """See `TelemetryHub.in_force`."""
+    values = job.in_force()
+    confirmed: dict[str, int] = {}
+    for each in job.effective:
+        confirmed[each.parameter] = max(each.step, confirmed.get(each.parameter, 0))
+    for reading in telemetry.readings:
+        # Another server may have stored what was confirmed, and not yet that it is newer.
+        if reading.step >= confirmed.get(reading.parameter, 0):
+            values[reading.parameter, reading.group] = reading.value
+    metrics = {metric.name: metric for metric in telemetry.metrics}
+    for spec in job.parameters:
+        key = (spec.name, "")
+        if spec.groups and key not in values and (spec.name, spec.groups[0]) in values:
+            values[key] = values[spec.name, spec.groups[0]]  # which stands for the whole
+        metric = metrics.get(spec.name)
+        if metric is None or not math.isfinite(metric.value):
+            continue
+        if metric.step >= confirmed.get(spec.name, 0):
+            values[key] = metric.value
+    return values

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from control_plane.domain.batch import ENDED
 from control_plane.domain.errors import Reason, Refusal
 from control_plane.domain.update import OPEN_STATES
 from control_plane.services.telemetry import EPOCH
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from control_plane.domain.batch import Batch
+    from control_plane.domain.job import Job
+    from control_plane.services.jobs import JobService
     from control_plane.services.ports import Clock, Store, Transaction
     from control_plane.services.sessions import SessionService
     from control_plane.services.updates import UpdateService
@@ -28,6 +31,11 @@ _log: FilteringBoundLogger = structlog.get_logger(__name__)
 _PRUNE_CHUNK = 5_000
 _BATCHES_AT_ONCE = 16
 """Counted in one transaction: of the largest, some 100,000 updates."""
+_JOBS_AT_ONCE = 200
+_NOT_TO_DELETE = frozenset(
+    {Reason.ETAG_MISMATCH, Reason.JOB_HAS_LIVE_SESSION, Reason.JOB_NOT_FOUND}
+)
+"""Why a job that has ended may be left alone: somebody has to do with it just now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +47,7 @@ class Retention:
         events: The record of changes that watches resume from.
         audit: The record of who changed what.
         tokens: Tokens that are worth nothing any more.
+        jobs: Jobs that have finished or failed, since anything of them changed.
         interval: Seconds between two rounds of forgetting.
     """
 
@@ -46,6 +55,7 @@ class Retention:
     events: timedelta | None
     audit: timedelta | None = None
     tokens: timedelta | None = None
+    jobs: timedelta | None = None
     interval: float = 60.0
 
 
@@ -58,6 +68,7 @@ class Upkeep:
         clock: Clock,
         sessions: SessionService,
         updates: UpdateService,
+        jobs: JobService,
         retention: Retention,
     ) -> None:
         """Takes its parts."""
@@ -65,6 +76,7 @@ class Upkeep:
         self._clock = clock
         self._sessions = sessions
         self._updates = updates
+        self._jobs = jobs
         self._retention = retention
 
     async def run(self) -> None:
@@ -81,6 +93,7 @@ class Upkeep:
                 if loop.time() >= prune_due:
                     prune_due = loop.time() + self._retention.interval
                     await self.count_batches()
+                    await self.forget_jobs()
                     await self.prune()
             except Refusal as refusal:
                 if refusal.reason is not Reason.STORE_UNAVAILABLE:
@@ -103,6 +116,32 @@ class Upkeep:
             if len(found) < _BATCHES_AT_ONCE:
                 return
             after = found[-1].key
+
+    async def forget_jobs(self) -> None:
+        """Deletes jobs that ended longer ago than they are kept, as `midcourse delete` does."""
+        kept, after = self._retention.jobs, ""
+        while kept is not None:
+            now = self._clock()
+
+            def look(tx: Transaction, after: str = after) -> list[Job]:
+                return tx.jobs(after=after, limit=_JOBS_AT_ONCE, states=ENDED)
+
+            ended = await self._store.read(look)
+            for job in ended:
+                if now - job.update_time > kept:
+                    await self._forget(job)
+            if len(ended) < _JOBS_AT_ONCE:
+                return
+            after = ended[-1].id
+
+    async def _forget(self, job: Job) -> None:
+        try:
+            await self._jobs.delete(job.id, job.etag)
+        except Refusal as refusal:
+            if refusal.reason not in _NOT_TO_DELETE:
+                raise
+        else:
+            _log.info("job deleted", job=job.id, ended=job.update_time.isoformat())
 
     async def prune(self) -> None:
         """Forgets what is older than the retention, in short transactions."""

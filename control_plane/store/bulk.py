@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 Conflict: TypeAlias = Literal["refuse", "leave", "replace"]
 """What becomes of a row whose key is there already."""
 
+_NOTHING: Any = object()
+
 _CHUNKS = (256, 64, 16, 4, 1)
 """Rows in one statement. A driver gives up Python's lock for every statement that it runs, so
 that each costs another wait for the lock while the event loop is busy."""
@@ -172,15 +174,16 @@ def _run(
 
 def _converted(
     dialect: Dialect, table: Table, columns: tuple[str, ...], rows: Iterable[Sequence[Any]]
-) -> list[Sequence[Any]]:
+) -> list[list[Any]]:
     """Rows with their values as the driver takes them."""
-    converting = _converting(dialect, table, columns)
-    converted: list[Sequence[Any]] = []
-    for row in rows:
-        values = list(row)
-        for index, convert in converting:
-            values[index] = convert(values[index])
-        converted.append(values)
+    converted = [list(row) for row in rows]
+    for index, convert in _converting(dialect, table, columns):
+        # Rows that are written together have much in common.
+        before = done = _NOTHING
+        for values in converted:
+            if (value := values[index]) is not before:
+                before, done = value, convert(value)
+            values[index] = done
     return converted
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields
-from math import isnan, nan
+from math import nan
 from operator import itemgetter
 
 from sqlalchemy import Connection, and_, bindparam, or_, select
@@ -43,16 +42,16 @@ _NAMES = Prepared(
 )
 _LATEST_OF = Lookup(
     lambda keys: select(
-        telemetry.c.job_key, *(telemetry.c[field.name] for field in fields(Telemetry))
+        telemetry.c.job_key, *(telemetry.c[name] for name in Telemetry._fields)
     ).where(telemetry.c.job_key.in_(keys))
 )
 _LATEST = Prepared(
-    select(*(telemetry.c[field.name] for field in fields(Telemetry))).where(
+    select(*(telemetry.c[name] for name in Telemetry._fields)).where(
         telemetry.c.job_key == bindparam("job_key")
     )
 )
 _LATEST_BY_ID = Prepared(
-    select(*(telemetry.c[field.name] for field in fields(Telemetry)))
+    select(*(telemetry.c[name] for name in Telemetry._fields))
     .join_from(telemetry, jobs)
     .where(jobs.c.id == bindparam("id"))
 )
@@ -68,6 +67,8 @@ _SAMPLES = Prepared(
     .order_by(samples.c.step.desc())
     .limit(bindparam("limit"))
 )
+_SERIES_FIELDS = ("job_key", "run", "name", "oldest_time")
+_SAMPLE = ("series_key", "step", "time", "value")
 _NO_BEGINNING, _NO_END = -(2**63), 2**63 - 1
 
 
@@ -85,29 +86,28 @@ class TelemetryQueries(Queries):
         Batches of jobs that are gone are left out without a word, and so is the newest
         telemetry of a session where that of a later one is there.
         """
-        # In one order, so that no two replicas wait for each other.
         self._ahead.clear()
-        given = sorted(batches, key=lambda batch: batch.job_key)
+        # In one order, so that no two replicas wait for each other.
+        given = sorted(batches, key=itemgetter(0))
         self._keep_series()
-        asked = sorted({batch.job_key for batch in given})
-        existing = {key for (key,) in _EXISTING.rows(self._connection, asked)}
+        keys = self._lookup({(batch.job_key, batch.run_number) for batch in given if batch.columns})
+        existing = {job_key for job_key, _, _ in keys}
+        asked = sorted({batch.job_key for batch in given} - existing)
+        existing.update(key for (key,) in _EXISTING.rows(self._connection, asked))
         kept = [batch for batch in given if batch.job_key in existing]
-        keys = self._series_keys(kept)
+        self._make_series(kept, keys)
         # By series and step: PostgreSQL takes no row that one statement replaces twice.
-        newest = {
-            (keys[batch.job_key, batch.run_number, column.name], step): (time, value)
-            for batch in kept
-            for column in batch.columns
-            for step, time, value in zip(
-                column.steps,
-                column.times,
-                [None if isnan(value) else value for value in column.values],
-                strict=True,
-            )
-        }
-        columns = ("series_key", "step", "time", "value")
-        rows = [(*key, *sample) for key, sample in sorted(newest.items(), key=itemgetter(0))]
-        write_rows(self._connection, samples, columns, rows, replace=True)
+        newest: dict[tuple[int, int], tuple[int, int, int, float | None]] = {}
+        for job_key, run, columns, _ in kept:
+            for name, steps, values, times in columns:
+                if not steps:
+                    continue
+                key = keys[job_key, run, name]
+                for step, time, value in zip(steps, times, values, strict=True):
+                    # NaN, which is not even itself, is NULL.
+                    newest[key, step] = (key, step, time, value if value == value else None)
+        rows = sorted(newest.values(), key=itemgetter(0, 1))
+        write_rows(self._connection, samples, _SAMPLE, rows, replace=True)
         self._save_latest({batch.job_key: batch.latest for batch in kept})
 
     def telemetry(self, job: Job) -> Telemetry | None:
@@ -172,23 +172,18 @@ class TelemetryQueries(Queries):
         found.reverse()
         return found
 
-    def _series_keys(self, batches: Sequence[TelemetryBatch]) -> dict[SeriesId, int]:
-        """The key of every series that the batches have samples of; makes those that are new."""
+    def _make_series(self, batches: Sequence[TelemetryBatch], keys: dict[SeriesId, int]) -> None:
+        """Makes every series that the batches have samples of and that has no key; adds the key."""
         oldest: dict[SeriesId, int] = {}
-        for batch in batches:
-            for column in batch.columns:
-                if len(column.times):
-                    identity = (batch.job_key, batch.run_number, column.name)
-                    first = min(column.times)
-                    if (known := oldest.get(identity)) is None or first < known:
-                        oldest[identity] = first
-        keys = self._lookup({(job_key, run) for job_key, run, _ in oldest})
-        new = [(*identity, time) for identity, time in oldest.items() if identity not in keys]
-        if new:
-            columns = ("job_key", "run", "name", "oldest_time")
-            write_rows(self._connection, series, columns, new, replace=False)
-            keys |= self._lookup({(job_key, run) for job_key, run, _, _ in new})
-        return keys
+        for job_key, run, columns, _ in batches:
+            for name, _, _, times in columns:
+                identity = (job_key, run, name)
+                if identity not in keys and times:
+                    oldest[identity] = min(*times, oldest.get(identity, times[0]))
+        if oldest:
+            new = [(*identity, time) for identity, time in oldest.items()]
+            write_rows(self._connection, series, _SERIES_FIELDS, new, replace=False)
+            keys |= self._lookup({(job_key, run) for job_key, run, _ in oldest})
 
     def _lookup(self, runs: Iterable[tuple[int, int]]) -> dict[SeriesId, int]:
         """The keys of all series of these runs, each with the job's key and its own number."""
@@ -208,5 +203,5 @@ class TelemetryQueries(Queries):
             )
             for job_key, newest in latest.items()
         ]
-        columns = ("job_key", *(field.name for field in fields(Telemetry)))
+        columns = ("job_key", *Telemetry._fields)
         write_rows(self._connection, telemetry, columns, rows, replace=True, unless_newer="epoch")

@@ -22,6 +22,7 @@ from grpc_runtime.failpoints import reached
 from grpc_runtime.sql.errors import DatabaseClosedError, TransactionLostError
 from grpc_runtime.sql.faults import translated
 from grpc_runtime.sql.prepared import execute
+from grpc_runtime.sql.threads import Asked
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Transaction
@@ -37,14 +38,10 @@ MAX_GROUP_SECONDS = 0.02
 
 
 @dataclass(slots=True, eq=False)
-class _Unit:
+class _Unit(Asked):
     """Work of one caller, and what became of it."""
 
-    work: Callable[[Connection], Any]
-    done: asyncio.Future[None]
-    orphaned: Callable[[], None] | None = None
-    value: Any = None
-    error: BaseException | None = None
+    work: Callable[[Connection], Any] = lambda _: None
 
 
 class GroupCommit:
@@ -97,12 +94,9 @@ class GroupCommit:
         async with self._room:
             if self._closing:
                 raise DatabaseClosedError
-            unit = _Unit(work, asyncio.get_running_loop().create_future(), orphaned)
+            unit = _Unit(asyncio.get_running_loop().create_future(), orphaned, work=work)
             self._queue.put(unit)
-            await unit.done
-        if unit.error is not None:
-            raise unit.error
-        return cast(T, unit.value)
+            return cast(T, await unit.result())
 
     def stop(self) -> None:
         """Takes nothing more. To be called where `write` is, so that neither is cut in two."""
@@ -213,7 +207,4 @@ def _commit(transaction: Transaction) -> None:
 
 def _answer(group: Iterable[_Unit]) -> None:
     for unit in group:
-        if not unit.done.done():
-            unit.done.set_result(None)
-        elif unit.error is None and unit.orphaned is not None:
-            unit.orphaned()
+        unit.answer()

@@ -7,7 +7,6 @@ import contextlib
 import random
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -36,7 +35,7 @@ from grpc_runtime.sql.listening import listen
 from grpc_runtime.sql.migrations import upgrade
 from grpc_runtime.sql.pipelining import READING, WRITING, pipelined, set_up
 from grpc_runtime.sql.prepared import send
-from grpc_runtime.sql.threads import run_in
+from grpc_runtime.sql.threads import Threads
 
 if TYPE_CHECKING:
     from sqlalchemy import URL, Connection, Engine
@@ -120,7 +119,7 @@ class PostgresDatabase:
         except BaseException:
             self._engine.dispose()
             raise
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="sql")
+        self._threads = Threads(THREADS, "sql")
         self._closing: asyncio.Task[None] | None = None
 
     @property
@@ -173,7 +172,7 @@ class PostgresDatabase:
     ) -> T:
         if self._closing is not None:
             raise DatabaseClosedError
-        return await run_in(self._threads, lambda: self._attempts(engine, work), orphaned=orphaned)
+        return await self._threads.run(lambda: self._attempts(engine, work), orphaned=orphaned)
 
     def _attempts(self, engine: Engine, work: Callable[[Connection], T]) -> T:
         """Runs work until it is committed, or there is no sense in running it again."""
@@ -268,7 +267,7 @@ class PostgresDatabase:
         )
 
     def _finish(self) -> None:
-        self._threads.shutdown()
+        self._threads.join()
         self._engine.dispose()
 
 

@@ -8,7 +8,6 @@ import os
 import queue
 import sqlite3
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +20,8 @@ from grpc_runtime.sql.errors import DatabaseClosedError, DatabaseOpenError
 from grpc_runtime.sql.faults import advice, driver_error, translated
 from grpc_runtime.sql.group_commit import GroupCommit
 from grpc_runtime.sql.migrations import upgrade
-from grpc_runtime.sql.threads import run_in
+from grpc_runtime.sql.prepared import execute
+from grpc_runtime.sql.threads import Threads
 
 T = TypeVar("T")
 
@@ -125,7 +125,7 @@ class SqliteDatabase:
         """
         if self._closing is not None:
             raise DatabaseClosedError
-        return await run_in(self._readers, lambda: self._read(work))
+        return await self._readers.run(lambda: self._read(work))
 
     async def close(self) -> None:
         """Finishes what was begun and closes the files. May be called more than once."""
@@ -151,7 +151,7 @@ class SqliteDatabase:
         reading = _engine(self._path, _READER, "BEGIN")
         for _ in range(READERS):
             self._idle.put(opened.enter_context(reading.connect()))
-        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="sql-reader")
+        self._readers = Threads(READERS, "sql-reader")
         return GroupCommit(
             writer,
             in_transaction=lambda: _driver(writer).in_transaction,
@@ -170,7 +170,7 @@ class SqliteDatabase:
 
     def _finish(self) -> None:
         self._writer.join()
-        self._readers.shutdown()
+        self._readers.join()
         self._opened.close()
 
 
@@ -216,7 +216,7 @@ def _engine(path: Path, pragmas: tuple[str, ...], begin: str) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begin_transaction(connection: Connection) -> None:
-        connection.exec_driver_sql(begin)
+        execute(connection, begin)
 
     return engine
 

@@ -113,8 +113,8 @@ class SeriesContract:
         assert await store.read(lambda tx: tx.telemetry(of)) is None
         for step in (1, 2):
             latest = Telemetry(
-                Progress(step, 100, 0.5, None, 3.25, NOW),
-                (MetricPoint("loss", step, math.inf, NOW), MetricPoint("lr", step, 1e-5, NOW)),
+                Progress(step, 100, 0.5, None, 3.25, START),
+                (MetricPoint("loss", step, math.inf, START), MetricPoint("lr", step, 1e-5, START)),
                 dropped_samples=step,
             )
             batch = TelemetryBatch(of.key, 1, [], latest)
@@ -191,7 +191,7 @@ class SeriesContract:
                     MetricColumn(name, range(count), [of.key + 0.5] * count, [START] * count)
                     for name in ("a", "b", "c")
                 ],
-                replace(NO_TELEMETRY, dropped_samples=of.key),
+                NO_TELEMETRY._replace(dropped_samples=of.key),
             )
             for of in jobs
         ]

@@ -20,6 +20,7 @@ from grpc_runtime.errors import from_rpc_error
 from grpc_runtime.listen import AddressInUseError, ExposedError, ListenError
 from grpc_runtime.server import ServerCrashedError, Service, run
 from grpc_runtime.tls import TlsError, TlsFiles
+from tests.support.http2 import http2_request
 from tests.support.processes import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -301,29 +302,6 @@ async def test_a_cancelled_wait_harms_nothing(serve: Any) -> None:
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
         assert await health_of(channel) == SERVING
-
-
-def http2_request(path: bytes) -> bytes:
-    """Returns what a client sends to start a call of a method with any bytes as its name."""
-
-    def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-        length = len(payload).to_bytes(3, "big")
-        return length + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
-
-    headers = {
-        b":method": b"POST",
-        b":scheme": b"http",
-        b":path": path,
-        b":authority": b"x",
-        b"te": b"trailers",
-        b"content-type": b"application/grpc",
-    }
-    block = b"".join(
-        b"\x00" + bytes([len(name)]) + name + bytes([len(value)]) + value
-        for name, value in headers.items()
-    )
-    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-    return preface + frame(4, 0, 0, b"") + frame(1, 5, 1, block)
 
 
 # The crash also ends a task of grpc's own, which nobody but the garbage collector looks at.

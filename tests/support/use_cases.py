@@ -10,6 +10,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
+
 from control_plane.domain.errors import Reason, Refusal
 from control_plane.domain.job import Job, Progress
 from control_plane.domain.session import Heartbeat, MetricColumn, Phase
@@ -53,11 +55,20 @@ class Clock:
     """A time that stands until it is moved."""
 
     now: datetime = NOW
+    passed: float = 0.0
 
     def __call__(self) -> datetime:
         return self.now
 
+    def steady(self) -> float:
+        return self.passed
+
     def advance(self, seconds: float) -> None:
+        self.passed += seconds
+        self.set(seconds)
+
+    def set(self, seconds: float) -> None:
+        """Somebody sets it forward, or back, in no time."""
         self.now += timedelta(seconds=seconds)
 
 
@@ -116,6 +127,7 @@ class UseCases:
             clock,
             flush_interval=options.pop("flush_interval", 0.0),
             max_pending_samples=options.pop("max_pending_samples", 1_000),
+            steady=clock.steady,
         )
         max_open = options.pop("max_open_updates", 100)
         retention = options.pop("retention", Retention(None, None))
@@ -131,7 +143,7 @@ class UseCases:
         self.history = HistoryService(self.store)
         self.metrics = MetricsService(self.store, self.telemetry)
         self.watches = WatchService(self.store, self.bus, self.jobs, self.telemetry)
-        self.upkeep = Upkeep(self.store, clock, self.sessions, self.updates, retention)
+        self.upkeep = Upkeep(self.store, clock, self.sessions, self.updates, self.jobs, retention)
 
     # Shorthands.
 
@@ -176,6 +188,12 @@ async def use_cases(
         yield UseCases(store, clock or Clock(), **options)
     finally:
         await store.close()
+
+
+async def refusal(awaitable: Any) -> Refusal:
+    with pytest.raises(Refusal) as refused:
+        await awaitable
+    return refused.value
 
 
 async def said(session: AgentSession) -> list[ServerMessage]:

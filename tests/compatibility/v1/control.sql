@@ -154,7 +154,7 @@ CREATE TABLE telemetry (
 	PRIMARY KEY (job_key), 
 	FOREIGN KEY(job_key) REFERENCES jobs ("key") ON DELETE CASCADE
 );
-INSERT INTO "telemetry" VALUES(1,'{"step":3,"max_steps":100,"epoch":0.5,"max_epochs":null,"steps_per_second":null,"step_time":"1970-01-01T00:00:00Z"}','[{"name":"loss","step":3,"value":NaN,"time":"1970-01-01T00:00:00Z"}]',0,'[]',2,1795461875894749);
+INSERT INTO "telemetry" VALUES(1,'[3,100,0.5,null,null,0]','[["loss",3,NaN,0]]',0,'[]',2,1795461875894749);
 CREATE TABLE tokens (
 	"key" INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, 
 	id VARCHAR NOT NULL, 

@@ -51,11 +51,10 @@ class Served:
 
     def __init__(self, talk: Talk) -> None:
         self.talk = talk
-        self.sending = asyncio.create_task(talk.session.deliver_new())
+        talk.session.deliveries.begin()
 
-    async def end(self) -> None:
-        self.sending.cancel()
-        await asyncio.wait([self.sending])
+    def end(self) -> None:
+        self.talk.session.deliveries.close()
 
 
 async def serve(plane: UseCases, **fields: object) -> Served:
@@ -84,7 +83,7 @@ async def test_an_update_reaches_its_job_through_any_replica(planes: list[UseCas
         await served.talk.session.outcome(served.talk.next(), settled(revision))
         assert (await waited).outcome == applied()
         await asyncio.wait([waiting])
-    await served.end()
+    served.end()
 
 
 async def test_only_whom_it_concerns_is_woken(planes: list[UseCases]) -> None:
@@ -98,7 +97,7 @@ async def test_only_whom_it_concerns_is_woken(planes: list[UseCases]) -> None:
 
 async def serve_and_leave(plane: UseCases) -> None:
     served = await serve(plane)
-    await served.end()
+    served.end()
 
 
 async def test_a_watch_on_a_third_replica_sees_everything_in_order(planes: list[UseCases]) -> None:
@@ -122,7 +121,7 @@ async def test_a_watch_on_a_third_replica_sees_everything_in_order(planes: list[
     await eventually(lambda: len(states()) == 3, "all changes of the update")
     watching.cancel()
     await asyncio.wait([watching])
-    await served.end()
+    served.end()
     assert items[1].kind is WatchKind.CREATED
     positions = [item.position for item in items if item.position is not None]
     assert positions == sorted(set(positions))
@@ -178,7 +177,7 @@ async def test_the_newer_stream_is_served_whichever_replica_it_comes_to(
     assert ended.reason is Reason.INSTANCE_SUPERSEDED
     assert not third.talk.session.ended.done()
     for served in (first, second, third):
-        await served.end()
+        served.end()
 
 
 async def test_of_streams_that_come_at_once_one_is_served(planes: list[UseCases]) -> None:
@@ -295,7 +294,7 @@ async def test_a_replica_that_was_taken_for_dead_takes_its_jobs_back(
     assert (await b.job()).state is JobState.RUNNING
     await b.submit(set_rate())
     assert await receive(served) == [1]
-    await served.end()
+    served.end()
 
 
 async def until_connected(plane: UseCases) -> None:
@@ -375,4 +374,4 @@ async def test_a_caller_who_hangs_up_has_changed_something_all_the_same(
         await asyncio.wait([asking])
         may_go_on.set()
         assert await receive(served) == [number]
-    await served.end()
+    served.end()

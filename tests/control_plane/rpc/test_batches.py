@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,34 @@ async def test_a_watcher_who_does_not_read_is_cut(tmp_path: Path) -> None:
             "WATCHER_TOO_SLOW",
         )
         assert not busy.done()
+
+
+async def test_a_watcher_who_was_cut_and_still_does_not_read_counts_as_a_watcher(
+    tmp_path: Path,
+) -> None:
+    """Its status waits for it, and what waits has to have a limit."""
+    limits = {"watch_patience": 0.3, "max_watches_per_principal": 1}
+    async with running_plane(tmp_path / "control.db", **limits) as plane:
+        large = hello()
+        large.state.parameters[0].description = "x" * 300_000
+        await plane.agent(state=large.state)
+        idle = plane.control.WatchJobs(pb.WatchJobsRequest())
+        assert (await idle.read()).type == pb.JOB_EVENT_TYPE_SNAPSHOT
+        for number in range(30):
+            put = pb.UpdateJobRequest(name="jobs/j", set_labels={"n": str(number)})
+            await plane.control.UpdateJob(put)
+        await eventually(lambda: plane.plane.watches.count == 0, "it is cut")
+        refused = await error_of(_read_on(plane.control.WatchJobs(pb.WatchJobsRequest())))
+        assert refused.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert refused.reason != "WATCHER_TOO_SLOW"
+        idle.cancel()
+        async with asyncio.timeout(30):
+            while True:
+                again = plane.control.WatchJobs(pb.WatchJobsRequest())
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    assert (await again.read()).type == pb.JOB_EVENT_TYPE_SNAPSHOT
+                    break
+                await asyncio.sleep(0.01)  # the server hears of it in a moment
 
 
 async def _read_on(watch: Any) -> None:

@@ -17,7 +17,8 @@ from control_plane.domain.session import Phase, TrainerEvent
 from control_plane.domain.update import GUARD, Rejected, Transition, UpdateSpec, UpdateState
 from control_plane.services import batches, upkeep
 from control_plane.services.agent_session import AgentSession
-from control_plane.services.batches import BatchNews, BatchSubmission
+from control_plane.services.batch_admission import BatchSubmission
+from control_plane.services.batches import BatchNews
 from control_plane.services.outbox import Delivery
 from tests.support.domain_values import NOW, set_rate, settled
 from tests.support.use_cases import Talk, UseCases, only
@@ -65,10 +66,10 @@ async def test_one_update_each_in_one_go(plane: UseCases) -> None:
     assert (made.batch, made.spec, made.author) == (f"batches/{batch.key}", HALF, "ops")
     assert (await plane.job("b")).desired[-1].revision == 2
     assert await plane.batches.get(batch.key) == news.view
-    deliver = asyncio.create_task(sessions["b"].deliver_new())
+    sessions["b"].deliveries.begin()
     messages = [await asyncio.wait_for(sessions["b"].outbox.get(), 5) for _ in range(3)]
     assert [d.update for d in only(messages, Delivery)] == [await plane.update(1, "b"), made]
-    deliver.cancel()
+    sessions["b"].deliveries.close()
 
 
 async def test_whom_a_selector_chooses(plane: UseCases) -> None:

@@ -148,6 +148,29 @@ async def test_deleting_asks_for_the_etag_if_given(plane: UseCases) -> None:
     assert refused.value.reason is Reason.JOB_NOT_FOUND
 
 
+async def test_labels_are_set_and_removed_and_stay_so(plane: UseCases) -> None:
+    etag = (await plane.jobs.create("j", {"team": "nlp", "old": ""}, "")).job.etag
+    tried = await plane.jobs.label("j", {"team": "cv"}, ("old",), etag, validate_only=True)
+    assert tried.job.labels == {"team": "cv"}
+    assert (await plane.job()).labels == {"team": "nlp", "old": ""}
+
+    edited = await plane.jobs.label("j", {"team": "cv"}, ("old",), etag)
+    assert edited.job.labels == {"team": "cv"}
+    with pytest.raises(Refusal) as refused:
+        await plane.jobs.label("j", {}, ("team",), etag)
+    assert refused.value.reason is Reason.ETAG_MISMATCH
+    with pytest.raises(Refusal) as refused:
+        await plane.jobs.label("nobody", {"team": "cv"}, (), "")
+    assert refused.value.reason is Reason.JOB_NOT_FOUND
+
+    await plane.session("j", labels={"team": "nlp", "old": "1", "gpu": "h100"})
+    assert (await plane.job()).labels == {"team": "cv", "gpu": "h100"}
+    events = (await plane.store.read(lambda tx: tx.event_span()))[1]
+    same = await plane.jobs.label("j", {"team": "cv"}, (), "")
+    assert same.job.labels == {"team": "cv", "gpu": "h100"}
+    assert (await plane.store.read(lambda tx: tx.event_span()))[1] == events, "nothing has changed"
+
+
 async def test_a_live_job_is_not_deleted(plane: UseCases) -> None:
     session = await plane.session()
     with pytest.raises(Refusal) as refused:

@@ -1,18 +1,17 @@
-"""Sessions with agents: who is served, what is sent, what a Hello settles."""
+"""Sessions with agents: who is served, what is sent, and how a job follows its trainer."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from control_plane.domain.errors import Reason, Refusal
 from control_plane.domain.job import JobState, Progress, TrainerExit
-from control_plane.domain.session import FullState, Phase, TrainerEvent, TrainerFault, Withdrawn
-from control_plane.domain.update import Applied, Cancelled, Expired, ExpiryCause, Rejected
+from control_plane.domain.session import FullState, Phase, TrainerEvent, TrainerFault
+from control_plane.domain.update import Cancelled, Rejected
 from control_plane.services.agent_session import Received, Refused
 from control_plane.services.outbox import (
     Acknowledgement,
@@ -20,9 +19,7 @@ from control_plane.services.outbox import (
     GoAway,
     ItemError,
     StateRequest,
-    Withdrawal,
 )
-from control_plane.services.ports import Transaction
 from tests.support.domain_values import NOW, SECOND, SPECS, applied, hello, set_rate, settled
 from tests.support.use_cases import (
     Clock,
@@ -32,20 +29,14 @@ from tests.support.use_cases import (
     eventually,
     heartbeat,
     only,
+    refusal,
     said,
-    use_cases,
     welcome,
 )
 
 
 def state(**fields: Any) -> FullState:
     return FullState(**{"parameters": SPECS, "phase": Phase.TRAINING, **fields})
-
-
-async def refusal(awaitable: Any) -> Refusal:
-    with pytest.raises(Refusal) as refused:
-        await awaitable
-    return refused.value
 
 
 # Who is served.
@@ -143,8 +134,9 @@ async def test_closing_tells_everybody(plane: UseCases) -> None:
 
 async def test_a_deleted_job_ends_its_session(plane: UseCases) -> None:
     talk = Talk(await plane.session())
-    serving = asyncio.ensure_future(talk.session.deliver_new())
-    await eventually(lambda: plane.bus._subscribers.get("session/j"), "that it serves")
+    talk.session.deliveries.begin()
+    await plane.submit(set_rate())
+    await eventually(lambda: 1 in talk.session.deliveries.sent, "that it serves")
     job = await plane.job()
     await plane.store.write(lambda tx: tx.delete_job(job))  # as another replica might
     plane.bus.notify("session/j")
@@ -154,7 +146,6 @@ async def test_a_deleted_job_ends_its_session(plane: UseCases) -> None:
         Reason.JOB_DELETED
     )
     await plane.sessions.close(talk.session)
-    serving.cancel()
 
 
 # What is sent.
@@ -163,7 +154,7 @@ async def test_a_deleted_job_ends_its_session(plane: UseCases) -> None:
 async def test_new_updates_are_pushed_in_order_and_once(plane: UseCases) -> None:
     session = await plane.session()
     await welcome(session)
-    serving = asyncio.ensure_future(session.deliver_new())
+    session.deliveries.begin()
     try:
         await asyncio.gather(*(plane.submit(set_rate()) for _ in range(20)))
         got: list[Delivery] = []
@@ -174,7 +165,37 @@ async def test_new_updates_are_pushed_in_order_and_once(plane: UseCases) -> None
         assert [d.update.revision for d in got] == list(range(1, 21))
         assert len({d.nonce for d in got}) == 20
     finally:
-        serving.cancel()
+        session.deliveries.close()
+
+
+async def test_what_is_accepted_while_the_store_is_away_is_sent_once_it_is_back(
+    plane: UseCases,
+) -> None:
+    session = await plane.session()
+    await welcome(session)
+    await plane.submit(set_rate())
+    plane.store.away = True
+    session.deliveries.begin()
+    await eventually(lambda: session.is_deaf, "it waits for the store")
+    plane.bus.notify("session/j")
+    plane.store.away = False
+    await eventually(lambda: len(session.outbox), "a delivery")
+    assert not session.is_deaf
+    # Woken once more, it sends what is new alone.
+    await plane.submit(set_rate())
+    await eventually(lambda: len(session.outbox) == 2, "another")
+    assert await delivered(session) == [1, 2]
+    await plane.sessions.close(session)
+
+
+async def test_nothing_is_sent_by_a_stream_that_has_ended(plane: UseCases) -> None:
+    session = await plane.session()
+    await welcome(session)
+    session.deliveries.begin()
+    await plane.sessions.close(session)
+    await plane.submit(set_rate())
+    assert await delivered(await plane.session()) == [1], "by the next one"
+    assert await delivered(session) == []
 
 
 async def test_an_update_that_is_withdrawn_before_it_was_sent_is_settled_here(
@@ -185,13 +206,13 @@ async def test_an_update_that_is_withdrawn_before_it_was_sent_is_settled_here(
     await plane.submit(set_rate())
     asked = await plane.updates.cancel("j", 1, "ann", "", 0.0)
     assert asked.is_open, "nobody knows yet whether it is on its way"
-    serving = asyncio.ensure_future(session.deliver_new())
+    session.deliveries.begin()
     try:
         done = await plane.updates.wait("j", 1, 5)
         assert done.outcome == Cancelled("ann", "")
         assert await said(session) == []
     finally:
-        serving.cancel()
+        session.deliveries.close()
 
 
 async def test_time_left_is_told_as_a_duration(plane: UseCases, clock: Clock) -> None:
@@ -235,191 +256,6 @@ async def test_replies_may_settle_and_refuse(plane: UseCases) -> None:
     assert (await plane.update(2)).outcome == Rejected("TOO_MUCH", "no room")
     # A rejected update is parked: it is never sent again.
     assert await delivered(await plane.session(in_force=((1, 1),))) == []
-
-
-# What a Hello settles and what it lacks.
-
-
-async def test_what_is_missing_is_sent_again_oldest_first(plane: UseCases) -> None:
-    talk = Talk(await plane.session())
-    for _ in range(6):
-        await plane.submit(set_rate())
-    talk.session.deliveries.send([await plane.update(r) for r in range(1, 6)])
-    await talk.receive_all()
-    await talk.session.outcome(talk.next(), settled(1))
-    await talk.session.outcome(talk.next(), settled(2, Rejected("X", "x")))
-    await plane.sessions.close(talk.session)
-    # The trainer holds 3; an outcome of 4 comes with the Hello; 5 and 6 never arrived.
-    again = await plane.session(
-        in_force=((1, 1), (4, 4)), held=frozenset({3}), outcomes=(settled(4, applied(9)),)
-    )
-    greeting = await welcome(again)
-    assert greeting.settled == ((4, 4),)
-    assert await delivered(again) == [5, 6]
-    assert await plane.states() == [
-        *("applied", "rejected", "delivered", "applied", "delivered", "pending")
-    ]
-
-
-async def test_what_the_checkpoint_lacks_is_applied_again_and_what_it_has_is_not(
-    plane: UseCases,
-) -> None:
-    talk = Talk(await plane.session(instance_id="one"))
-    for _ in range(4):
-        await plane.submit(set_rate())
-    for revision in (1, 2, 3):
-        await talk.session.outcome(
-            talk.next(), settled(revision, applied(10 * revision, instance_id="one"))
-        )
-    await plane.sessions.close(talk.session)
-    # Killed; resumed from a checkpoint of step 15, which has revision 1 alone.
-    resumed = Talk(await plane.session(instance_id="two", start_step=15, in_force=((1, 1),)))
-    assert await delivered(resumed.session) == [2, 3, 4]
-    await resumed.session.outcome(resumed.next(), settled(2, applied(16, instance_id="two")))
-    second = await plane.update(2)
-    assert second.outcome == applied(20, instance_id="one")
-    assert second.reapplied == (applied(16, instance_id="two"),)
-    job = await plane.job()
-    assert [(e.revision, e.step) for e in job.effective if e.revision] == [(2, 16)]
-    # The wire is at least once.
-    await resumed.session.outcome(resumed.next(), settled(2, applied(16, instance_id="two")))
-    assert await plane.update(2) == second
-
-
-async def test_what_is_in_force_without_a_record_counts_as_applied_at_an_unknown_step(
-    plane: UseCases,
-) -> None:
-    """The process died after it saved a checkpoint with the update and before it told."""
-    await plane.sessions.close(await plane.session(instance_id="one"))
-    await plane.submit(set_rate())
-    await plane.session(instance_id="two", start_step=9, in_force=((1, 1),))
-    update = await plane.update(1)
-    assert update.outcome == Applied(step=0)
-    assert (await plane.job()).settled_revision == 1
-
-
-async def test_what_is_held_is_not_settled_even_where_it_is_called_in_force(
-    plane: UseCases,
-) -> None:
-    """Written, but not verified yet: the outcome is still to come."""
-    await plane.sessions.close(await plane.session())
-    await plane.submit(set_rate())
-    talk = Talk(await plane.session(in_force=((1, 1),), held=frozenset({1})))
-    assert await delivered(talk.session) == []
-    assert (await plane.update(1)).is_open
-    await talk.session.outcome(talk.next(), settled(1, Rejected("VERIFICATION_FAILED", "x")))
-    assert await plane.states() == ["rejected"]
-
-
-async def test_a_new_run_of_a_finished_job_is_not_given_the_old_ones_updates(
-    plane: UseCases,
-) -> None:
-    talk = Talk(await plane.session(instance_id="one"))
-    await plane.submit(set_rate())
-    await talk.session.outcome(talk.next(), settled(1))
-    await talk.session.event(talk.next(), TrainerEvent(Phase.FINISHED, "", NOW))
-    await plane.sessions.close(talk.session)
-    again = await plane.session(instance_id="two")
-    assert await delivered(again) == []
-    job = await plane.job()
-    assert (job.replay_floor, job.desired, job.state) == (1, (), JobState.RUNNING)
-    assert [e.value for e in job.effective if e.parameter == "learning_rate"] == [2e-5]
-    assert [e.revision for e in job.effective] == [0, 0]
-    # The new run has a history of its own, which is replayed if it is resumed.
-    new = Talk(again)
-    assert (await plane.submit(set_rate())).revision == 2
-    await new.session.outcome(new.next(), settled(2, applied(3, instance_id="two")))
-    await plane.sessions.close(again)
-    resumed = await plane.session(instance_id="three", start_step=1)
-    assert await delivered(resumed) == [2]
-
-
-async def test_a_run_that_died_is_continued_from_the_start(plane: UseCases) -> None:
-    talk = Talk(await plane.session(instance_id="one"))
-    await plane.submit(set_rate())
-    await talk.session.outcome(talk.next(), settled(1))
-    await talk.session.event(talk.next(), TrainerEvent(Phase.EXITED, "", NOW))
-    await plane.sessions.close(talk.session)
-    assert await delivered(await plane.session(instance_id="two")) == [1]
-
-
-async def test_a_withdrawal_reaches_a_trainer_that_was_away(plane: UseCases) -> None:
-    talk = Talk(await plane.session())
-    for _ in range(2):
-        await plane.submit(set_rate())
-    talk.session.deliveries.send([await plane.update(1), await plane.update(2)])
-    await talk.receive_all()
-    for revision in (1, 2):
-        await plane.updates.cancel("j", revision, "ann", "", 0)
-    await plane.sessions.close(talk.session)
-    again = Talk(await plane.session(held=frozenset({1})))  # 2 never got there
-    messages = await said(again.session)
-    assert only(messages, Withdrawal) == [Withdrawal(1)]
-    assert only(messages, Delivery) == []
-    assert await plane.states() == ["delivered", "cancelled"]
-    await again.session.outcome(again.next(), settled(1, Withdrawn()))
-    assert (await plane.update(1)).outcome == Cancelled("ann", "")
-
-
-async def test_a_deadline_that_passed_on_the_way_is_noticed(plane: UseCases, clock: Clock) -> None:
-    talk = Talk(await plane.session())
-    for _ in range(2):
-        await plane.submit(set_rate(deadline=NOW + SECOND))
-    await plane.sessions.close(talk.session)
-    clock.advance(60)
-    again = await plane.session(held=frozenset({2}))
-    assert await delivered(again) == []
-    assert await plane.states() == ["expired", "delivered"], "2 is the trainer's business"
-
-
-async def test_a_trainer_that_finished_while_away_leaves_nothing_open(plane: UseCases) -> None:
-    talk = Talk(await plane.session())
-    await plane.submit(set_rate())
-    await plane.sessions.close(talk.session)
-    await plane.submit(set_rate())
-    again = await plane.session(phase=Phase.FINISHED, in_force=((1, 1),), outcomes=(settled(1),))
-    assert await delivered(again) == []
-    assert await plane.states() == ["applied", "expired"]
-    outcome = (await plane.update(2)).outcome
-    assert isinstance(outcome, Expired)
-    assert outcome.cause is ExpiryCause.JOB_ENDED
-    job = await plane.job()
-    assert (job.state, job.settled_revision) == (JobState.FINISHED, 2)
-
-
-async def test_outcomes_of_revisions_that_never_were_are_passed_by(plane: UseCases) -> None:
-    talk = Talk(await plane.session(outcomes=(settled(9),)))
-    assert (await welcome(talk.session)).settled == ((9, 9),), "it need not be sent again"
-    await talk.session.outcome(talk.next(), settled(7))
-    assert await plane.states() == []
-
-
-@pytest.mark.parametrize(
-    "known",
-    [
-        {"outcomes": (settled(9),)},
-        {"in_force": ((1, 4), (7, 9))},
-        {"held": frozenset({9})},
-        {"newest_revision": 9},
-    ],
-    ids=lambda known: next(iter(known)),
-)
-async def test_new_updates_are_numbered_after_all_that_the_trainer_knows(
-    plane: UseCases, known: dict[str, Any]
-) -> None:
-    await plane.session(**known)
-    job = await plane.job()
-    assert (job.revision, job.settled_revision) == (9, 9)
-    assert (await plane.submit(set_rate())).revision == 10
-    await plane.session(**known)
-    assert (await plane.job()).revision == 10
-    assert [update.state for update in [await plane.update(10)]] == ["pending"]
-
-
-async def test_a_trainer_can_not_use_the_numbers_up(plane: UseCases) -> None:
-    refused = await refusal(plane.session(newest_revision=2**63))
-    assert refused.reason is Reason.PROTOCOL_VIOLATION
-    assert str(2**63) in refused.message
 
 
 # What the numbers of messages say.
@@ -528,100 +364,6 @@ async def test_a_finished_job_stays_finished_when_its_process_ends(plane: UseCas
     await talk.session.heartbeat(talk.next(), heartbeat(9, Phase.EXITED))
     job = await plane.job()
     assert (job.state, job.exit) == (JobState.FINISHED, ended)
-
-
-async def test_silence_is_noticed_and_forgiven(plane: UseCases, clock: Clock) -> None:
-    talk = Talk(await plane.session())
-    limit = plane.limits.heartbeat_interval * plane.limits.lost_after_intervals
-    clock.advance(limit)
-    await plane.sessions.find_lost(limit)
-    assert (await plane.job()).state is JobState.RUNNING
-    clock.advance(1)
-    await plane.sessions.find_lost(limit + 1)
-    lost = await plane.job()
-    assert lost.state is JobState.LOST
-    assert "16 s" in lost.state_message
-    await plane.sessions.find_lost(limit + 2)
-    assert (await plane.job()).version == lost.version, "it is told once"
-    await talk.session.heartbeat(talk.next(), heartbeat(5, Phase.UNKNOWN))
-    assert (await plane.job()).state is JobState.RUNNING
-
-
-async def test_a_trainer_whose_stream_is_gone_is_lost_in_time(
-    plane: UseCases, clock: Clock
-) -> None:
-    session = await plane.session()
-    clock.advance(2)
-    await plane.sessions.close(session)
-    clock.advance(15)
-    await plane.sessions.find_lost(17)
-    assert (await plane.job()).state is JobState.RUNNING
-    clock.advance(1)
-    await plane.sessions.find_lost(18)
-    job = await plane.job()
-    assert job.state is JobState.LOST
-    assert job.session is not None
-    assert job.session.last_seen_time == NOW + 2 * SECOND
-
-
-async def test_a_look_for_the_lost_passes_over_sessions_that_are_over_elsewhere(
-    plane: UseCases, clock: Clock
-) -> None:
-    """This server has heard of none of that yet: the chore that looks must not end of it."""
-    for name in ("fenced", "superseded", "deleted"):
-        await plane.session(name)
-
-    def elsewhere(tx: Transaction) -> None:
-        for name, change in (("fenced", {"epoch": 9}), ("superseded", {"instance_id": "other"})):
-            job = tx.job(name)
-            assert job is not None
-            assert job.session is not None
-            tx.save_job(replace(job, session=replace(job.session, **change)))
-        deleted = tx.job("deleted")
-        assert deleted is not None
-        tx.delete_job(deleted)
-
-    await plane.store.write(elsewhere)
-    clock.advance(3_600)
-    await plane.sessions.find_lost(0)
-    assert (await plane.job("superseded")).state is JobState.RUNNING
-
-
-async def test_a_server_that_was_away_blames_nobody_for_its_own_silence(tmp_path: Path) -> None:
-    clock = Clock()
-    async with use_cases(tmp_path / "c.db", clock) as first:
-        await first.session()
-    clock.advance(3_600)
-    async with use_cases(tmp_path / "c.db", clock) as second:
-        clock.advance(10)
-        await second.sessions.find_lost(10)
-        assert (await second.job()).state is JobState.RUNNING
-        await second.submit(set_rate())
-        clock.advance(10)
-        await second.sessions.find_lost(20)
-        assert (await second.job()).state is JobState.LOST
-        # Accepted after the trainer could last have been reached: nobody has it.
-        cancelled = await second.updates.cancel("j", 1, "ann", "", 0)
-        assert cancelled.outcome == Cancelled("ann", "")
-
-
-async def test_a_clock_that_is_set_back_does_not_hide_what_a_dead_server_had_sent(
-    tmp_path: Path,
-) -> None:
-    clock = Clock()
-    async with use_cases(tmp_path / "c.db", clock) as first:
-        session = await first.session()
-        clock.advance(7_200)
-        await first.submit(set_rate())
-        session.deliveries.send([await first.update(1)])
-        assert await delivered(session) == [1]
-    clock.advance(-7_200)
-    async with use_cases(tmp_path / "c.db", clock) as second:
-        clock.advance(20)
-        await second.sessions.find_lost(20)
-        assert (await second.job()).state is JobState.LOST
-        # Only the trainer can tell what became of it.
-        assert (await second.updates.cancel("j", 1, "ann", "", 0)).is_open
 
 
 # The end of the server.

@@ -269,6 +269,15 @@ async def test_what_came_without_samples_is_there_after_a_restart(tmp_path: Path
         assert refused.value.reason is Reason.STEP_IN_PAST
 
 
+async def test_a_metric_without_samples_in_range_has_no_series(plane: UseCases) -> None:
+    talk = Talk(await plane.session())
+    await talk.session.heartbeat(talk.next(), heartbeat(3, loss=[3.0, 2.0, 1.0], late=[1.0]))
+    found = await plane.metrics.query(MetricsQuery("j", last_step=2))
+    assert [(each.name, list(each.samples)[-1].step) for each in found] == [("loss", 2)]
+    assert await plane.metrics.query(MetricsQuery("j", first_step=4)) == []
+    assert await plane.metrics.query(MetricsQuery("j", names=("nothing",))) == []
+
+
 async def test_a_phase_in_a_heartbeat_costs_a_write_only_when_it_is_new(plane: UseCases) -> None:
     talk = Talk(await plane.session())
     before = plane.store.writes

@@ -378,7 +378,7 @@ async def test_what_the_trainer_has_is_withdrawn_by_the_trainer(
     plane: UseCases, comes_too_late: bool
 ) -> None:
     talk = Talk(await plane.session())
-    serving = asyncio.ensure_future(talk.session.deliver_new())
+    talk.session.deliveries.begin()
     try:
         await plane.submit(set_rate())
         await eventually(lambda: talk.session.deliveries.sent, "a delivery")
@@ -396,12 +396,12 @@ async def test_what_the_trainer_has_is_withdrawn_by_the_trainer(
         ended = await asyncio.wait_for(cancelling, 5)
         assert ended.outcome == (applied() if comes_too_late else Cancelled("ann", ""))
     finally:
-        serving.cancel()
+        talk.session.deliveries.close()
 
 
 async def test_asking_twice_asks_the_trainer_once(plane: UseCases) -> None:
     talk = Talk(await plane.session())
-    serving = asyncio.ensure_future(talk.session.deliver_new())
+    talk.session.deliveries.begin()
     try:
         await plane.submit(set_rate())
         await eventually(lambda: talk.session.deliveries.sent, "a delivery")
@@ -412,7 +412,7 @@ async def test_asking_twice_asks_the_trainer_once(plane: UseCases) -> None:
         await eventually(lambda: talk.session.deliveries.withdrawn, "a withdrawal")
         assert only(await said(talk.session), Withdrawal) == [Withdrawal(1)]
     finally:
-        serving.cancel()
+        talk.session.deliveries.close()
 
 
 async def test_cancelling_what_is_not_there(plane: UseCases) -> None:

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 from control_plane.domain import selector
+from control_plane.domain.access import scope_of
 from control_plane.domain.errors import Reason, Refusal
-from control_plane.domain.job import JobState
+from control_plane.domain.job import JobState, Progress
 from control_plane.domain.session import Phase, TrainerEvent
+from control_plane.services import watch as watch_module
 from control_plane.services.upkeep import Retention
 from control_plane.services.watch import WatchItem, WatchKind, _Shown
 from tests.support.domain_values import NOW, set_rate, settled
@@ -199,6 +201,65 @@ async def test_progress_is_told_when_asked_for(plane: UseCases) -> None:
         assert item.view.progress.step == 7
 
 
+async def test_progress_that_has_not_moved_is_not_told_again(plane: UseCases) -> None:
+    talk = Talk(await plane.session())
+    async with watching(plane, progress_interval=0.001) as watch:
+        await watch.until(WatchKind.BOOKMARK)
+        await talk.session.heartbeat(talk.next(), heartbeat(7))
+        await watch.until(WatchKind.PROGRESS)
+        # It looks many times before it has something else to say.
+        waiting = asyncio.create_task(watch.next())
+        for _ in range(20):
+            await asyncio.sleep(0.001)
+        assert not waiting.done()
+        await plane.jobs.label("j", {"x": "y"}, (), "")
+        assert (await waiting).kind is WatchKind.MODIFIED
+
+
+async def test_progress_of_one_job_alone(plane: UseCases) -> None:
+    talks = {name: Talk(await plane.session(name)) for name in "ab"}
+    async with watching(plane, job_id="a", progress_interval=0.01) as watch:
+        await watch.until(WatchKind.BOOKMARK)
+        for name, step in (("b", 5), ("a", 6)):
+            await talks[name].session.heartbeat(talks[name].next(), heartbeat(step))
+        (item,) = await watch.until(WatchKind.PROGRESS)
+        assert item.view is not None
+        assert (item.job_id, item.view.progress) == ("a", Progress(6))
+
+
+async def test_a_watch_of_one_job_outlives_it(plane: UseCases) -> None:
+    """What is told of progress then is that of the job that is made anew."""
+    session = await plane.session("a")
+    async with watching(plane, job_id="a", progress_interval=0.01) as watch:
+        await watch.until(WatchKind.BOOKMARK)
+        await plane.sessions.close(session)
+        await plane.jobs.delete("a", "")
+        await watch.until(WatchKind.DELETED)
+        other = Talk(await plane.session("b"))
+        await other.session.heartbeat(other.next(), heartbeat(3))
+        again = Talk(await plane.session("a"))
+        await watch.until(WatchKind.CREATED)
+        await again.session.heartbeat(again.next(), heartbeat(4))
+        items = await watch.until(WatchKind.PROGRESS)
+        assert {item.job_id for item in items} == {"a"}
+
+
+async def test_who_hears_nothing_is_told_where_to_go_on(
+    plane: UseCases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch_module, "_BOOKMARK_SECONDS", 0.01)
+    await plane.session("a")
+    async with watching(plane, "team=nobody") as watch:
+        first = (await watch.until(WatchKind.BOOKMARK))[-1]
+        await plane.submit(set_rate(), "a")  # of which this watch tells nothing
+        later = await watch.next()
+        while later.position == first.position:
+            later = await watch.next()
+        assert [each.kind for each in watch.seen] == [WatchKind.BOOKMARK] * len(watch.seen)
+    async with watching(plane, "team=nobody", position=later.position) as again:
+        assert (await again.next()).position == later.position
+
+
 async def test_progress_is_not_told_unasked(plane: UseCases) -> None:
     talk = Talk(await plane.session())
     async with watching(plane) as watch:
@@ -244,6 +305,26 @@ async def test_positions_are_good_after_a_restart(tmp_path: Path) -> None:
         await first.jobs.create("j", {}, "")
     async with use_cases(tmp_path / "c.db") as second, watching(second, position=position) as again:
         assert short(await again.next()) == ("created", "j", None)
+
+
+async def test_who_may_see_some_jobs_goes_on_where_it_can_be_told_what_it_has(
+    plane: UseCases,
+) -> None:
+    mine = scope_of("team=nlp", ("a*",))
+    await plane.jobs.create("a1", {"team": "nlp"}, "")
+    async with watching(plane, scope=mine) as watch:
+        position = (await watch.until(WatchKind.BOOKMARK))[-1].position
+    await plane.jobs.create("b1", {"team": "nlp"}, "")
+    await plane.jobs.delete("b1", "")
+    async with watching(plane, position=position, scope=mine) as again:
+        # It can not have had that one, whatever its labels were.
+        await plane.jobs.label("a1", {"x": "y"}, (), "")
+        assert short(await again.next()) == ("modified", "a1", None)
+    await plane.jobs.delete("a1", "")
+    async with watching(plane, position=position, scope=mine) as again:
+        with pytest.raises(Refusal) as refused:
+            await again.next()
+        assert refused.value.reason is Reason.POSITION_GONE
 
 
 async def test_a_drain_ends_every_watch(plane: UseCases) -> None:

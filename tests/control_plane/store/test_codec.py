@@ -53,9 +53,12 @@ SCALARS: dict[Any, st.SearchStrategy[Any]] = {
 
 @cache
 def values_of(hint: Any) -> st.SearchStrategy[Any]:
-    """Any value that a type allows, with every field of a dataclass given."""
+    """Any value that a type allows, with every field of a dataclass or named tuple given."""
     if hint in SCALARS:
         return SCALARS[hint]
+    if isinstance(hint, type) and hasattr(hint, "_fields"):
+        hints = get_type_hints(hint)
+        return st.builds(hint, **{name: values_of(hints[name]) for name in hints})
     if isinstance(hint, type) and is_dataclass(hint):
         hints = get_type_hints(hint)
         return st.builds(hint, **{f.name: values_of(hints[f.name]) for f in fields(hint)})
