@@ -130,7 +130,7 @@ soak: $(SETUP) ## Have it all go on for an hour, and see that nothing grows (ARG
 
 # Needs no environment: it makes its own, as a newcomer does.
 newcomer: ## Do what a newcomer does, in an empty folder: clone, wheel, README, examples, demos (ARGS=--quick)
-	@python3 tools/newcomer.py $(ARGS)
+	@python3 -m tools.newcomer $(ARGS)
 
 lock: $(SETUP) ## Write constraints.txt from what is installed in .venv
 	@$(BIN)/python tools/lock.py

@@ -7,12 +7,13 @@ import contextlib
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from grpc_runtime import failpoints
 from tests.faults.callers import Servers
 from tests.faults.cluster import Cluster, Replica
 from tests.faults.impostor import pretend
+from tests.faults.process_job import ProcessJob
 from tests.faults.proxy import Cut, Direction, Place, Trickle
 from tests.faults.records import Fault
 from tests.faults.schedule import FaultKind, Planned
@@ -32,7 +33,8 @@ class Breaker:
     Args:
         cluster: The servers.
         servers: Connections to them.
-        jobs: The jobs, by name.
+        jobs: The light jobs, by name.
+        processes: The jobs that are processes.
         kept: Those of which nobody withdraws updates.
         start_job: Starts a job anew.
         end: Moment of the monotonic clock at which there are to be no faults any more.
@@ -43,6 +45,7 @@ class Breaker:
         cluster: Cluster,
         servers: Servers,
         jobs: Mapping[str, RecordedJob],
+        processes: Sequence[ProcessJob],
         kept: frozenset[str],
         start_job: Callable[[str], None],
         end: float,
@@ -50,6 +53,7 @@ class Breaker:
         self._cluster = cluster
         self._servers = servers
         self._jobs = jobs
+        self._processes = processes
         self._kept = sorted(kept)
         self._start_job = start_job
         self._end = end
@@ -74,6 +78,10 @@ class Breaker:
                 self._note(planned)
                 async with self._cluster.read_only_database():
                     await asyncio.sleep(planned.lasting)
+            case FaultKind.DATABASE_FULL:
+                self._note(planned)
+                async with self._cluster.full_database():
+                    await asyncio.sleep(planned.lasting)
             case FaultKind.LOCK:
                 self._note(planned)
                 async with self._cluster.locked_database():
@@ -81,10 +89,23 @@ class Breaker:
             case FaultKind.KILL_TRAINER:
                 job = self._job(planned, sorted(self._jobs))
                 self._note(planned, job.job_id)
-                if not job.finished:
+                if not job.finished and not job.went_back:
                     await job.kill()
                     await asyncio.sleep(planned.lasting)
                     self._start_job(job.job_id)
+            case FaultKind.KILL_PROCESS:
+                process = self._process(planned)
+                self._note(planned, process.job_id)
+                process.kill(planned.lasting)
+            case FaultKind.KILL_AGENT:
+                process = self._process(planned)
+                self._note(planned, process.job_id)
+                process.signal_agent(signal.SIGKILL)
+            case FaultKind.STOP_PROCESS | FaultKind.STOP_AGENT:
+                process = self._process(planned)
+                self._note(planned, process.job_id)
+                with process.standing_still(agent=planned.kind is FaultKind.STOP_AGENT):
+                    await asyncio.sleep(planned.lasting)
             case FaultKind.IMPOSTOR:
                 job = self._job(planned, self._kept)
                 if job.ear is not None and job.ear.hello is not None:
@@ -140,8 +161,11 @@ class Breaker:
             case FaultKind.TRICKLE:
                 async with proxy.slow(Trickle(rng.randint(1, 200), rng.uniform(0.001, 0.02))):
                     await asyncio.sleep(lasting)
-            case FaultKind.FULL:
+            case FaultKind.DISK_FAILS:
                 with replica.no_room():
+                    await asyncio.sleep(lasting)
+            case FaultKind.DISK_FULL:
+                with replica.full_disk():
                     await asyncio.sleep(lasting)
             case other:
                 raise AssertionError(f"nothing is known of this fault: {other}")
@@ -155,6 +179,9 @@ class Breaker:
 
     def _job(self, planned: Planned, names: list[str]) -> RecordedJob:
         return self._jobs[names[planned.target % len(names)]]
+
+    def _process(self, planned: Planned) -> ProcessJob:
+        return self._processes[planned.target % len(self._processes)]
 
     def _note(self, planned: Planned, target: str = "") -> None:
         self._servers.recorder.add(Fault(fault=planned.kind.value, target=target))

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -148,6 +148,8 @@ def spec_of(asked: Asked) -> update_pb2.UpdateSpec:
         spec.deadline.FromMilliseconds(round(asked.deadline * 1e3))
     if asked.action:
         getattr(spec.action, asked.action).SetInParent()
+    if asked.checkpoint:
+        spec.action.roll_back.checkpoint = asked.checkpoint
     return spec
 
 
@@ -159,16 +161,34 @@ class Fleet:
         step: The steps that each job has done, as far as is known.
         newest: The newest revision that each job is known to have.
         keep: Jobs whose updates nobody cancels.
+        saved: Names of a job's checkpoints.
     """
 
     step: Mapping[str, int]
     keep: frozenset[str] = frozenset()
+    saved: Callable[[str], Sequence[str]] = lambda _: ()
     newest: dict[str, int] = field(default_factory=dict)
 
     def note(self, answered: Answered) -> None:
         """Takes note of the revisions that an answer tells of."""
         for job, revision in answered.revisions.items():
             self.newest[job] = max(revision, self.newest.get(job, 0))
+
+
+_REQUESTS = {
+    "one": 46,
+    "two": 12,
+    "later": 12,
+    "expecting": 8,
+    "batch": 8,
+    "soon": 5,
+    "pause": 3,
+    "evaluate": 3,
+    "save_checkpoint": 3,
+    "roll_back": 3,
+    "stop": 1,
+}
+"""What is asked for, and how often in comparison."""
 
 
 class Caller:
@@ -232,8 +252,8 @@ class Caller:
         jobs = list(self._fleet.step)
         job = rng.choice(jobs)
         kind = rng.choices(
-            ["one", "two", "later", "expecting", "batch", "soon", "pause", "evaluate", "stop"],
-            weights=[48, 12, 12, 8, 8, 5, 3, 3, 1],
+            list(_REQUESTS),
+            weights=list(_REQUESTS.values()),
         )[0]
         changes = self._changes(2 if kind == "two" else 1)
         match kind:
@@ -251,9 +271,14 @@ class Caller:
                 deadline = time.time() + rng.uniform(0.0, 2.0)
                 due = self._fleet.step[job] + rng.randint(1, 60) if rng.random() < 0.5 else None
                 return self._asked(jobs=(job,), changes=changes, at_step=due, deadline=deadline)
-            case "pause" | "evaluate" | "stop":
+            case "pause" | "evaluate" | "save_checkpoint" | "stop":
                 with_it = changes if rng.random() < 0.3 else ()
                 return self._asked(jobs=(job,), changes=with_it, action=kind)
+            case "roll_back":
+                saved = ["", "", *self._fleet.saved(job)]
+                back = {"action": kind, "checkpoint": rng.choice(saved)}
+                with_it = changes if rng.random() < 0.5 else ()
+                return self._asked(jobs=(job,), changes=with_it, **back)
             case _:
                 return self._asked(jobs=(job,), changes=changes)
 

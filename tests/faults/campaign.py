@@ -20,7 +20,7 @@ import structlog
 from tests.faults.engagement import NotSettledError, Setup, engage
 from tests.faults.history import History, recording
 from tests.faults.records import Fault, StoredJob, StoredUpdate
-from tests.faults.report import unexpected
+from tests.faults.report import begun, unexpected
 from tests.faults.validators import validate
 from tests.support.postgres import PostgresServer
 
@@ -34,6 +34,7 @@ class Result:
         seconds: What it took.
         faults: How often each fault was there.
         updates: Updates in the store at the end, by state.
+        begun: Training processes, by how they began.
         troubles: What must not be, in words; empty: all is well.
         history: Where the history lies; None: it was thrown away, as all is well.
     """
@@ -42,6 +43,7 @@ class Result:
     seconds: float
     faults: Counter[str]
     updates: Counter[str]
+    begun: Counter[str]
     troubles: tuple[str, ...]
     history: Path | None
 
@@ -54,6 +56,7 @@ class Tally:
     seconds: float = 0.0
     faults: Counter[str] = field(default_factory=Counter)
     updates: Counter[str] = field(default_factory=Counter)
+    begun: Counter[str] = field(default_factory=Counter)
     bad: list[Result] = field(default_factory=list)
 
     def add(self, result: Result) -> None:
@@ -62,6 +65,7 @@ class Tally:
         self.seconds += result.seconds
         self.faults += result.faults
         self.updates += result.updates
+        self.begun += result.begun
         if result.troubles:
             self.bad.append(result)
 
@@ -107,7 +111,7 @@ def history_of(setup: Setup, output: Path) -> Path:
 
 def have_run(setup: Setup, output: Path, *, keep: bool) -> Result:
     """Has one run in this process, and checks it."""
-    begun = time.monotonic()
+    start = time.monotonic()
     path = history_of(setup, output)
     troubles: list[str] = []
     with recording(path) as recorder:
@@ -126,9 +130,10 @@ def have_run(setup: Setup, output: Path, *, keep: bool) -> Result:
         path.unlink()
     return Result(
         setup,
-        time.monotonic() - begun,
+        time.monotonic() - start,
         Counter(fault.fault for fault in history.of(Fault)),
         Counter(update.state for update in history.of(StoredUpdate)),
+        begun(history),
         tuple(troubles),
         path if troubles or keep else None,
     )

@@ -9,22 +9,33 @@ import resource
 import signal
 import socket
 import sqlite3
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 from psycopg import sql
 
 from grpc_runtime import failpoints
 from tests.faults.proxy import Proxy
-from tests.faults.serving import ServerProcess, WallClock
+from tests.faults.serving import DiskSpace, ServerProcess, WallClock
 from tests.support.postgres import PostgresServer
 from tests.support.processes import free_port, until
 from tests.support.use_cases import eventually
 
 _SETTINGS = {"heartbeat_interval": 1.0, "grace": 2.0, "log_level": "warning", "log_format": "json"}
 _LOOK = 0.2
+
+
+# Events are the last thing of a write: what was done before has to be undone.
+_FILL: Sequence[LiteralString] = (
+    """CREATE FUNCTION find_disk_full() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        RAISE EXCEPTION 'No space left on device' USING ERRCODE = 'disk_full';
+    END $$""",
+    """CREATE TRIGGER full_disk BEFORE INSERT ON events
+        FOR EACH STATEMENT EXECUTE FUNCTION find_disk_full()""",
+)
+_CLEAR: Sequence[LiteralString] = ("DROP FUNCTION find_disk_full CASCADE",)
 
 
 class Replica:
@@ -35,6 +46,7 @@ class Replica:
         fault: Held by what is done to it.
         starts: How often it was started.
         clock: What its clock says.
+        disk: Whether there is room on its disk.
     """
 
     def __init__(self, database: str, directory: Path, env: Mapping[str, str]) -> None:
@@ -47,6 +59,7 @@ class Replica:
         self._directory = directory / str(self.port)
         self._directory.mkdir()
         self.clock = WallClock(self._directory / "clock")
+        self.disk = DiskSpace(self._directory / "disk")
         self._process: ServerProcess | None = None
 
     @property
@@ -67,6 +80,7 @@ class Replica:
                 {**_SETTINGS, "listen": f"127.0.0.1:{self.port}", "database": self._database},
                 self._directory / "log",
                 self.clock,
+                self.disk,
                 {**self._env, **(env or {})},
             )
 
@@ -83,7 +97,7 @@ class Replica:
 
     @contextlib.contextmanager
     def no_room(self) -> Iterator[None]:
-        """It can make no file longer while the block runs."""
+        """It can make no file longer while the block runs: its disk has an error."""
         if self._process is None or self.has_ended:
             yield
             return
@@ -94,6 +108,15 @@ class Replica:
         finally:
             with contextlib.suppress(ProcessLookupError):
                 resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
+
+    @contextlib.contextmanager
+    def full_disk(self) -> Iterator[None]:
+        """The database finds its disk full while the block runs."""
+        self.disk.set(full=True)
+        try:
+            yield
+        finally:
+            self.disk.set(full=False)
 
     async def restart(self, seconds: float) -> None:
         """Starts it, and waits until it listens; if it takes longer, that is for others to see."""
@@ -225,6 +248,22 @@ class Cluster:
             finally:
                 await asyncio.to_thread(self._set_read_only, "off")
 
+    @contextlib.asynccontextmanager
+    async def full_database(self) -> AsyncIterator[None]:
+        """PostgreSQL says that its disk is full, in the middle of a write, while the block runs."""
+        async with self.postgres_fault:
+            await asyncio.to_thread(self._execute, *_FILL)
+            try:
+                yield
+            finally:
+                await asyncio.to_thread(self._execute, *_CLEAR)
+
+    def _execute(self, *statements: LiteralString) -> None:
+        assert self.postgres is not None
+        with _session(self.postgres, self.database.rpartition("/")[2]) as session:
+            for statement in statements:
+                session.execute(statement)
+
     def _set_read_only(self, value: str) -> None:
         assert self.postgres is not None
         with _session(self.postgres) as session:
@@ -251,13 +290,13 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def _session(postgres: PostgresServer) -> Iterator[psycopg.Connection[Any]]:
+def _session(postgres: PostgresServer, name: str = "postgres") -> Iterator[psycopg.Connection[Any]]:
     """A session with the database's server, once that has recovered from what came before."""
     with contextlib.ExitStack() as stack:
 
         def begun() -> psycopg.Connection[Any] | None:
             try:
-                return stack.enter_context(postgres.session())
+                return stack.enter_context(postgres.session(name))
             except psycopg.OperationalError:
                 return None
 

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +27,10 @@ from midcourse.control.v1 import control_pb2 as pb
 from midcourse.control.v1 import update_pb2
 from tests.faults.breaking import READY_SECONDS, Breaker
 from tests.faults.callers import Caller, Fleet, Servers, Watcher
+from tests.faults.checkpoints import ANEW, Checkpoints
 from tests.faults.cluster import Cluster, running_cluster
 from tests.faults.history import Recorder
+from tests.faults.process_job import ProcessJob
 from tests.faults.records import Quiet, Run
 from tests.faults.schedule import schedule
 from tests.faults.store_reader import engine_of, newest_positions, stored_records
@@ -27,6 +38,7 @@ from tests.faults.trainers import RecordedJob
 from tests.support.postgres import PostgresServer
 from tests.support.use_cases import eventually
 from trainer_agent.simulate import LightJobSpec
+from trainer_agent.steering.roll_back import HandOver
 
 _LOOK = 0.05
 
@@ -41,6 +53,7 @@ class Setup:
         replicas: Servers; of more than one, or with `postgres`, the database is PostgreSQL.
         postgres: Whether the database is PostgreSQL, and not a file.
         jobs: Light jobs.
+        processes: Jobs that are processes of their own, with agents.
         callers: Callers that send all the time.
         pause: Mean seconds between two requests of one caller.
         watchers: Watchers of all jobs; there are as many of one job each.
@@ -52,6 +65,7 @@ class Setup:
     replicas: int = 3
     postgres: bool = True
     jobs: int = 6
+    processes: int = 0
     callers: int = 3
     pause: float = 0.1
     watchers: int = 1
@@ -93,7 +107,7 @@ async def engage(setup: Setup, recorder: Recorder, postgres: PostgresServer | No
         unsettled: NotSettledError | None = None
         async with running_cluster(database, directory, setup.replicas, postgres) as cluster:
             try:
-                await _Engagement(setup, cluster, recorder).run()
+                await _Engagement(setup, cluster, recorder, directory).run()
             except NotSettledError as error:
                 # What is in the store tells why, perhaps.
                 unsettled = error
@@ -112,12 +126,13 @@ async def engage(setup: Setup, recorder: Recorder, postgres: PostgresServer | No
 
 
 class _Engagement:
-    def __init__(self, setup: Setup, cluster: Cluster, recorder: Recorder) -> None:
+    def __init__(self, setup: Setup, cluster: Cluster, recorder: Recorder, directory: Path) -> None:
         self._setup = setup
         self._cluster = cluster
         self._recorder = recorder
         self._servers = Servers(cluster.addresses, recorder)
         self._jobs: dict[str, RecordedJob] = {}
+        self._starts = self._rng("starts")
         self._specs = {
             f"light-{number:02d}": LightJobSpec(
                 job_id=f"light-{number:02d}",
@@ -128,9 +143,26 @@ class _Engagement:
             )
             for number in range(setup.jobs)
         }
+        self._checkpoints = {name: Checkpoints(directory / name) for name in self._specs}
+        self._processes = [
+            ProcessJob(
+                # Agents are found by the name of their job, on all of the machine.
+                f"process-{os.getpid()}-{number}",
+                ",".join(cluster.addresses),
+                directory / f"process-{number}",
+                recorder,
+                self._rng(f"process/{number}"),
+            )
+            for number in range(setup.processes)
+        ]
+        self._checkpoints |= {each.job_id: each.checkpoints for each in self._processes}
         names = list(self._specs)
-        # What an impostor repeats may be older than what was withdrawn since.
-        self._fleet = Fleet(_Steps(self._jobs), keep=frozenset(names[::3]))
+        self._fleet = Fleet(
+            _Steps(self._jobs, self._processes),
+            # What an impostor repeats may be older than what was withdrawn since.
+            keep=frozenset(names[::3]),
+            saved=lambda name: self._checkpoints[name].names,
+        )
         self._watchers = [
             Watcher(f"watcher-{n}", self._servers, self._rng(f"watcher/{n}"), job)
             for n, job in enumerate([""] * setup.watchers + names[: setup.watchers])
@@ -150,6 +182,8 @@ class _Engagement:
             stack.push_async_callback(self._end_jobs)
             for name in self._specs:
                 self._start_job(name)
+            for process in self._processes:
+                await stack.enter_async_context(process.running())
             await self._until(self._all_served, "every job has a session", READY_SECONDS)
             await stack.enter_async_context(_tasks([self._again()]))
             watching = await stack.enter_async_context(
@@ -163,8 +197,7 @@ class _Engagement:
                 async with asyncio.timeout(self._setup.settle):
                     await asyncio.gather(*sending)
                     # Nobody else ends a pause of a caller whose job went away meanwhile.
-                    for name in self._specs:
-                        await self._callers[0].resume(name)
+                    await self._resume_all()
                 await self._quiet(watching)
             except TimeoutError:
                 raise NotSettledError("callers got no answer though faults had ended") from None
@@ -176,14 +209,27 @@ class _Engagement:
     # ------------------------------------------------------------------------------------ jobs
 
     def _start_job(self, name: str) -> None:
-        job = self._jobs[name] = RecordedJob(self._specs[name], self._recorder)
+        """Starts a job: from its newest checkpoint, if there is one, or anew."""
+        anew = self._starts.random() < ANEW
+        self._begin(name, None if anew else self._checkpoints[name].newest)
+
+    def _begin(self, name: str, resume: Path | None, left: HandOver | None = None) -> None:
+        job = self._jobs[name] = RecordedJob(
+            self._specs[name], self._recorder, self._checkpoints[name], resume, left
+        )
         job.start()
 
     async def _again(self) -> None:
-        """Has jobs that were stopped run once more; for ever."""
+        """Has jobs go on that went back to a checkpoint, or were stopped; for ever."""
         while True:
             for name, job in list(self._jobs.items()):
-                if job.finished and not job.killed:
+                if job.killed:
+                    continue  # whoever did that starts it again
+                if job.went_back:
+                    await job.kill()
+                    left = self._checkpoints[name].take_over()
+                    self._begin(name, Path(left.checkpoint), left)
+                elif job.finished:
                     await job.end(self._setup.settle)
                     if self._jobs[name] is job:
                         self._start_job(name)
@@ -203,15 +249,34 @@ class _Engagement:
         begun = time.monotonic()
         end = begun + setup.seconds
         breaker = Breaker(
-            *(self._cluster, self._servers, self._jobs, self._fleet.keep, self._start_job, end)
+            self._cluster,
+            self._servers,
+            self._jobs,
+            self._processes,
+            self._fleet.keep,
+            self._start_job,
+            end,
         )
         async with asyncio.TaskGroup() as group:
-            for planned in schedule(setup.seed, setup.seconds, postgres=setup.postgres):
+            for planned in schedule(
+                setup.seed,
+                setup.seconds,
+                postgres=setup.postgres,
+                processes=setup.processes > 0,
+            ):
                 await asyncio.sleep(max(0.0, begun + planned.at - time.monotonic()))
                 group.create_task(breaker.run(planned))
             await asyncio.sleep(max(0.0, end - time.monotonic()))
 
     # ----------------------------------------------------------------------------------- quiet
+
+    def _instances(self) -> list[str]:
+        every: list[RecordedJob | ProcessJob] = [*self._jobs.values(), *self._processes]
+        return [each.instance_id for each in every]
+
+    async def _resume_all(self) -> None:
+        for name in self._fleet.step:
+            await self._callers[0].resume(name)
 
     async def _quiet(self, watching: list[asyncio.Task[None]]) -> None:
         """Waits until everything is settled, stored and told of."""
@@ -220,8 +285,14 @@ class _Engagement:
         engine = engine_of(self._cluster.database)
         try:
             end = time.monotonic() + seconds
+            asked: list[str] = []
             while time.monotonic() < end:
                 if await self._nothing_open() and self._all_rest():
+                    if asked != (now := self._instances()):
+                        # Once that is settled too, all that it was owed has reached it.
+                        await self._resume_all()
+                        asked = now
+                        continue
                     positions = await asyncio.to_thread(newest_positions, engine)
                     if self._told(positions):
                         names = tuple(watcher.name for watcher in self._watchers)
@@ -252,7 +323,8 @@ class _Engagement:
         return not self._open
 
     def _all_rest(self) -> bool:
-        return self._all_served() and all(job.rests for job in self._jobs.values())
+        every: list[RecordedJob | ProcessJob] = [*self._jobs.values(), *self._processes]
+        return self._all_served() and all(each.rests for each in every)
 
     def _told(self, positions: Mapping[str, int]) -> bool:
         return all(
@@ -277,17 +349,18 @@ class _Engagement:
 class _Steps(Mapping[str, int]):
     """The steps that jobs have done by now."""
 
-    def __init__(self, jobs: dict[str, RecordedJob]) -> None:
+    def __init__(self, jobs: dict[str, RecordedJob], processes: Sequence[ProcessJob]) -> None:
         self._jobs = jobs
+        self._processes = {each.job_id: each for each in processes}
 
     def __getitem__(self, job: str) -> int:
-        return self._jobs[job].step
+        return self._processes[job].step if job in self._processes else self._jobs[job].step
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._jobs)
+        return iter((*self._jobs, *self._processes))
 
     def __len__(self) -> int:
-        return len(self._jobs)
+        return len(self._jobs) + len(self._processes)
 
 
 @contextlib.asynccontextmanager

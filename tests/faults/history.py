@@ -12,10 +12,9 @@ from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
+from tests.faults.lines import LINE, AnyRecord
 from tests.faults.records import (
-    LINE,
     Answered,
-    AnyRecord,
     Asked,
     Hello,
     InForce,
@@ -85,11 +84,31 @@ class Trainer:
     in_force: list[InForce] = field(default_factory=list)
     ended: TrainerEnded | None = None
 
+    def has_applied(self, settled: TrainerSettled) -> bool:
+        """Whether this says that it has applied something itself.
+
+        Not what another process has done, of which it only tells: it is in its checkpoint, or was
+        left to it. What is in its checkpoint, with the outcome still to come, counts as its own.
+        """
+        unverified = self.began.unverified if self.began else ()
+        mine = settled.outcome.instance == self.instance or settled.revision in unverified
+        return settled.outcome.result == "applied" and mine
+
     @cached_property
     def applied(self) -> list[TrainerSettled]:
         """What it says it applied, in the order in which it came into force; each once."""
-        first = {s.revision: s for s in reversed(self.settled) if s.outcome.result == "applied"}
+        first = {s.revision: s for s in reversed(self.settled) if self.has_applied(s)}
         return sorted(first.values(), key=lambda s: (s.outcome.step, s.revision))
+
+    def contains(self, revision: int) -> bool:
+        """Whether the checkpoint that it began from has an update in force."""
+        ranges = self.began.contains if self.began else ()
+        return any(first <= revision <= last for first, last in ranges)
+
+    @property
+    def went_back(self) -> int:
+        """Revision of the roll back that it comes from; 0: it comes from none."""
+        return self.began.roll_back if self.began else 0
 
     def values(self) -> list[dict[str, Number | None]]:
         """All values, at the beginning and after each of `applied`."""

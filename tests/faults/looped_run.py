@@ -16,16 +16,15 @@ from typing import Any, cast
 from grpc_runtime import failpoints
 from midcourse.agent.v1 import session_pb2
 from midcourse.link.v1 import link_pb2
+from tests.faults.checkpoints import Kept, began
+from tests.faults.lines import LINE, AnyRecord
 from tests.faults.records import (
-    LINE,
-    AnyRecord,
     InForce,
     Number,
-    TrainerBegan,
     TrainerEnded,
     TrainerSettled,
 )
-from tests.faults.trainers import outcome_of
+from tests.faults.told import outcome_of
 from trainer_agent.loop import Loop
 from trainer_agent.parameters.user import Parameter
 from trainer_agent.steering.links import Link, default_link
@@ -104,13 +103,13 @@ class _Run:
         saved = self._order.checkpoint
         state: dict[str, Any] = json.loads(saved.read_text()) if saved.exists() else {}
         self._values = state.get("values", self._values)
-        before = self._values | _not_verified(state)
+        kept = Kept(state["step"], self._values, state["loop"]["controller"]) if state else None
 
         def make(
             *, job_id: str, hello: Callable[[], link_pb2.TrainerHello], control_plane: str
         ) -> Link:
             self._instance = hello().instance_id
-            self._note(TrainerBegan(job=job_id, instance=self._instance, values=before))
+            self._note(began(job_id, self._instance, self._values, kept, saved if kept else None))
             link = default_link(job_id=job_id, hello=hello, control_plane=control_plane)
             return cast("Link", _Recorded(link, self._settled))
 
@@ -162,13 +161,3 @@ def _parameter(name: str, values: dict[str, Number]) -> Parameter:
         values[name] = value
 
     return Parameter(name, lambda: values[name], put, minimum=0.0)
-
-
-def _not_verified(state: Mapping[str, Any]) -> dict[str, Number]:
-    """What was in force before the updates whose outcome the checkpoint still waits for."""
-    before: dict[str, Number] = {}
-    for each in state["loop"]["controller"]["unverified"] if state else ():
-        for name, applied in each["applied"].items():
-            [old] = applied["old"].values()
-            before.setdefault(name, old)
-    return before

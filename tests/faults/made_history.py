@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
 
 from hypothesis import strategies as st
 
+from tests.faults.lines import AnyRecord
 from tests.faults.records import (
     Acknowledged,
     Answered,
-    AnyRecord,
     Asked,
     Change,
+    Confirmed,
     Delivered,
     Failed,
     Hello,
@@ -22,6 +23,7 @@ from tests.faults.records import (
     Number,
     Outcome,
     Quiet,
+    Saved,
     StoredBatch,
     StoredEvent,
     StoredJob,
@@ -37,15 +39,36 @@ from tests.faults.records import (
 
 JOBS = ("a", "b")
 WATCHERS = {"all": "", "again": "", "only-a": "a"}
-Kind = Literal["one", "two", "again", "expecting", "refused", "cancelled", "batch", "late"]
-KINDS: tuple[Kind, ...] = (
-    *("one", "two", "again", "expecting", "refused", "cancelled", "batch", "late"),
-)
+Kind = Literal[
+    "one",
+    "two",
+    "again",
+    "expecting",
+    "refused",
+    "cancelled",
+    "batch",
+    "late",
+    "save_checkpoint",
+    "resumed",
+    "roll_back",
+]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    path: str = ""
+    step: int = 10
+    values: Mapping[str, Number] = field(default_factory=lambda: {"rate": 1.0, "decay": 2.0})
+    in_force: frozenset[int] = frozenset()
 
 
 @dataclass
 class _Job:
     name: str
+    checkpoint: _Checkpoint = field(default_factory=_Checkpoint)
+    instances: int = 1
+    in_force: set[int] = field(default_factory=set)
     values: dict[str, Number] = field(default_factory=lambda: {"rate": 1.0, "decay": 2.0})
     revision: int = 0
     step: int = 10
@@ -56,7 +79,17 @@ class _Job:
 
     @property
     def instance(self) -> str:
-        return f"instance-{self.name}"
+        return f"instance-{self.name}-{self.instances}"
+
+    def replace(self, stored: StoredUpdate) -> None:
+        """Has another update in the place of the one with its revision."""
+        self.updates = [stored if u.revision == stored.revision else u for u in self.updates]
+
+    @property
+    def gone(self) -> list[StoredUpdate]:
+        """What was in force, and is not where the newest checkpoint was saved."""
+        left = self.in_force - self.checkpoint.in_force
+        return [each for each in self.updates if each.revision in left]
 
 
 class MadeHistory:
@@ -97,6 +130,15 @@ class MadeHistory:
                 self._cancelled(job, request_id, changes)
             case "late":
                 self._impostor(job, request_id, changes)
+            case "resumed":
+                self._resumed(job)
+            case "roll_back":
+                self._roll_back(job, request_id, changes)
+            case "save_checkpoint":
+                asked = self._ask(job, request_id, changes, action=kind)
+                stored = self._accept(job, request_id, changes, action=kind)
+                self._answer(asked, job)
+                self._apply(job, stored, saves=True)
             case _:
                 expected = job.revision if kind == "expecting" else None
                 asked = self._ask(job, request_id, changes, expected_revision=expected)
@@ -135,6 +177,7 @@ class MadeHistory:
         *,
         expected_revision: int | None = None,
         at_step: int | None = None,
+        action: str = "",
     ) -> Asked:
         asked = Asked(
             caller="caller",
@@ -146,6 +189,7 @@ class MadeHistory:
             changes=changes,
             expected_revision=expected_revision,
             at_step=at_step,
+            action=action,
         )
         self.records.append(asked)
         return asked
@@ -213,8 +257,56 @@ class MadeHistory:
         self.records.append(Welcomed(session=job.session, epoch=job.epoch))
         self._event(job, None)
 
+    def _resumed(self, job: _Job) -> None:
+        """The process dies, and the next one goes on from the newest checkpoint."""
+        again = job.gone
+        self._next_process(job)
+        for stored in again:
+            self._apply(job, stored)
+
+    def _roll_back(self, job: _Job, request_id: str, changes: tuple[Change, ...]) -> None:
+        asked = self._ask(job, request_id, changes, action="roll_back")
+        stored = self._accept(job, request_id, changes, action="roll_back")
+        self._answer(asked, job)
+        for gone in job.gone:
+            job.replace(replace(gone, rolled_back_by=stored.revision))
+            self._event(job, gone.revision, "applied")
+        self._next_process(job, stored.revision)
+        self._apply(job, stored, checkpoint=job.checkpoint.path)
+
+    def _next_process(self, job: _Job, roll_back: int = 0) -> None:
+        kept = job.checkpoint
+        self.records.append(
+            TrainerEnded(job=job.name, instance=job.instance, values=dict(job.values))
+        )
+        job.instances += 1
+        job.values, job.step, job.in_force = dict(kept.values), kept.step, set(kept.in_force)
+        self.records.append(
+            TrainerBegan(
+                job=job.name,
+                instance=job.instance,
+                values=dict(kept.values),
+                checkpoint=kept.path,
+                contains=tuple((each, each) for each in sorted(kept.in_force)),
+                roll_back=roll_back,
+            )
+        )
+        self._session(job)
+
+    def _save(self, job: _Job) -> str:
+        path = f"checkpoint-{self._next()}"
+        job.checkpoint = _Checkpoint(path, job.step, dict(job.values), frozenset(job.in_force))
+        self.records.append(Saved(job=job.name, instance=job.instance, checkpoint=path))
+        return path
+
     def _accept(
-        self, job: _Job, request_id: str, changes: tuple[Change, ...], *, batch: str = ""
+        self,
+        job: _Job,
+        request_id: str,
+        changes: tuple[Change, ...],
+        *,
+        batch: str = "",
+        action: str = "",
     ) -> StoredUpdate:
         job.revision += 1
         stored = StoredUpdate(
@@ -224,13 +316,17 @@ class MadeHistory:
             state="pending",
             changes=changes,
             batch=batch,
+            action=action,
         )
         self._event(job, stored.revision, "pending")
         return stored
 
-    def _apply(self, job: _Job, stored: StoredUpdate) -> None:
+    def _apply(
+        self, job: _Job, stored: StoredUpdate, checkpoint: str = "", *, saves: bool = False
+    ) -> None:
         self.records.append(Delivered(session=job.session, revision=stored.revision))
-        self._event(job, stored.revision, "delivered")
+        if stored.outcome is None:
+            self._event(job, stored.revision, "delivered")
         moves = []
         for change in stored.changes:
             old = job.values[change.parameter]
@@ -238,7 +334,9 @@ class MadeHistory:
             job.values[change.parameter] = new
             moves.append(Move(change.parameter, old, new))
         job.step += 1
-        outcome = Outcome("applied", job.instance, job.step, tuple(moves))
+        job.in_force.add(stored.revision)
+        path = self._save(job) if saves else checkpoint
+        outcome = Outcome("applied", job.instance, job.step, tuple(moves), checkpoint=path)
         self.records += [
             InForce(job=job.name, instance=job.instance, values=dict(job.values)),
             TrainerSettled(
@@ -254,21 +352,17 @@ class MadeHistory:
                 outcome=outcome,
             )
         )
-        self._settle(job, stored, outcome, "applied")
+        if stored.outcome is None:
+            self._settle(job, stored, outcome, "applied")
+        else:
+            job.replace(replace(stored, reapplied=(*stored.reapplied, outcome)))
+            self._event(job, stored.revision, "applied")
         self.records.append(Acknowledged(session=job.session, number=job.number))
+        told = (stored.revision,)
+        self.records.append(Confirmed(job=job.name, instance=job.instance, revisions=told))
 
     def _settle(self, job: _Job, stored: StoredUpdate, outcome: Outcome, state: str) -> None:
-        job.updates.append(
-            StoredUpdate(
-                job=stored.job,
-                revision=stored.revision,
-                request_id=stored.request_id,
-                state=state,
-                changes=stored.changes,
-                batch=stored.batch,
-                outcome=outcome,
-            )
-        )
+        job.updates.append(replace(stored, state=state, outcome=outcome))
         self._event(job, stored.revision, state)
 
     def _event(self, job: _Job, revision: int | None, state: str = "") -> None:
@@ -298,7 +392,9 @@ def made(requests: Sequence[tuple[Kind, str, float]]) -> list[AnyRecord]:
     return history.end()
 
 
-EVERY_KIND = [(kind, job, 1.5) for kind in KINDS for job in JOBS]
+# What comes after a checkpoint is lost with what follows.
+_IN_ORDER: tuple[Kind, ...] = (*KINDS[:-2], "one", "resumed", "two", "roll_back")
+EVERY_KIND = [(kind, job, 1.5) for kind in _IN_ORDER for job in JOBS]
 
 histories = st.lists(
     st.tuples(st.sampled_from(KINDS), st.sampled_from(JOBS), st.sampled_from([0.5, 1.5, 2.0])),

@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any, cast
 from unittest import mock
 
 import psycopg
 
 from midcourse.agent.v1 import session_pb2, session_pb2_grpc
+from tests.faults.checkpoints import Checkpoints
 from tests.faults.history import Recorder
 from tests.faults.mutant_stage import (
     DECAY,
@@ -87,6 +89,28 @@ async def delivered_twice(place: Place, recorder: Recorder) -> None:
             lambda: len(stage.told(revision)) > 1, "how it ended is told again", SECONDS
         )
         await stage.update(HALVE)
+        await stage.quiet()
+
+
+async def gone_back_and_killed(place: Place, recorder: Recorder) -> None:
+    """A run goes back to a checkpoint, and goes on from there once more after it was killed."""
+    checkpoints = Checkpoints(place.directory / "checkpoints")
+    async with one_server(place, recorder) as (stage, _):
+        job = await stage.job(checkpoints=checkpoints)
+        await stage.update(HALVE)
+        await stage.update(action="save_checkpoint")
+        await stage.update(DECAY)
+        back = await stage.accepted(stage.asked(HALVE, action="roll_back"))
+        await eventually(lambda: job.went_back, "it goes back", SECONDS)
+        await job.kill()
+        left = checkpoints.take_over()
+        at = Path(left.checkpoint)
+        job = await stage.job(checkpoints=checkpoints, resume=at, left=left)
+        await stage.settled(back)
+        await eventually(stage._at_rest, "that is stored", SECONDS)
+        await job.kill()
+        await stage.job(checkpoints=checkpoints, resume=at)
+        await stage.update(HALVE)  # what it is owed comes before
         await stage.quiet()
 
 
@@ -267,6 +291,9 @@ SCENES: dict[str, Scene] = {
     "newest-first": many_due_at_once,
     "delivery-applied-again": delivered_twice,
     "outcome-taken-again": delivered_twice,
+    "rolled-back-sent-again": gone_back_and_killed,
+    "nothing-sent-again": gone_back_and_killed,
+    "checkpoint-forgotten": gone_back_and_killed,
     "no-read-back": a_script_that_rounds,
     "no-verification": a_script_that_writes_too,
     "no-undo": a_second_change_that_fails,

@@ -15,6 +15,7 @@ from sqlalchemy import Engine
 
 from grpc_runtime.errors import StatusError
 from tests.faults.callers import Servers, Watcher
+from tests.faults.checkpoints import Checkpoints
 from tests.faults.history import Recorder
 from tests.faults.records import (
     Answered,
@@ -32,6 +33,7 @@ from tests.support.use_cases import eventually
 from trainer_agent.parameters import Value
 from trainer_agent.parameters.user import Parameter
 from trainer_agent.simulate import LightJobSpec
+from trainer_agent.steering.roll_back import HandOver
 
 SECONDS = 60.0
 """Longest time until something that has to come is there."""
@@ -80,8 +82,11 @@ class Stage:
         at: int = 0,
         step_time: float = 0.02,
         parameters: Parameters | None = None,
+        checkpoints: Checkpoints | None = None,
+        resume: Path | None = None,
+        left: HandOver | None = None,
     ) -> RecordedJob:
-        """A job that is served by one of the servers."""
+        """A job that is served by one of the servers; `checkpoints` as `RecordedJob` takes them."""
         spec = LightJobSpec(job_id=name, control_plane=self.addresses[at], step_time=step_time)
         made: list[RecordedJob] = []
         with contextlib.ExitStack() as stack:
@@ -93,7 +98,7 @@ class Stage:
                         lambda values: theirs(values, lambda: made[0]._step if made else 0),
                     )
                 )
-            made.append(RecordedJob(spec, self.recorder))
+            made.append(RecordedJob(spec, self.recorder, checkpoints, resume, left))
         job = self.jobs[name] = made[0]
         job.start()
         await eventually(lambda: job.connected, "the job is served", SECONDS)

@@ -20,14 +20,7 @@ from control_plane.services import agent_session, batches, fenced_store, updates
 from control_plane.store import bulk, following
 from control_plane.store import updates as stored_updates
 from grpc_runtime.sql import postgresql
-from trainer_agent.agent.ledger import Ledger
-from trainer_agent.parameters import transaction
-from trainer_agent.parameters.base import Applied, Reading
-from trainer_agent.parameters.value import ValueParameter
-from trainer_agent.steering.due import DueUpdates
-from trainer_agent.steering.held import HeldUpdates
-from trainer_agent.steering.in_force import InForce
-from trainer_agent.steering.settling import Settlements
+from tests.faults import mutants_in_training as in_training
 
 if TYPE_CHECKING:
     from control_plane.domain.job import Job
@@ -191,64 +184,6 @@ def _settles_again() -> Patch:
     return mock.patch.object(updates, "settle", again)
 
 
-# -------------------------------------------------------------------------------------- trainers
-
-
-@contextlib.contextmanager
-def _applies_each_delivery() -> Iterator[None]:
-    with (
-        mock.patch.object(Ledger, "outcome_of", return_value=None),
-        mock.patch.object(Settlements, "repeat", return_value=False),
-    ):
-        yield
-
-
-def _applies_the_newest_first() -> Patch:
-    return mock.patch.object(
-        HeldUpdates, "__iter__", lambda self: iter(sorted(self._held, reverse=True))
-    )
-
-
-@contextlib.contextmanager
-def _believes_what_it_was_asked() -> Iterator[None]:
-    def unread(self: ValueParameter, change: Any, boundary: Any) -> Applied:
-        planned = self._plan(change, boundary)
-        old = dict(self.get())
-        self.put(planned)
-        return Applied(change, boundary, Reading(old), Reading({**old, **planned}), None)
-
-    with mock.patch.object(ValueParameter, "apply", unread), _takes_it_for_granted():
-        yield
-
-
-@contextlib.contextmanager
-def _takes_it_for_granted() -> Iterator[None]:
-    with (
-        mock.patch.object(InForce, "_wrong", return_value=None),
-        # Which goes on with what is read then.
-        mock.patch.object(InForce, "_read_back", return_value=None),
-    ):
-        yield
-
-
-def _leaves_half_of_it() -> Patch:
-    return mock.patch.object(transaction, "_undo_all", return_value=None)
-
-
-def _applies_piece_by_piece() -> Patch:
-    go_on_with = DueUpdates.go_on_with
-
-    def piecewise(self: DueUpdates, held: Any, boundary: Any, **how: Any) -> None:
-        if len(held.changes) < 2:
-            go_on_with(self, held, boundary, **how)
-            return
-        go_on_with(self, replace(held, changes=held.changes[:1]), boundary, **how)
-        later = boundary.next_step + 1
-        self._held.put_back(replace(held, changes=held.changes[1:], due_step=later))
-
-    return mock.patch.object(DueUpdates, "go_on_with", piecewise)
-
-
 # -------------------------------------------------------------------------------------- watchers
 
 
@@ -337,33 +272,50 @@ MUTANTS: dict[str, Mutant] = {
         _counts_outside_of_the_lock,
     ),
     "newest-first": Mutant(
-        "applies what is due at one boundary newest first", "ordered", _applies_the_newest_first
+        "applies what is due at one boundary newest first",
+        "ordered",
+        in_training.applies_the_newest_first,
     ),
     "delivery-applied-again": Mutant(
-        "applies an update again that is delivered again", "once", _applies_each_delivery
+        "applies an update again that is delivered again", "once", in_training.applies_each_delivery
     ),
     "outcome-taken-again": Mutant(
         "takes an outcome again that is told again", "once", _settles_again
     ),
+    "rolled-back-sent-again": Mutant(
+        "sends what was rolled back again, to a process that lacks it",
+        "once",
+        in_training.sends_what_was_rolled_back,
+    ),
+    "nothing-sent-again": Mutant(
+        "sends nothing again to a process that lacks what was applied before",
+        "once",
+        in_training.sends_nothing_again,
+    ),
+    "checkpoint-forgotten": Mutant(
+        "goes on from a checkpoint without what that says of updates",
+        "once",
+        in_training.forgets_its_checkpoint,
+    ),
     "no-read-back": Mutant(
         "reports what was asked for as what is in force, without reading it back",
         "truthful",
-        _believes_what_it_was_asked,
+        in_training.believes_what_it_was_asked,
     ),
     "no-verification": Mutant(
         "reports a change without looking at what its first step used",
         "truthful",
-        _takes_it_for_granted,
+        in_training.takes_it_for_granted,
     ),
     "no-undo": Mutant(
         "leaves the first change in force where the second is refused",
         "atomic",
-        _leaves_half_of_it,
+        in_training.leaves_half_of_it,
     ),
     "two-boundaries": Mutant(
         "makes the changes of one update at different boundaries",
         "atomic",
-        _applies_piece_by_piece,
+        in_training.applies_piece_by_piece,
     ),
     "half-a-batch": Mutant("accepts a batch for some of its jobs", "atomic", _accepts_half_a_batch),
     "request-id-forgotten": Mutant(

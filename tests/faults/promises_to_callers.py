@@ -9,6 +9,7 @@ from tests.faults.history import History
 from tests.faults.records import (
     Acknowledged,
     Asked,
+    Confirmed,
     Failed,
     StoredBatch,
     StoredUpdate,
@@ -27,7 +28,10 @@ def durable(history: History) -> Iterator[Violation]:
             records = (asked, answered, *([stored] if stored else []))
             if stored is None:
                 yield Violation("durable", f"{job}/{revision} was answered and is gone", records)
-            elif asked.method != "cancel" and stored.changes != asked.changes:
+            elif asked.method != "cancel" and (stored.changes, stored.action) != (
+                asked.changes,
+                asked.action,
+            ):
                 yield Violation("durable", f"{job}/{revision} is not what was asked for", records)
             elif asked.method == "cancel" and answered.state not in (*_OPEN, stored.state):
                 what = f"{job}/{revision} was {answered.state} and is {stored.state}"
@@ -46,6 +50,12 @@ def durable(history: History) -> Iterator[Violation]:
                     what = f"the outcome of {job}/{each.revision} was acknowledged and is gone"
                     yield Violation("durable", what, (each, record, *([stored] if stored else [])))
             told[record.session] = [t for t in told[record.session] if t.number > record.number]
+        elif isinstance(record, Confirmed):
+            for revision in record.revisions:
+                stored = history.stored.get((record.job, revision))
+                if stored is None or stored.outcome is None:
+                    what = f"the outcome of {record.job}/{revision} was confirmed and is gone"
+                    yield Violation("durable", what, (record, *([stored] if stored else [])))
 
 
 def idempotent(history: History) -> Iterator[Violation]:
@@ -85,7 +95,8 @@ def idempotent(history: History) -> Iterator[Violation]:
 
 
 def _content(asked: Asked) -> tuple[object, ...]:
-    return asked.method, asked.jobs, asked.changes, asked.at_step, asked.max_step
+    when = asked.at_step, asked.max_step
+    return asked.method, asked.jobs, asked.changes, asked.action, asked.checkpoint, when
 
 
 def compare_and_set(history: History) -> Iterator[Violation]:

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from tests.faults.history import History, Trainer
+from tests.faults.promises_to_lineages import applications, once_in_a_lineage, saved_as_told
 from tests.faults.records import (
     Asked,
     Change,
     Move,
     Number,
-    Outcome,
     Quiet,
     StoredBatch,
     StoredJob,
@@ -77,7 +77,7 @@ def _first_told(trainer: Trainer) -> list[TrainerSettled]:
     """
     first: dict[int, TrainerSettled] = {}
     for each in trainer.settled:
-        if each.outcome.result == "applied" and each.outcome.step and each.outcome.moves:
+        if trainer.has_applied(each) and each.outcome.step and each.outcome.moves:
             first.setdefault(each.revision, each)
     return list(first.values())
 
@@ -104,17 +104,17 @@ def once(history: History) -> Iterator[Violation]:
                         f"where {before.get(move.parameter)} was left"
                     )
                     yield Violation("once", what, (each,))
+        for each in trainer.applied:
+            again = each.outcome.instance == trainer.instance and trainer.contains(each.revision)
+            if again and trainer.began is not None:
+                what = f"{trainer.job}/{each.revision} was applied to a checkpoint that contains it"
+                yield Violation("once", what, (trainer.began, each))
     for stored in history.of(StoredUpdate):
-        by = [each.instance for each in _applications(stored) if each.instance]
+        by = [each.instance for each in applications(stored) if each.instance]
         if len(set(by)) != len(by):
             what = f"{stored.job}/{stored.revision} was applied twice by one process"
             yield Violation("once", what, (stored,))
-
-
-def _applications(stored: StoredUpdate) -> list[Outcome]:
-    first = stored.outcome
-    applied = [first] if first is not None and first.result == "applied" else []
-    return [*applied, *stored.reapplied]
+    yield from once_in_a_lineage(history)
 
 
 def truthful(history: History) -> Iterator[Violation]:
@@ -125,31 +125,24 @@ def truthful(history: History) -> Iterator[Violation]:
         yield from _trainer_says(history, job, trainer)
     for trainer in history.trainers:
         yield from _as_asked(history, trainer)
+    yield from saved_as_told(history)
 
 
 def _store_says(history: History, stored: StoredUpdate) -> Iterator[Violation]:
     name = f"{stored.job}/{stored.revision}"
-    for said in _applications(stored):
-        trainer = history.trainer.get(said.instance)
-        did = (
-            [each for each in trainer.settled if each.revision == stored.revision]
-            if trainer
-            else []
-        )
-        if said not in [each.outcome for each in did]:
-            what = f"{name} is stored as {said}, and no training process said so"
-            yield Violation("truthful", what, (stored, *did))
+    # What is in a checkpoint may be told by the one that goes on from there.
+    told = [
+        each
+        for trainer in history.trainers
+        if trainer.job == stored.job
+        for each in trainer.settled
+        if each.revision == stored.revision
+    ]
     outcome = stored.outcome
-    if outcome is not None and outcome.result == "rejected":
-        told = [
-            each
-            for trainer in history.trainers
-            if trainer.job == stored.job
-            for each in trainer.settled
-            if each.revision == stored.revision
-        ]
-        if outcome not in [each.outcome for each in told]:
-            what = f"{name} is stored as {outcome}, and no training process said so"
+    rejected = [outcome] if outcome is not None and outcome.result == "rejected" else []
+    for said in (*applications(stored), *rejected):
+        if said not in [each.outcome for each in told]:
+            what = f"{name} is stored as {said}, and no training process said so"
             yield Violation("truthful", what, (stored, *told))
 
 
@@ -160,7 +153,7 @@ def _trainer_says(history: History, job: str, trainer: Trainer) -> Iterator[Viol
         if stored is None:
             what = f"{job}/{each.revision} is not in the store"
             yield Violation("truthful", what, (each,))
-        elif each.outcome.result == "applied" and each.outcome not in _applications(stored):
+        elif each.outcome.result == "applied" and each.outcome not in applications(stored):
             what = f"{job}/{each.revision} was applied, which the store does not say"
             yield Violation("truthful", what, (each, stored))
     if trainer.ended is None:
@@ -234,7 +227,9 @@ def _never_between(trainer: Trainer, *, rested: bool) -> Iterator[Violation]:
     # One that was killed may have applied what it could not tell any more.
     told_all = rested or (trainer.ended is not None and trainer.ended.values == states[-1])
     # What no step has used when training ends is taken back; held at a boundary, it can be seen.
-    told_all &= all(each.outcome.reason != "job_ended" for each in trainer.settled)
+    # Where it goes back to a checkpoint it is not even taken back: nothing comes after it.
+    unused = ("job_ended", "ROLLED_BACK")
+    told_all &= all(each.outcome.reason not in unused for each in trainer.settled)
     at = 0
     for seen in trainer.in_force:
         found = next((i for i in range(at, len(states)) if states[i] == seen.values), None)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
-
-from pydantic import Field, TypeAdapter
+from typing import Literal
 
 Number = int | float
 
@@ -40,6 +38,7 @@ class Outcome:
         step: First optimizer step that used it, where it was applied.
         moves: What it changed, where it was applied.
         reason: Why, where it was not applied.
+        checkpoint: Where its action has saved one, or gone back to.
     """
 
     result: Literal["applied", "rejected", "expired", "withdrawn", "cancelled"]
@@ -47,6 +46,7 @@ class Outcome:
     step: int = 0
     moves: tuple[Move, ...] = ()
     reason: str = ""
+    checkpoint: str = ""
 
 
 # ------------------------------------------------------------------------------------ callers
@@ -71,6 +71,7 @@ class Asked(Record):
         call: Number of the attempt.
         to: Address that it goes to.
         action: What to do besides; empty: nothing.
+        checkpoint: What to roll back to; empty: the newest.
         deadline: After this time it must not be applied, in seconds since 1970; None: no limit.
         revision: The update to cancel.
     """
@@ -84,6 +85,7 @@ class Asked(Record):
     request_id: str = ""
     changes: tuple[Change, ...] = ()
     action: str = ""
+    checkpoint: str = ""
     at_step: int | None = None
     max_step: int | None = None
     deadline: float | None = None
@@ -221,12 +223,24 @@ class SessionEnded(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainerBegan(Record):
-    """A training process begins, with these values in force."""
+    """A training process begins, with these values in force.
+
+    Attributes:
+        checkpoint: What it goes on from; empty: from nothing.
+        contains: Revisions that are in force there, as pairs of first and last.
+        unverified: Revisions that are in force there as well, the outcome of which is this
+            process's to tell: `values` are those from before them.
+        roll_back: Revision of the roll back that it comes from; 0: it comes from none.
+    """
 
     kind: Literal["trainer_began"] = "trainer_began"
     job: str
     instance: str
     values: dict[str, Number]
+    checkpoint: str = ""
+    contains: tuple[tuple[int, int], ...] = ()
+    unverified: tuple[int, ...] = ()
+    roll_back: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,6 +262,26 @@ class InForce(Record):
     job: str
     instance: str
     values: dict[str, Number]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Confirmed(Record):
+    """A training process was told that how these updates ended is on disk."""
+
+    kind: Literal["confirmed"] = "confirmed"
+    job: str
+    instance: str
+    revisions: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved(Record):
+    """A training process has saved a checkpoint."""
+
+    kind: Literal["saved"] = "saved"
+    job: str
+    instance: str
+    checkpoint: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -298,18 +332,27 @@ class Quiet(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredJob(Record):
-    """A job, with its newest revision and the epoch of its newest session."""
+    """A job, with its newest revision and the epoch of its newest session.
+
+    Attributes:
+        floor: Up to this revision its updates belong to runs that had finished.
+    """
 
     kind: Literal["stored_job"] = "stored_job"
     job: str
     revision: int
     epoch: int
     instance: str
+    floor: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredUpdate(Record):
-    """An update; `reapplied` are further applications, after a run went back."""
+    """An update; `reapplied` are further applications, after a run went back.
+
+    Attributes:
+        rolled_back_by: Revision of the roll back that took the last application away; None: none.
+    """
 
     kind: Literal["stored_update"] = "stored_update"
     job: str
@@ -318,8 +361,10 @@ class StoredUpdate(Record):
     state: str
     changes: tuple[Change, ...]
     batch: str = ""
+    action: str = ""
     outcome: Outcome | None = None
     reapplied: tuple[Outcome, ...] = ()
+    rolled_back_by: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -341,34 +386,3 @@ class StoredEvent(Record):
     event: Literal["created", "modified", "deleted"]
     job: str
     revision: int | None = None
-
-
-AnyRecord = Annotated[
-    Run
-    | Fault
-    | Quiet
-    | Asked
-    | Answered
-    | Failed
-    | WatchBegan
-    | Watched
-    | WatchEnded
-    | Hello
-    | Welcomed
-    | Delivered
-    | Told
-    | Acknowledged
-    | SessionEnded
-    | TrainerBegan
-    | TrainerSettled
-    | InForce
-    | TrainerEnded
-    | StoredJob
-    | StoredUpdate
-    | StoredBatch
-    | StoredEvent,
-    Field(discriminator="kind"),
-]
-
-LINE: TypeAdapter[AnyRecord] = TypeAdapter(AnyRecord)
-"""A record as a line of JSON, and back."""

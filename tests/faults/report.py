@@ -19,9 +19,11 @@ from tests.faults.records import (
     Fault,
     InForce,
     Run,
+    Saved,
     StoredEvent,
     StoredUpdate,
     Told,
+    TrainerBegan,
     TrainerSettled,
     WatchBegan,
     Watched,
@@ -45,6 +47,18 @@ def unexpected(history: History) -> list[Failed | WatchEnded]:
     """Errors that no fault excuses."""
     failed = [each for each in history.of(Failed) if each.code in UNEXPECTED]
     return [*failed, *(each for each in history.of(WatchEnded) if each.code not in PASSING)]
+
+
+def begun(history: History) -> Counter[str]:
+    """How training processes began."""
+    return Counter(
+        "gone back to a checkpoint"
+        if each.roll_back
+        else "from a checkpoint"
+        if each.checkpoint
+        else "anew"
+        for each in history.of(TrainerBegan)
+    )
 
 
 def show(history: History, violations: Sequence[Violation], console: Console) -> None:
@@ -73,6 +87,7 @@ def show_tally(tally: Tally, seconds: float, commands: Sequence[str], console: C
     table.add_row("schedules", str(tally.runs), "")
     table.add_row("faults", str(tally.faults.total()), _listed(tally.faults))
     table.add_row("updates", str(tally.updates.total()), _listed(tally.updates))
+    table.add_row("training processes", str(tally.begun.total()), _listed(tally.begun))
     each = f"{tally.seconds / tally.runs:.1f} for each" if tally.runs else ""
     table.add_row("seconds", f"{seconds:.0f}", each)
     seeds = ", ".join(str(bad.setup.seed) for bad in tally.bad)
@@ -101,7 +116,7 @@ def _title(history: History) -> str:
 def _rows(history: History) -> Iterator[tuple[str, int, Counter[str]]]:
     faults = Counter(fault.fault for fault in history.of(Fault))
     yield "faults", faults.total(), faults
-    asked = Counter(str(asked.method) for asked in history.of(Asked))
+    asked = Counter(asked.action or str(asked.method) for asked in history.of(Asked))
     yield "requests sent", asked.total(), asked
     yield "requests answered OK", len(history.of(Answered)), Counter()
     failed = Counter(each.reason or each.code for each in history.of(Failed))
@@ -110,6 +125,8 @@ def _rows(history: History) -> Iterator[tuple[str, int, Counter[str]]]:
     yield "updates in the store", updates.total(), updates
     again = sum(len(update.reapplied) for update in history.of(StoredUpdate))
     yield "updates applied again", again, Counter()
+    yield "training processes", len(history.trainers), begun(history)
+    yield "checkpoints saved", len(history.of(Saved)), Counter()
     yield "sessions", len(history.of(Welcomed)), Counter()
     told = Counter(str(each.outcome.result) for each in history.of(TrainerSettled))
     yield "outcomes told by trainers", told.total(), told

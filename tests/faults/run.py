@@ -83,6 +83,7 @@ def _setups(options: argparse.Namespace) -> Iterator[Setup]:
             replicas=1 if options.sqlite else options.replicas,
             postgres=not options.sqlite,
             jobs=options.jobs,
+            processes=int(seed % 4 == 0) if options.processes is None else options.processes,
             callers=options.callers,
             watchers=options.watchers,
         )
@@ -94,7 +95,8 @@ def _command(result: Result) -> str:
     where = f"--replicas {setup.replicas}" if setup.postgres else "--sqlite"
     return (
         f"make faults ARGS='--seed {setup.seed} --runs 1 {where} --seconds {setup.seconds:g} "
-        f"--jobs {setup.jobs} --callers {setup.callers} --watchers {setup.watchers}'"
+        f"--jobs {setup.jobs} --processes {setup.processes} --callers {setup.callers} "
+        f"--watchers {setup.watchers}'"
     )
 
 
@@ -111,6 +113,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--replicas", type=int, default=3, help="servers on one PostgreSQL")
     parser.add_argument("--sqlite", action="store_true", help="one server on a file instead")
     parser.add_argument("--jobs", type=int, default=usual.jobs, help="light jobs")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        help="jobs that are processes; by default one, where the seed can be divided by 4",
+    )
     parser.add_argument("--callers", type=int, default=usual.callers, help="who change parameters")
     parser.add_argument("--watchers", type=int, default=usual.watchers, help="of all, and of one")
     parser.add_argument("--output", type=Path, default=Path("out/faults"), help="folder")

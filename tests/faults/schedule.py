@@ -22,8 +22,10 @@ class FaultKind(StrEnum):
     HALF_DEAF = "lose what is said in one direction"
     TRICKLE = "let little through to a replica"
     CLOCK = "set a replica's clock"
-    FULL = "give a replica no room on its disk"
+    DISK_FAILS = "have a replica's disk fail"
+    DISK_FULL = "fill a replica's disk"
     LOCK = "lock the database's file"
+    DATABASE_FULL = "fill the database's disk"
     READ_ONLY = "make the database read-only"
     RESTART_DATABASE = "restart the database"
     CRASH_DATABASE = "crash the database"
@@ -31,6 +33,10 @@ class FaultKind(StrEnum):
     STOP_DATABASE = "stop a process of the database for a while"
     KILL_TRAINER = "kill a trainer and its agent"
     IMPOSTOR = "take a job's session away"
+    KILL_PROCESS = "kill a training process"
+    STOP_PROCESS = "stop a training process for a while"
+    KILL_AGENT = "kill an agent"
+    STOP_AGENT = "stop an agent for a while"
 
 
 _EVERYWHERE = {
@@ -50,15 +56,23 @@ _EVERYWHERE = {
     FaultKind.IMPOSTOR: 3,
 }
 _WITH_SQLITE = {
-    FaultKind.FULL: 2,
+    FaultKind.DISK_FAILS: 2,
+    FaultKind.DISK_FULL: 3,
     FaultKind.LOCK: 1,
 }
 _WITH_POSTGRES = {
+    FaultKind.DATABASE_FULL: 2,
     FaultKind.READ_ONLY: 1,
     FaultKind.RESTART_DATABASE: 1,
     FaultKind.CRASH_DATABASE: 2,
     FaultKind.KILL_BACKEND: 2,
     FaultKind.STOP_DATABASE: 1,
+}
+_WITH_PROCESSES = {
+    FaultKind.KILL_PROCESS: 5,
+    FaultKind.STOP_PROCESS: 6,
+    FaultKind.KILL_AGENT: 4,
+    FaultKind.STOP_AGENT: 6,
 }
 
 
@@ -80,21 +94,25 @@ class Planned:
     lasting: float
 
 
-def kinds(*, postgres: bool) -> dict[FaultKind, int]:
+def kinds(*, postgres: bool, processes: bool = False) -> dict[FaultKind, int]:
     """What can be done, and how often it is in comparison."""
-    return _EVERYWHERE | (_WITH_POSTGRES if postgres else _WITH_SQLITE)
+    there = _EVERYWHERE | (_WITH_POSTGRES if postgres else _WITH_SQLITE)
+    return there | _WITH_PROCESSES if processes else there
 
 
-def schedule(seed: int, seconds: float, *, postgres: bool) -> list[Planned]:
+def schedule(
+    seed: int, seconds: float, *, postgres: bool, processes: bool = False
+) -> list[Planned]:
     """Draws the faults of a run; each kind is there in a long one, none lasts beyond the end.
 
     Args:
         seed: The same seed gives the same faults.
         seconds: How long the run is.
         postgres: Whether there is a database server that can fail.
+        processes: Whether there are training processes and agents that can.
     """
     rng = random.Random(f"faults/{seed}")
-    weights = kinds(postgres=postgres)
+    weights = kinds(postgres=postgres, processes=processes)
     planned: list[Planned] = []
     at = rng.uniform(0.1, 0.6)
     while True:

@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import Connection, Engine, event
+
 from control_plane.config import ServerSettings
 from control_plane.server import ControlPlane, utc_now
 from control_plane.services.ports import Clock, Store
@@ -29,7 +31,8 @@ PRELOADED = (__name__, "psycopg", "grpc_runtime.sql.postgresql", "control_plane.
 
 
 @cache
-def _nursery() -> Forked:
+def nursery() -> Forked:
+    """Where processes of runs with faults are forked from."""
     return Forked(*PRELOADED, "tests.faults.engagement")
 
 
@@ -56,6 +59,38 @@ class WallClock:
 _OFFSET = struct.Struct("d")
 
 
+class DiskSpace:
+    """Whether there is any for the database's file, which can be said while the server runs."""
+
+    def __init__(self, path: Path) -> None:
+        """Begins with enough of it."""
+        self._path = path
+        path.write_bytes(b"\0")
+
+    def set(self, *, full: bool) -> None:
+        """Says that there is none left, or enough again."""
+        with self._path.open("r+b", buffering=0) as file:
+            file.write(bytes([full]))
+
+    def limit(self) -> None:
+        """Has SQLite find its disk full, in this process, as long as it is said to be."""
+        with self._path.open("rb") as file:
+            kept = mmap.mmap(file.fileno(), 1, access=mmap.ACCESS_READ)
+
+        def begun(connection: Connection) -> None:
+            full = kept[0] == 1
+            if connection.dialect.name == "sqlite" and connection.info.get("full", False) != full:
+                # Of what there is nothing is lost: fewer pages than it has a file can not be given.
+                pages = 1 if full else _MOST_PAGES
+                connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+                connection.info["full"] = full
+
+        event.listen(Engine, "begin", begun)
+
+
+_MOST_PAGES = 4_294_967_294
+
+
 class ServerProcess:
     """A running server, in a process group of its own, with its output in a file."""
 
@@ -64,10 +99,13 @@ class ServerProcess:
         settings: Mapping[str, object],
         log: Path,
         clock: WallClock,
+        disk: DiskSpace,
         env: Mapping[str, str] | None = None,
     ) -> None:
         self._log = log
-        self._process: Any = _nursery().start(_serve, dict(settings), log, clock, dict(env or {}))
+        self._process: Any = nursery().start(
+            _serve, dict(settings), log, clock, disk, dict(env or {})
+        )
 
     @property
     def pid(self) -> int:
@@ -96,7 +134,8 @@ class ServerProcess:
 _PR_SET_PDEATHSIG = 1
 
 
-def _serve(settings: dict[str, Any], log: Path, clock: WallClock, env: dict[str, str]) -> None:
+def begin_process(log: Path) -> None:
+    """Has this process be one of its own, with its output in a file."""
     os.setsid()
     if sys.platform == "linux":
         # Whoever asked for it may be killed itself.
@@ -104,6 +143,13 @@ def _serve(settings: dict[str, Any], log: Path, clock: WallClock, env: dict[str,
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(output, 1)
     os.dup2(output, 2)
+
+
+def _serve(
+    settings: dict[str, Any], log: Path, clock: WallClock, disk: DiskSpace, env: dict[str, str]
+) -> None:
+    begin_process(log)
+    disk.limit()
     os.environ.update(env)
     failpoints.rearm(os.environ)
     read = ServerSettings(**settings)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import assert_never, cast
 
 from sqlalchemy import Engine, create_engine, func, select
@@ -11,8 +11,8 @@ from control_plane.domain import parameter as domain
 from control_plane.domain import update as updates
 from control_plane.domain.names import batch_name
 from control_plane.store import schema
+from tests.faults.lines import AnyRecord
 from tests.faults.records import (
-    AnyRecord,
     Change,
     Move,
     Number,
@@ -52,6 +52,7 @@ def stored_records(engine: Engine) -> Iterator[AnyRecord]:
                 revision=row.revision,
                 epoch=row.session.epoch if row.session else 0,
                 instance=row.session.instance_id if row.session else "",
+                floor=row.replay_floor,
             )
         query = select(found).order_by(found.c.job_key, found.c.revision)
         for row in connection.execute(query):
@@ -62,8 +63,10 @@ def stored_records(engine: Engine) -> Iterator[AnyRecord]:
                 state=str(row.state),
                 changes=_changes(row.spec.changes),
                 batch=row.batch,
+                action="" if row.spec.action is None else str(row.spec.action.kind),
                 outcome=None if row.outcome is None else _outcome(row.outcome),
                 reapplied=tuple(_outcome(each) for each in row.reapplied),
+                rolled_back_by=_rolled_back_by(row.outcome, row.reapplied),
             )
         for row in connection.execute(select(batches).order_by(batches.c.key)):
             yield StoredBatch(
@@ -90,6 +93,13 @@ def _changes(changes: Iterable[domain.Change]) -> tuple[Change, ...]:
     return tuple(made)
 
 
+def _rolled_back_by(
+    outcome: updates.Outcome | None, reapplied: Sequence[updates.Applied]
+) -> int | None:
+    last = reapplied[-1] if reapplied else outcome
+    return last.rolled_back_by if isinstance(last, updates.Applied) else None
+
+
 def _outcome(outcome: updates.Outcome) -> Outcome:
     match outcome:
         case updates.Applied():
@@ -101,7 +111,9 @@ def _outcome(outcome: updates.Outcome) -> Outcome:
                 )
                 for each in outcome.transitions
             )
-            return Outcome("applied", outcome.instance_id, outcome.step, moves)
+            return Outcome(
+                "applied", outcome.instance_id, outcome.step, moves, checkpoint=outcome.checkpoint
+            )
         case updates.Rejected():
             return Outcome("rejected", reason=outcome.reason)
         case updates.Expired():

@@ -21,8 +21,14 @@ from midcourse.control.v1 import update_pb2
 from tests.faults.callers import Caller, Fleet, Servers
 from tests.faults.cluster import Cluster, running_cluster
 from tests.faults.history import History, recording
+from tests.faults.lines import LINE
 from tests.faults.looped_run import Order, train
-from tests.faults.records import LINE, Answered, Asked, Change, StoredUpdate
+from tests.faults.records import (
+    Answered,
+    Asked,
+    Change,
+    StoredUpdate,
+)
 from tests.faults.serving import PRELOADED
 from tests.faults.store_reader import engine_of, stored_records
 from tests.faults.validators import validate

@@ -10,7 +10,7 @@ import pytest
 
 from tests.faults.engagement import Setup, engage
 from tests.faults.history import History, recording
-from tests.faults.records import Answered, Fault, StoredUpdate, Watched
+from tests.faults.records import Answered, Confirmed, Fault, StoredUpdate, Watched
 from tests.faults.report import unexpected
 from tests.faults.schedule import FaultKind, kinds, schedule
 from tests.faults.validators import validate
@@ -48,7 +48,17 @@ async def test_replicas_keep_their_promises_while_everything_fails(tmp_path: Pat
 
 @pytest.mark.timeout(180)
 async def test_one_server_on_a_file_keeps_its_promises(tmp_path: Path) -> None:
-    check(await run(_setup(7414, 5.0, replicas=1, postgres=False), tmp_path))
+    check(await run(_setup(8009, 5.0, replicas=1, postgres=False), tmp_path))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+async def test_training_processes_and_agents_that_fail(tmp_path: Path) -> None:
+    setup = Setup(seed=8, seconds=8.0, replicas=1, postgres=False, jobs=2, processes=1)
+    history = await run(setup, tmp_path)
+    found = validate(history)
+    assert not found, "\n".join(map(str, found[:10]))
+    assert history.of(Confirmed)
 
 
 @pytest.mark.long
@@ -64,8 +74,10 @@ def test_a_seed_is_a_course_of_faults() -> None:
 
 
 @pytest.mark.parametrize("postgres", [True, False])
-def test_faults_of_every_kind_come_in_time(*, postgres: bool) -> None:
-    planned = schedule(1, 300, postgres=postgres)
-    assert {each.kind for each in planned} == set(kinds(postgres=postgres))
+@pytest.mark.parametrize("processes", [True, False])
+def test_faults_of_every_kind_come_in_time(*, postgres: bool, processes: bool) -> None:
+    planned = schedule(1, 300, postgres=postgres, processes=processes)
+    possible = kinds(postgres=postgres, processes=processes)
+    assert {each.kind for each in planned} == set(possible)
     assert [each.at for each in planned] == sorted(each.at for each in planned)
     assert all(each.at > 0 and each.at + each.lasting <= 300 for each in planned)

@@ -17,7 +17,11 @@ from tests.faults.violations import Violation
 from tests.support.postgres import PostgresServer
 from tests.support.processes import ROOT
 
-QUICK = {"request-id-forgotten", "position-left-out", "delivery-applied-again"}
+QUICK = {
+    "request-id-forgotten",
+    "position-left-out",
+    "rolled-back-sent-again",
+}
 """Part of `make test`; the others are for `make mutants`."""
 ON_POSTGRESQL = {"no-look-after-listening", "notification-is-data"}
 DISTINCT = list(dict.fromkeys([*SCENES.values(), an_older_session_elsewhere]))

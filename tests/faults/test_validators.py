@@ -2,290 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.faults.history import History, recording
-from tests.faults.made_history import EVERY_KIND, histories, made
+from tests.faults.lines import AnyRecord
+from tests.faults.made_history import histories, made
 from tests.faults.records import (
-    Acknowledged,
-    Answered,
-    AnyRecord,
-    Failed,
-    Hello,
-    InForce,
-    Outcome,
-    Record,
     StoredBatch,
     StoredEvent,
     StoredJob,
     StoredUpdate,
-    Told,
-    TrainerEnded,
+    TrainerBegan,
     TrainerSettled,
     Watched,
-    Welcomed,
 )
+from tests.faults.spoilt_history import GOOD, SPOILT, Records
 from tests.faults.validators import VALIDATORS, validate
 
-R = TypeVar("R", bound=Record)
-Records = list[AnyRecord]
 quick = settings(max_examples=50, deadline=None)
-GOOD = made(EVERY_KIND)
 
 
 def guarantees(records: Iterable[AnyRecord]) -> set[str]:
     return {violation.guarantee for violation in validate(History(records))}
 
 
-def the(kind: type[R], where: Callable[[R], bool] = lambda _: True) -> R:
-    """The last record of a kind in the good history."""
-    return [r for r in GOOD if isinstance(r, kind) and where(r)][-1]
-
-
-def spoilt(record: AnyRecord, *instead: AnyRecord) -> Records:
-    """The good history with something else in the place of one record."""
-    at = next(i for i, each in enumerate(GOOD) if each is record)
-    return [*GOOD[:at], *instead, *GOOD[at + 1 :]]
-
-
-def changed(record: Any, **fields: Any) -> Records:
-    return spoilt(record, replace(record, **fields))
-
-
-def batch_without_one() -> Records:
-    gone = the(StoredUpdate, lambda u: bool(u.batch))
-    without = [r for r in GOOD if r is not gone]
-    return [
-        replace(r, revisions={j: n for j, n in r.revisions.items() if j != gone.job})
-        if isinstance(r, Answered) and r.batch == gone.batch
-        else r
-        for r in without
-    ]
-
-
-def between_two_values() -> Records:
-    seen = the(InForce)
-    return spoilt(seen, replace(seen, values=seen.values | {"rate": 0.123}), seen)
-
-
-def taken_lie() -> Records:
-    lie = the(Told, lambda t: t.outcome.reason == "LIE")
-    job = next(r.job for r in GOOD if isinstance(r, Hello) and r.session == lie.session)
-    return changed(
-        the(StoredUpdate, lambda u: (u.job, u.revision) == (job, lie.revision)),
-        outcome=lie.outcome,
-        state="rejected",
-    )
-
-
-def acknowledged_lie() -> Records:
-    lie = the(Told, lambda t: t.outcome.reason == "LIE")
-    return spoilt(lie, lie, Acknowledged(session=lie.session, number=lie.number))
-
-
-def refused_and_stored() -> Records:
-    failed = the(Failed)
-    asked = History(GOOD).asked[failed.call]
-    last = the(StoredUpdate, lambda u: u.job == asked.jobs[0])
-    return changed(last, request_id=asked.request_id)
-
-
-def _applied(update: StoredUpdate) -> bool:
-    return update.state == "applied" and not update.batch
-
-
-def _moved(update: StoredUpdate, **fields: Any) -> Outcome:
-    assert update.outcome is not None
-    return replace(update.outcome, **fields)
-
-
-def applied_twice(settled: TrainerSettled) -> Records:
-    again = replace(settled, outcome=replace(settled.outcome, step=settled.outcome.step + 5))
-    return spoilt(settled, settled, again)
-
-
-SPOILT: dict[str, tuple[str, Callable[[], Records]]] = {
-    "an answered update is gone": ("durable", lambda: spoilt(the(StoredUpdate, _applied))),
-    "an update is not what was asked for": (
-        "durable",
-        lambda: changed(the(StoredUpdate, _applied), changes=()),
-    ),
-    "a cancelled update is not": (
-        "durable",
-        lambda: changed(the(StoredUpdate, lambda u: u.state == "cancelled"), state="expired"),
-    ),
-    "an acknowledged outcome is gone": (
-        "durable",
-        lambda: changed(the(StoredUpdate, _applied), state="delivered", outcome=None),
-    ),
-    "a revision is left out": ("ordered", lambda: spoilt(the(StoredUpdate))),
-    "a job has more revisions than updates": (
-        "ordered",
-        lambda: changed(the(StoredJob), revision=100),
-    ),
-    "two requests were given one revision": (
-        "ordered",
-        lambda: spoilt(
-            (one := the(Answered, lambda a: not a.batch)),
-            one,
-            replace(History(GOOD).asked[one.call], call=900, request_id="another"),
-            replace(one, call=900),
-        ),
-    ),
-    "outcomes come in another order": (
-        "ordered",
-        lambda: spoilt(
-            the(TrainerSettled, lambda s: s.revision == 1),
-            *(r for r in GOOD if isinstance(r, TrainerSettled) and r.revision == 2),
-            the(TrainerSettled, lambda s: s.revision == 1),
-        ),
-    ),
-    "a newer update was applied first": (
-        "ordered",
-        lambda: changed(
-            (one := the(TrainerSettled, lambda s: s.revision == 2)),
-            outcome=replace(one.outcome, step=1),
-        ),
-    ),
-    "an update was applied twice": ("once", lambda: applied_twice(the(TrainerSettled))),
-    "a value was changed by nobody": (
-        "once",
-        lambda: changed(
-            (one := the(TrainerSettled)),
-            outcome=replace(
-                one.outcome, moves=tuple(replace(m, old=7.5) for m in one.outcome.moves)
-            ),
-        ),
-    ),
-    "the store has one process apply it twice": (
-        "once",
-        lambda: changed((one := the(StoredUpdate, _applied)), reapplied=(_moved(one, step=77),)),
-    ),
-    "the store has another step": (
-        "truthful",
-        lambda: changed((one := the(StoredUpdate, _applied)), outcome=_moved(one, step=77)),
-    ),
-    "the store has another value": (
-        "truthful",
-        lambda: changed((one := the(StoredUpdate, _applied)), outcome=_moved(one, moves=())),
-    ),
-    "the store made up a rejection": (
-        "truthful",
-        lambda: changed(
-            the(StoredUpdate, _applied), state="rejected", outcome=Outcome("rejected", reason="X")
-        ),
-    ),
-    "nobody applied it": ("truthful", lambda: spoilt(the(TrainerSettled))),
-    "a cancelled update was applied": (
-        "truthful",
-        lambda: changed(
-            the(StoredUpdate, _applied), state="cancelled", outcome=Outcome("cancelled")
-        ),
-    ),
-    "other values are in force at the end": (
-        "truthful",
-        lambda: changed(the(TrainerEnded), values={"rate": 9.0, "decay": 9.0}),
-    ),
-    "half an update was in force": ("atomic", between_two_values),
-    "half an update is in force at the end": (
-        "atomic",
-        lambda: [
-            *changed((end := the(TrainerEnded)), values=(half := end.values | {"rate": 0.123})),
-            InForce(job=end.job, instance=end.instance, values=half),
-        ],
-    ),
-    "half an update was applied": (
-        "atomic",
-        lambda: changed(
-            (one := the(TrainerSettled, lambda s: len(s.outcome.moves) == 2)),
-            outcome=replace(one.outcome, moves=one.outcome.moves[:1]),
-        ),
-    ),
-    "half a batch was accepted": ("atomic", batch_without_one),
-    "a batch is gone": ("atomic", lambda: spoilt(the(StoredBatch))),
-    "a request id made two updates": (
-        "idempotent",
-        lambda: spoilt(
-            (one := the(StoredUpdate, _applied)), one, replace(one, revision=one.revision + 1)
-        ),
-    ),
-    "a request id made two batches": (
-        "idempotent",
-        lambda: spoilt((one := the(StoredBatch)), one, replace(one, batch="batches/900")),
-    ),
-    "a repeated request had another answer": (
-        "idempotent",
-        lambda: changed(
-            (one := the(Answered, lambda a: a.call == _repeated())),
-            revisions={job: number - 1 for job, number in one.revisions.items()},
-        ),
-    ),
-    "an update came after another than expected": (
-        "compare-and-set",
-        lambda: changed(
-            (one := the(Answered, lambda a: _expecting(a.call))),
-            revisions={job: number + 1 for job, number in one.revisions.items()},
-        ),
-    ),
-    "a refused update was stored": ("compare-and-set", refused_and_stored),
-    "two sessions have one epoch": ("fenced", lambda: changed(the(Welcomed), epoch=1)),
-    "the job is at an older epoch": ("fenced", lambda: changed(the(StoredJob), epoch=1)),
-    "what an older session said was taken": ("fenced", taken_lie),
-    "what an older session said was acknowledged": ("fenced", acknowledged_lie),
-    "a watcher was not told of something": ("watchable", lambda: spoilt(_watched(9))),
-    "a watcher was not told of the end": ("watchable", lambda: spoilt(the(Watched))),
-    "a watcher was told twice": (
-        "watchable",
-        lambda: spoilt(_watched(9), _watched(9), _watched(9)),
-    ),
-    "a watcher was told in another order": (
-        "watchable",
-        lambda: spoilt(_watched(9), replace(_watched(9), position=11)),
-    ),
-    "a watcher was told of what there is not": (
-        "watchable",
-        lambda: spoilt(the(StoredEvent, lambda e: e.position == 9)),
-    ),
-    "a watcher was told of another update": (
-        "watchable",
-        lambda: changed(_watched(9), revision=99),
-    ),
-    "a watcher saw an update come back": (
-        "watchable",
-        lambda: changed(the(Watched, lambda w: w.state == "applied"), state="pending"),
-    ),
-}
-
-
-def _watched(position: int) -> Watched:
-    return the(Watched, lambda w: w.position == position and w.watcher == "all")
-
-
-def _repeated() -> int:
-    first: dict[str, int] = {}
-    history = History(GOOD)
-    return next(
-        asked.call
-        for asked, _ in history.answers
-        if asked.method == "update" and first.setdefault(asked.request_id, asked.call) != asked.call
-    )
-
-
-def _expecting(call: int) -> bool:
-    return History(GOOD).asked[call].expected_revision is not None
-
-
 @pytest.mark.parametrize("what", SPOILT)
 def test_a_broken_promise_is_noticed_by_its_name(what: str) -> None:
     guarantee, spoil = SPOILT[what]
     assert guarantee in guarantees(spoil())
+
+
+def test_the_next_process_may_say_what_one_had_no_time_to_say() -> None:
+    records = made([("save_checkpoint", "a", 1.5), ("resumed", "a", 1.5)])
+    [said] = (r for r in records if isinstance(r, TrainerSettled))
+    [began] = (r for r in records if isinstance(r, TrainerBegan) and r.checkpoint)
+    without = [r for r in records if r is not said]
+    at = without.index(began) + 1
+    later = replace(said, instance=began.instance)
+    assert not validate(History([*without[:at], later, *without[at:]]))
+    assert "truthful" in guarantees(without)
 
 
 def test_every_validator_has_been_shown_something() -> None:

@@ -4,68 +4,46 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import grpc
 
 from midcourse.agent.v1 import session_pb2
-from midcourse.control.v1 import parameter_pb2, update_pb2
+from midcourse.control.v1 import update_pb2
+from tests.faults.checkpoints import (
+    OFFER,
+    SAVE_STEPS,
+    SAVES,
+    Checkpoints,
+    Kept,
+    began,
+    settled_already,
+)
 from tests.faults.history import Recorder
 from tests.faults.records import (
     Acknowledged,
     Delivered,
     Hello,
     InForce,
-    Move,
     Number,
-    Outcome,
+    Saved,
     SessionEnded,
     Told,
-    TrainerBegan,
     TrainerEnded,
     TrainerSettled,
     Welcomed,
 )
+from tests.faults.told import outcome_of
 from trainer_agent.agent.connector import own_channel
 from trainer_agent.agent.ledger import AgentIdentity
 from trainer_agent.simulate import LightJob, LightJobSpec
 from trainer_agent.simulate.job import new_agent_id
-
-
-def outcome_of(said: session_pb2.UpdateOutcome) -> Outcome:
-    """How an update ended, as a training process says."""
-    match said.WhichOneof("result"):
-        case "applied":
-            applied = said.applied
-            return Outcome(
-                "applied", applied.instance_id, applied.step, _moves(applied.transitions)
-            )
-        case "rejected":
-            return Outcome("rejected", reason=said.rejected.reason)
-        case "expired":
-            cause = update_pb2.ExpiryCause.Name(said.expired.cause)
-            return Outcome("expired", reason=cause.removeprefix("EXPIRY_CAUSE_").lower())
-        case "withdrawn":
-            return Outcome("withdrawn")
-        case other:
-            raise ValueError(f"an outcome is none of those there are: {other}")
-
-
-def _moves(transitions: Iterable[update_pb2.ParameterTransition]) -> tuple[Move, ...]:
-    return tuple(
-        Move(
-            each.parameter,
-            number_of(each.old_value) if each.HasField("old_value") else None,
-            number_of(each.new_value) if each.HasField("new_value") else None,
-        )
-        for each in transitions
-    )
-
-
-def number_of(value: parameter_pb2.Value) -> Number:
-    """A value of a light job: all of them are numbers."""
-    return value.integer if value.WhichOneof("kind") == "integer" else value.number
+from trainer_agent.steering.actions import ActionKind, Actions
+from trainer_agent.steering.controller import ParameterController
+from trainer_agent.steering.roll_back import HandOver
 
 
 class Eavesdropper:
@@ -178,22 +156,45 @@ async def eavesdropping(
 class RecordedJob(LightJob):
     """A light job that records what becomes of updates, and what is in force.
 
+    Args:
+        spec: What it is like.
+        recorder: Takes what is seen.
+        checkpoints: Where it saves and goes back to; None: it has no checkpoints.
+        resume: What it goes on from; None: it begins anew.
+        left: What the process has left that went back there; None: none did.
+
     Attributes:
         ear: What listens to its newest session; None: there was none yet.
         killed: It was ended from outside.
+        went_back: It has ended, to go back to a checkpoint.
     """
 
-    def __init__(self, spec: LightJobSpec, recorder: Recorder) -> None:
+    def __init__(
+        self,
+        spec: LightJobSpec,
+        recorder: Recorder,
+        checkpoints: Checkpoints | None = None,
+        resume: Path | None = None,
+        left: HandOver | None = None,
+    ) -> None:
         self._recorder = recorder
         self._seen: dict[str, Number] = {}
+        self._checkpoints = checkpoints
+        self._kept = None if checkpoints is None or resume is None else checkpoints.read(resume)
+        self._resume, self._left = resume, left
+        self._saved = 0
+        self.went_back = False
         self.ear: Eavesdropper | None = None
         self._opened = asyncio.Event()
         self.killed = False
         super().__init__(
-            spec,
+            spec if self._kept is None else replace(spec, values=self._kept.values),
             AgentIdentity(new_agent_id(), "", "localhost"),
             open_channel=self._open,
             changed=self._look,
+            actions=None if checkpoints is None else Actions(OFFER, checkpoints.find),
+            step=0 if self._kept is None else self._kept.step,
+            go_on=self._go_on,
         )
 
     @property
@@ -223,10 +224,13 @@ class RecordedJob(LightJob):
 
     def start(self) -> None:
         """Begins to train."""
-        self._seen = self._numbers()
+        first = {name: cast("Number", value) for name, value in self.spec.values.items()}
         self._recorder.add(
-            TrainerBegan(job=self.job_id, instance=self.instance_id, values=self._seen)
+            began(self.job_id, self.instance_id, first, self._kept, self._resume, self._left)
         )
+        self._seen = self._numbers()
+        for outcome in settled_already(self._controller, self._left):
+            self.settled(outcome)
         super().start()
 
     async def kill(self) -> None:
@@ -250,6 +254,52 @@ class RecordedJob(LightJob):
                 outcome=outcome_of(outcome),
             )
         )
+
+    # ----------------------------------------------------------------------------- checkpoints
+
+    def _go_on(self, controller: ParameterController) -> None:
+        if self._kept is not None:
+            controller.load_state_dict(self._kept.controller, checkpoint=str(self._resume))
+        if self._left is not None:
+            controller.going_back.go_on(self._left, self._boundary())
+
+    def _reach(self, step: int) -> None:
+        super()._reach(step)
+        if self._checkpoints is not None and self._stepping and step >= self._saved + SAVE_STEPS:
+            self._save(self._checkpoints)
+
+    def _carry_out(self) -> None:
+        if self._checkpoints is None or not self._goes_back(self._checkpoints):
+            super()._carry_out()
+
+    def _goes_back(self, checkpoints: Checkpoints) -> bool:
+        left = self._session.roll_back
+        if left is None:
+            return False
+        failure: OSError | None = None
+        try:
+            checkpoints.leave(left)
+        except OSError as error:
+            failure = error
+        if self._session.leaves(failure):
+            self._stop_stepping()
+            self.went_back = True
+        return self.went_back
+
+    def _result(self, kind: ActionKind) -> update_pb2.ActionResult:
+        result = super()._result(kind)
+        if self._checkpoints is not None and kind in SAVES:
+            result.checkpoint = self._save(self._checkpoints)
+        return result
+
+    def _save(self, checkpoints: Checkpoints) -> str:
+        self._saved = self._step
+        kept = Kept(self._step, self._numbers(), self._controller.state_dict())
+        path = str(checkpoints.save(kept))
+        self._recorder.add(Saved(job=self.job_id, instance=self.instance_id, checkpoint=path))
+        return path
+
+    # --------------------------------------------------------------------------------- what is seen
 
     def _look(self) -> None:
         now = self._numbers()
