@@ -59,10 +59,14 @@ def ordered(history: History) -> Iterator[Violation]:
         for first, second in pairwise(_first_told(trainer)):
             if _place(first) > _place(second):
                 yield Violation("ordered", "told in another order than applied", (first, second))
+        # What one went back for was done before it was given anything: an action, say, that the
+        # one before had no time for, and could not tell of.
         at_once = [
             each
             for each in trainer.applied
-            if (trainer.job, each.revision) in known - scheduled and each.outcome.step
+            if (trainer.job, each.revision) in known - scheduled
+            and each.outcome.step
+            and each.revision != trainer.went_back
         ]
         for first, second in pairwise(at_once):
             if first.revision > second.revision:

@@ -49,6 +49,18 @@ def test_the_next_process_may_say_what_one_had_no_time_to_say() -> None:
     assert "truthful" in guarantees(without)
 
 
+def test_a_process_that_went_back_is_given_later_what_was_asked_before() -> None:
+    records = made([("save_checkpoint", "a", 1.5), ("roll_back", "a", 1.5)])
+    [began] = (r for r in records if isinstance(r, TrainerBegan) and r.roll_back)
+    [back] = (r for r in records if isinstance(r, TrainerSettled) and r.revision == 2)
+    outcome = replace(back.outcome, step=back.outcome.step + 1, moves=(), checkpoint="")
+    at = records.index(back) + 1
+    records.insert(at, replace(back, revision=1, outcome=outcome))
+    assert "ordered" not in guarantees(records)
+    records[records.index(began)] = replace(began, roll_back=0)
+    assert "ordered" in guarantees(records)
+
+
 def test_every_validator_has_been_shown_something() -> None:
     assert {guarantee for guarantee, _ in SPOILT.values()} == VALIDATORS.keys()
 
