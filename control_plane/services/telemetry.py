@@ -24,6 +24,7 @@ from control_plane.services.ports import (
     TelemetryBatch,
     Transaction,
 )
+from control_plane.services.steady_time import SteadyTime
 from control_plane.services.views import JobView
 
 if TYPE_CHECKING:
@@ -108,8 +109,8 @@ class TelemetryHub:
             steady: What silence is measured by.
         """
         self._store = store
-        self._clock = clock
         self.steady = steady
+        self._times = SteadyTime(clock, steady)
         self._flush_interval = flush_interval
         self._max_pending = max_pending_samples
         self._live: dict[int, Live] = {}
@@ -295,12 +296,8 @@ class TelemetryHub:
         """From memory, or where there is none, from the store."""
         live = self.current(job)
         if live is not None:
-            return live.stored(self._steady_zero())
+            return live.stored(self._times.zero())
         return tx.telemetry(job) or Telemetry(None, (), 0)
-
-    def _steady_zero(self) -> datetime:
-        """The time at which steady seconds were 0."""
-        return self._clock() - timedelta(seconds=self.steady())
 
     async def run(self) -> None:
         """Flushes at intervals until cancelled."""
@@ -334,7 +331,7 @@ class TelemetryHub:
     async def _flush_some(self, taken: dict[tuple[int, int], _Pending]) -> None:
         """Brings some of what was taken to the store, and takes it out of `taken`."""
         some = dict(itertools.islice(taken.items(), _FLUSHED_AT_ONCE))
-        steady_zero = self._steady_zero()
+        steady_zero = self._times.zero()
         batches = [
             TelemetryBatch(key, run, pending.columns, live.stored(steady_zero))
             for (key, run), pending in some.items()
