@@ -2,20 +2,51 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import math
 from types import ModuleType
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from analytics_service.recommend.difficulty import DATA, difficulty
 from tests.analytics_service.recommend.conftest import Trained
+
+TEXTS = [
+    row["text"]
+    for name in ("questions.tsv", "probe.tsv")
+    for row in csv.DictReader(
+        (DATA / name).read_text("utf-8").splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE
+    )
+]
+ODD = ["", "?!", "why", "why why why loss", "ИЗ 丂 ß İ", "loss " * 5_000, "\x00\n\t"]
 
 
 def test_training_again_gives_the_same_bytes(trained: Trained) -> None:
     assert {path.name for path in trained.files} == {"weights.json", "evaluation.json"}
     for path, text in trained.files.items():
         assert path.read_text("utf-8") == text, f"{path.name}: train again and commit"
+
+
+def test_equals_scikit_learn(trained: Trained) -> None:
+    texts = [*TEXTS, *ODD]
+    expected = trained.model.predict_proba(texts)[:, 1]
+    for text, probability in zip(texts, expected, strict=True):
+        assert difficulty(text).score == pytest.approx(probability, abs=1e-9), text
+
+
+def test_equals_scikit_learn_on_any_mixture_of_words(trained: Trained) -> None:
+    vocabulary = sorted({word for text in TEXTS for word in text.split()})
+
+    @settings(deadline=None)
+    @given(st.lists(st.sampled_from(vocabulary), max_size=60).map(" ".join))
+    def check(text: str) -> None:
+        [probability] = trained.model.predict_proba([text])[:, 1]
+        assert math.isclose(difficulty(text).score, probability, abs_tol=1e-9)
+
+    check()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from control_plane import actions, changes
@@ -231,7 +231,6 @@ change = st.dictionaries(
 
 
 @given(st.lists(st.tuples(scalars, st.lists(change, min_size=1, max_size=3), st.text())))
-@settings(max_examples=200, deadline=None)
 def test_every_value_is_read_as_it_was(entries: list[tuple[Any, list[Any], str]]) -> None:
     made = Recipe(
         "job",

@@ -6,7 +6,7 @@ import string
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from control_plane.domain.errors import Reason, Refusal
@@ -147,7 +147,6 @@ changes: st.SearchStrategy[Change] = st.one_of(
         max_size=6,
     )
 )
-@settings(max_examples=200)
 def test_desired_is_the_newest_change_of_each_parameter_and_group(
     history: list[list[Change]],
 ) -> None:

@@ -246,8 +246,8 @@ async def test_sessions_can_share_connections(plane: RunningPlane) -> None:
         assert jobs.totals().connected == 12
 
 
-async def test_hundreds_in_one_process(plane: RunningPlane) -> None:
-    count = 200
+@pytest.mark.parametrize("count", [60, pytest.param(300, marks=pytest.mark.long)])
+async def test_many_in_one_process(plane: RunningPlane, count: int) -> None:
     async with LightJobs(plane.address, count, step_time=STEP, metrics=["loss"]) as jobs:
         updates = await asyncio.gather(*(plane.update(job.job_id, value=5e-4) for job in jobs))
         await jobs.until(lambda: jobs.totals().applied == count)
