@@ -143,12 +143,14 @@ class JobService:
         def work(tx: Transaction) -> JobPage:
             found: list[Job] = []
             position = after
+            size = min(limit + 1, _SCAN)  # enough, where the selector takes them all
             more = True
             while more and len(found) <= limit:
-                chunk = tx.jobs(after=position, limit=_SCAN, states=wanted)
+                chunk = tx.jobs(after=position, limit=size, states=wanted)
                 found += [job for job in chunk if selector.matches(job.selectable())]
-                more = len(chunk) == _SCAN
+                more = len(chunk) == size
                 position = chunk[-1].id if chunk else position
+                size = _SCAN
             views = self.views(tx, found[:limit])
             return JobPage(tuple(views), views[-1].job.id if len(found) > limit else None)
 
