@@ -30,7 +30,7 @@ from control_plane.domain.update import (
     UpdateState,
 )
 from control_plane.rpc.convert_parameter import value, value_of
-from control_plane.services.ports import Place
+from control_plane.services.records import Place
 from grpc_runtime import paging
 from grpc_runtime.convert import time_of, timestamp
 from midcourse.control.v1 import update_pb2 as pb

@@ -36,7 +36,7 @@ from control_plane.domain.update import (
     redelivered,
 )
 from control_plane.services.jobs import job_event, new_job
-from control_plane.services.ports import EventKind, Telemetry, Transaction
+from control_plane.services.records import EventKind, Telemetry
 from control_plane.services.standing import newest_roll_back, origins, reckon
 from control_plane.services.updates import (
     deadline_passed,
@@ -47,6 +47,8 @@ from control_plane.services.updates import (
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
+
+    from control_plane.services.ports import Transaction
 
 _MOST_LOCAL_UPDATES = 100
 _HIGHEST_REVISION = 2**53

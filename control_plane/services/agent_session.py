@@ -36,14 +36,15 @@ from control_plane.services.deliveries import Deliveries
 from control_plane.services.fenced_store import FencedStore
 from control_plane.services.jobs import job_event
 from control_plane.services.outbox import AckTracker, ItemError, Outbox, StateRequest
-from control_plane.services.ports import EventKind, Transaction
 from control_plane.services.receipts import Receipts
+from control_plane.services.records import EventKind
 from control_plane.services.updates import job_ended, settle_in, take_local
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from control_plane.domain.update import LocalUpdate
+    from control_plane.services.ports import Transaction
     from control_plane.services.session_parts import SessionParts
 
 LOCAL_UPDATES_AT_ONCE = 20

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
     from control_plane.domain.update import Transition
     from control_plane.services.batch_admission import BatchSubmission
-    from control_plane.services.ports import Clock, Member, Store, Transaction, WakeupBus
+    from control_plane.services.ports import Clock, Store, Transaction, WakeupBus
+    from control_plane.services.records import Member
     from control_plane.services.telemetry import TelemetryHub
 
 CHUNK = 1_000

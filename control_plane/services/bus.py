@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from control_plane.services.ports import Event, Wakeable
+    from control_plane.services.ports import Wakeable
+    from control_plane.services.records import Event
 
 JOBS = "jobs"
 """Topic of every durable event."""

@@ -14,7 +14,7 @@ from control_plane.domain.job import JobState
 from control_plane.services.bus import session_topic
 from control_plane.services.jobs import job_event
 from control_plane.services.outbox import Delivery, Withdrawal
-from control_plane.services.ports import EventKind
+from control_plane.services.records import EventKind
 from control_plane.services.updates import settle_in
 
 if TYPE_CHECKING:

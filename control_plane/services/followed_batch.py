@@ -21,7 +21,8 @@ from control_plane.domain.update import OPEN_STATES, Transition, UpdateState
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from control_plane.services.ports import Member, Transaction
+    from control_plane.services.ports import Transaction
+    from control_plane.services.records import Member
     from control_plane.services.telemetry import TelemetryHub
 
 _DELETED = JobRefusal(Reason.JOB_DELETED, "the job was deleted, and its updates with it")

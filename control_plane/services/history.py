@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from control_plane.domain.access import EVERYTHING, Scope
 from control_plane.domain.selector import ANYTHING, Selector
-from control_plane.services.ports import Place, Scanned, Store, Transaction
+from control_plane.services.records import Place, Scanned
 
 if TYPE_CHECKING:
     from control_plane.domain.update import Update, UpdateState
+    from control_plane.services.ports import Store, Transaction
 
 _CHUNK = 500
 MOST_SCANNED = 10_000

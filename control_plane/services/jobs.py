@@ -12,11 +12,12 @@ from control_plane.domain.errors import Reason, Refusal
 from control_plane.domain.job import Job, JobState, check_job_id, check_labels
 from control_plane.domain.labels import edited
 from control_plane.services.bus import JOBS, session_topic, updates_topic
-from control_plane.services.ports import Clock, Event, EventKind, Store, Transaction, WakeupBus
+from control_plane.services.records import Event, EventKind
 from control_plane.services.views import JobView, need_job
 
 if TYPE_CHECKING:
     from control_plane.domain.selector import Selector
+    from control_plane.services.ports import Clock, Store, Transaction, WakeupBus
     from control_plane.services.telemetry import TelemetryHub
 
 _SCAN = 200

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from control_plane.domain.update import Update
-    from control_plane.services.ports import Event, Store, Transaction
+    from control_plane.services.ports import Store, Transaction
+    from control_plane.services.records import Event
 
 T = TypeVar("T")
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from control_plane.domain.batch import Batch
     from control_plane.domain.job import Job, JobState
     from control_plane.domain.update import Update
-    from control_plane.services.ports import Event, Store, Transaction
+    from control_plane.services.ports import Store, Transaction
+    from control_plane.services.records import Event
 
 T = TypeVar("T")
 

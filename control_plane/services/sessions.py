@@ -30,13 +30,14 @@ from control_plane.services.outbox import (
     GoAway,
     Welcome,
 )
-from control_plane.services.ports import Clock, EventKind, Store, Transaction, WakeupBus
+from control_plane.services.records import EventKind
 from control_plane.services.replicas import Replicas
 from control_plane.services.session_parts import SessionLimits, SessionParts
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
+    from control_plane.services.ports import Clock, Store, Transaction, WakeupBus
     from control_plane.services.telemetry import TelemetryHub
 
 T = TypeVar("T")

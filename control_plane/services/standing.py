@@ -12,10 +12,11 @@ from control_plane.domain.roll_back import after_return, is_roll_back
 from control_plane.domain.session import contains
 from control_plane.domain.update import OPEN_STATES, Update, UpdateState
 from control_plane.services.jobs import job_event
-from control_plane.services.ports import EventKind, Transaction
+from control_plane.services.records import EventKind
 
 if TYPE_CHECKING:
     from control_plane.domain.parameter import Change
+    from control_plane.services.ports import Transaction
 
 _SCAN = 100
 

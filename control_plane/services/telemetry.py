@@ -16,14 +16,7 @@ import structlog
 from control_plane.domain.acceptance import Standing
 from control_plane.domain.errors import Reason, Refusal
 from control_plane.domain.job import Job, MetricPoint, Progress, ReadValue
-from control_plane.services.ports import (
-    Clock,
-    Steady,
-    Store,
-    Telemetry,
-    TelemetryBatch,
-    Transaction,
-)
+from control_plane.services.records import Telemetry, TelemetryBatch
 from control_plane.services.steady_time import SteadyTime
 from control_plane.services.views import JobView
 
@@ -33,6 +26,7 @@ if TYPE_CHECKING:
     from control_plane.domain.parameter import Value
     from control_plane.domain.session import Heartbeat, MetricColumn
     from control_plane.domain.update import Transition
+    from control_plane.services.ports import Clock, Steady, Store, Transaction
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

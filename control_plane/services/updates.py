@@ -39,7 +39,7 @@ from control_plane.domain.update import (
 from control_plane.services.bus import JOBS, session_topic, updates_topic
 from control_plane.services.history import MOST_SCANNED
 from control_plane.services.jobs import job_event
-from control_plane.services.ports import Clock, EventKind, Store, Transaction, WakeupBus
+from control_plane.services.records import EventKind
 from control_plane.services.standing import desired_anew
 from control_plane.services.views import need_job, need_update
 
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from control_plane.domain.session import Run
     from control_plane.domain.update import LocalUpdate
     from control_plane.services.history import HistoryQuery
+    from control_plane.services.ports import Clock, Store, Transaction, WakeupBus
     from control_plane.services.telemetry import TelemetryHub
 
 _SCAN = 100

@@ -13,12 +13,13 @@ from control_plane.domain.access import EVERYTHING, Scope
 from control_plane.domain.errors import Reason, Refusal, shutting_down
 from control_plane.domain.update import Update
 from control_plane.services.bus import JOBS
-from control_plane.services.ports import Event, EventKind, Store, Transaction, WakeupBus
+from control_plane.services.records import Event, EventKind
 from control_plane.services.views import JobView
 
 if TYPE_CHECKING:
     from control_plane.domain.selector import Selector
     from control_plane.services.jobs import JobService
+    from control_plane.services.ports import Store, Transaction, WakeupBus
     from control_plane.services.telemetry import TelemetryHub
 
 _CHUNK = 200

@@ -11,7 +11,7 @@ from sqlalchemy import bindparam, func, insert, select, update
 from control_plane.domain.batch import Batch, JobRefusal
 from control_plane.domain.names import batch_name, parse_batch
 from control_plane.domain.update import OPEN_STATES
-from control_plane.services.ports import Member
+from control_plane.services.records import Member
 from control_plane.store.bulk import Lookup, insert_rows
 from control_plane.store.queries import Queries
 from control_plane.store.schema import (

@@ -17,7 +17,7 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, func, select
 
-from control_plane.services.ports import Event
+from control_plane.services.records import Event
 from control_plane.store.bulk import write_rows
 from control_plane.store.queries import Queries
 from control_plane.store.schema import events

@@ -22,7 +22,7 @@ from grpc_runtime.sql import DatabaseUnavailableError
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-    from control_plane.services.ports import Event
+    from control_plane.services.records import Event
     from grpc_runtime.sql import Database
 
 _CHUNK = 1_000

@@ -50,7 +50,7 @@ from control_plane.domain.update import (
     UpdateSpec,
     UpdateState,
 )
-from control_plane.services.ports import EventKind
+from control_plane.services.records import EventKind
 from control_plane.store.codec import remembering
 from grpc_runtime.sql import KEY, Name, UtcTime
 from grpc_runtime.sql.audit import audit_table

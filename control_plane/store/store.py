@@ -15,7 +15,8 @@ from grpc_runtime.sql import DatabaseUnavailableError
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-    from control_plane.services.ports import Event, Transaction
+    from control_plane.services.ports import Transaction
+    from control_plane.services.records import Event
     from grpc_runtime.sql import Database
 
 T = TypeVar("T")

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, and_, bindparam, or_, select
 
 from control_plane.domain.job import Job, MetricPoint, Progress, ReadValue
 from control_plane.domain.series import Sample
-from control_plane.services.ports import Telemetry, TelemetryBatch
+from control_plane.services.records import Telemetry, TelemetryBatch
 from control_plane.store.bulk import Lookup, write_rows
 from control_plane.store.codec import codec
 from control_plane.store.queries import Queries

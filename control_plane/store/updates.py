@@ -13,7 +13,7 @@ from sqlalchemy import Connection, and_, bindparam, func, or_, select, tuple_
 
 from control_plane.domain.job import seen_by_selectors
 from control_plane.domain.update import OPEN_STATES, Update, UpdateState
-from control_plane.services.ports import Place, Scanned
+from control_plane.services.records import Place, Scanned
 from control_plane.store.bulk import Lookup, change_rows, insert_rows
 from control_plane.store.jobs import JobQueries
 from control_plane.store.schema import IS_OPEN, is_one_of, jobs, updates

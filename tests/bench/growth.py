@@ -21,7 +21,8 @@ from control_plane.domain.job import Progress
 from control_plane.domain.session import MetricColumn, Run
 from control_plane.domain.update import Rejected, settle
 from control_plane.services.jobs import job_event
-from control_plane.services.ports import EventKind, Telemetry, TelemetryBatch, Transaction
+from control_plane.services.ports import Transaction
+from control_plane.services.records import EventKind, Telemetry, TelemetryBatch
 from control_plane.store import open_store
 from grpc_runtime.options import client_options
 from midcourse.control.v1 import control_pb2 as api

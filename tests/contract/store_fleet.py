@@ -11,14 +11,8 @@ from control_plane.domain.batch import Batch, JobRefusal
 from control_plane.domain.job import Desired, Job, JobState
 from control_plane.domain.parameter import SetChange
 from control_plane.domain.update import UpdateState
-from control_plane.services.ports import (
-    Member,
-    Place,
-    Store,
-    Telemetry,
-    TelemetryBatch,
-    Transaction,
-)
+from control_plane.services.ports import Store, Transaction
+from control_plane.services.records import Member, Place, Telemetry, TelemetryBatch
 from tests.contract.store_helpers import add_job, add_updates
 from tests.support.domain_values import NOW, SECOND, set_rate, update
 

@@ -11,14 +11,8 @@ from control_plane.domain.session import MetricColumn
 from control_plane.domain.update import (
     Update,
 )
-from control_plane.services.ports import (
-    Event,
-    EventKind,
-    Store,
-    Telemetry,
-    TelemetryBatch,
-    Transaction,
-)
+from control_plane.services.ports import Store, Transaction
+from control_plane.services.records import Event, EventKind, Telemetry, TelemetryBatch
 from tests.support.domain_values import NOW, SECOND, job
 
 START = 1_800_000_000_000_000

@@ -14,13 +14,8 @@ from control_plane.domain.job import (
 )
 from control_plane.domain.series import Sample, lineage
 from control_plane.domain.session import MetricColumn, Run
-from control_plane.services.ports import (
-    EventKind,
-    Store,
-    Telemetry,
-    TelemetryBatch,
-    Transaction,
-)
+from control_plane.services.ports import Store, Transaction
+from control_plane.services.records import EventKind, Telemetry, TelemetryBatch
 from tests.contract.store_helpers import (
     NO_TELEMETRY,
     START,

@@ -25,7 +25,8 @@ from tests.faults import mutants_in_training as in_training
 if TYPE_CHECKING:
     from control_plane.domain.job import Job
     from control_plane.domain.update import Outcome, Update
-    from control_plane.services.ports import Event, Store, Transaction
+    from control_plane.services.ports import Store, Transaction
+    from control_plane.services.records import Event
     from control_plane.services.updates import Submission
 
 T = TypeVar("T")

@@ -23,7 +23,8 @@ from control_plane.services.history import HistoryQuery, HistoryService
 from control_plane.services.jobs import JobService
 from control_plane.services.metrics import MetricsService
 from control_plane.services.outbox import Delivery, ServerMessage, Welcome
-from control_plane.services.ports import Event, Store, Transaction
+from control_plane.services.ports import Store, Transaction
+from control_plane.services.records import Event
 from control_plane.services.session_parts import SessionLimits
 from control_plane.services.sessions import SessionService
 from control_plane.services.telemetry import TelemetryHub

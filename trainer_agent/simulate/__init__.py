@@ -13,6 +13,7 @@ On the command line: ``midcourse simulate --jobs 200``.
 ====================  ===========================================================================
 ``light_jobs``        many of them: start, wait, end, count.
 ``job``               one of them: its clock, its steps, its end.
+``spec``              what one is like.
 ``link``              what stands in for the socket between a training process and its agent.
 ``parameters``        what can be changed live.
 ``curve``             a plausible loss.
@@ -23,7 +24,8 @@ On the command line: ``midcourse simulate --jobs 200``.
 ====================  ===========================================================================
 """
 
-from trainer_agent.simulate.job import LightJob, LightJobSpec
+from trainer_agent.simulate.job import LightJob
 from trainer_agent.simulate.light_jobs import LightJobs, Totals
+from trainer_agent.simulate.spec import LightJobSpec
 
 __all__ = ["LightJob", "LightJobSpec", "LightJobs", "Totals"]

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import grpc
 
 from grpc_runtime.errors import StatusError
 from trainer_agent.agent.connector import own_channel
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 
 @dataclass(eq=False, slots=True)

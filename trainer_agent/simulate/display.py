@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
@@ -13,6 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
     from trainer_agent.simulate.job import LightJob
     from trainer_agent.simulate.light_jobs import Totals
     from trainer_agent.simulate.options import SimulateOptions

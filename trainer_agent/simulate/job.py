@@ -6,8 +6,6 @@ import asyncio
 import math
 import time
 import uuid
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from grpc_runtime.logging import get_logger
@@ -17,13 +15,16 @@ from trainer_agent.identity import new_instance_id
 from trainer_agent.parameters import Boundary
 from trainer_agent.simulate.curve import LossCurve
 from trainer_agent.simulate.link import DirectLink
-from trainer_agent.simulate.parameters import DEFAULT_VALUES, light_parameters
+from trainer_agent.simulate.parameters import light_parameters
+from trainer_agent.simulate.spec import METRICS, LightJobSpec
 from trainer_agent.steering.actions import ActionKind, Actions
 from trainer_agent.steering.controller import ParameterController
 from trainer_agent.steering.reporting import Identity
 from trainer_agent.steering.session import HOLD_SECONDS, SteeringSession
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from midcourse.agent.v1 import session_pb2
     from midcourse.link.v1 import link_pb2
     from trainer_agent.agent.connector import OpenChannel
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
     from trainer_agent.parameters import Value
 
 _log = get_logger(__name__)
-
-METRICS: Final = ("loss", "learning_rate", "grad_norm")
-"""What a light job can report with a step."""
 
 _OFFER: Final = {
     ActionKind.PAUSE: None,
@@ -49,36 +47,6 @@ _OUTCOMES_KEPT: Final = 1_000
 _MOST_STEPS_BEHIND: Final = 100
 _EXITED: Final = "the light job ended with exit code 0"
 _END_TIMEOUT: Final = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class LightJobSpec:
-    """What a light job is like.
-
-    Attributes:
-        job_id: Id of the job.
-        control_plane: Address of the control plane.
-        labels: Labels of the job.
-        method: Training method; empty: unknown.
-        step_time: Seconds that a step takes.
-        max_steps: Steps until it ends by itself; None: it does not.
-        report_every: Seconds between two reported steps, unless there is something else to tell.
-            What there is nothing to tell of costs nothing.
-        seed: What the loss depends on, beside the learning rate.
-        values: Parameters that can be changed live, with what they begin with.
-        metrics: What is reported with a step; of :data:`METRICS`.
-    """
-
-    job_id: str
-    control_plane: str
-    labels: Mapping[str, str] = field(default_factory=dict)
-    method: str = "sft"
-    step_time: float = 0.1
-    max_steps: int | None = None
-    report_every: float = 1.0
-    seed: int | str = 0
-    values: Mapping[str, Value] = field(default_factory=lambda: DEFAULT_VALUES)
-    metrics: tuple[str, ...] = METRICS
 
 
 class LightJob:

@@ -9,15 +9,17 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, overload
 
 from trainer_agent.agent.ledger import AgentIdentity
 from trainer_agent.identity import check_job_id
 from trainer_agent.simulate.channels import SharedChannels
-from trainer_agent.simulate.job import LightJob, LightJobSpec, new_agent_id
+from trainer_agent.simulate.job import LightJob, new_agent_id
+from trainer_agent.simulate.spec import LightJobSpec
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from trainer_agent.parameters import Value
 
 CONNECTING_AT_ONCE: Final = 64

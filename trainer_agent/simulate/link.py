@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from midcourse.link.v1 import link_pb2
@@ -12,6 +11,8 @@ from trainer_agent.link.protocol import PROTOCOL_VERSION
 from trainer_agent.steering.links import CLOSE_TIMEOUT
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from midcourse.agent.v1 import session_pb2
     from trainer_agent.agent.background import Background
     from trainer_agent.agent.connector import OpenChannel

@@ -8,16 +8,18 @@ import functools
 import json
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import asdict, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from grpc_runtime.logging import configure_logging
 from grpc_runtime.process import prepare_for_many
 from trainer_agent.simulate.display import Display
-from trainer_agent.simulate.job import METRICS
 from trainer_agent.simulate.light_jobs import LightJobs, Totals
 from trainer_agent.simulate.options import SimulateOptions, to_arguments
+from trainer_agent.simulate.spec import METRICS
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
 _TELL_EVERY: Final = 0.5
 _FILES_BESIDE_JOBS: Final = 100

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal, NoReturn
+from typing import TYPE_CHECKING, Final, Literal, NoReturn
 
 from trainer_agent.identity import CONTROL_PLANE_VARIABLE, check_job_id, control_plane_address
 from trainer_agent.simulate.curve import CRITICAL_RATE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 _DESCRIPTION: Final = """\
 Runs light jobs: they train nothing, but are for the control plane what a training process with

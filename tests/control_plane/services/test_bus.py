@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from control_plane.services.bus import JOBS, LocalBus, session_topic, updates_topic
-from control_plane.services.ports import Event, EventKind
+from control_plane.services.records import Event, EventKind
 from tests.support.domain_values import NOW
 
 

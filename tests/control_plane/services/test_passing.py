@@ -13,8 +13,9 @@ from control_plane.domain.errors import Reason, Refusal
 from control_plane.domain.update import Update, UpdateState
 from control_plane.services.jobs import new_job
 from control_plane.services.passing import ObservedStore, PassingStore
-from control_plane.services.ports import Event, Transaction
+from control_plane.services.ports import Transaction
 from control_plane.services.readiness import WatchedStore
+from control_plane.services.records import Event
 from tests.support.domain_values import NOW, set_rate, settled
 from tests.support.use_cases import FailingStore, Talk, UseCases, use_cases
 

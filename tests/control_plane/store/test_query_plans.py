@@ -10,7 +10,8 @@ import pytest
 from control_plane.domain.batch import Batch
 from control_plane.domain.job import Job
 from control_plane.domain.update import UpdateState
-from control_plane.services.ports import Place, Store, Transaction
+from control_plane.services.ports import Store, Transaction
+from control_plane.services.records import Place
 from grpc_runtime.audit.records import AuditPlace
 from tests.contract.store_helpers import add_job, add_samples
 from tests.control_plane.store.helpers import (
