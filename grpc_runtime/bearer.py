@@ -6,12 +6,13 @@ import hashlib
 import re
 import secrets
 import time
-from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Final, Protocol
 
 from grpc_runtime.auth import MissingCredentialsError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
     from grpc_runtime.auth import Caller, Principal
 
 SECRET_PREFIX: Final = "mc_"  # noqa: S105 - the public part

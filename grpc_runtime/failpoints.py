@@ -29,9 +29,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 POINTS: Final[Mapping[str, str]] = {
     "commit.before": "a transaction's work is done, and its commit is about to begin",

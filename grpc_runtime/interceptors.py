@@ -3,44 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import re
-import secrets
-import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
-import structlog
 from google.protobuf.message import DecodeError, Message
 
 from grpc_runtime import errors
-from grpc_runtime.auth import Authenticator, Caller, CallInfo, Kept, Principal, bind_call
+from grpc_runtime.auth import Authenticator, CallInfo, Principal, bind_call
 from grpc_runtime.errors import REQUEST_ID_KEY, StatusError
 from grpc_runtime.limits import TOO_MANY_STRANGERS, Strangers
 from grpc_runtime.logging import get_logger
-from grpc_runtime.observing import CallObserver, FinishedCall
-from grpc_runtime.open_calls import OpenCall, OpenCalls
+from grpc_runtime.open_calls import OpenCalls
+from grpc_runtime.served_call import ServedCall
 from grpc_runtime.texts import field_with_nul, replace_nul
 
 if TYPE_CHECKING:
     from grpc_runtime.limits import CallLimits
+    from grpc_runtime.observing import CallObserver
     from grpc_runtime.policy import Policy
 
 Translate = Callable[[Exception], StatusError | None]
 """Maps a service's own exceptions to API errors; None for those it does not know."""
 
 _T = TypeVar("_T")
-_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/=+-]{1,128}")
-_SERVER_FAULTS = frozenset(
-    {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS}
-)
-# Probes and tools call these all the time; nobody reads about it. Nor about the calls of strangers
-# beyond so many: that there are some is logged now and then.
-_QUIET_PREFIXES = ("/grpc.health.", "/grpc.reflection.")
-_LOGGED_METHOD_LENGTH = 200
-_TRACE_PARENT_KEY = "traceparent"
-# Version 00 of https://www.w3.org/TR/trace-context/: others begin alike, but nobody sends them yet.
-_TRACE_PARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 _log = get_logger(__name__)
 
@@ -108,7 +94,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         serialize = handler.response_serializer
 
         async def unary_response(request: Any, context: Any) -> Any:
-            call = _Call(details, context, None if streaming else lambda: read(request))
+            call = ServedCall(details, context, None if streaming else lambda: read(request))
 
             async def respond() -> Any:
                 response = await behavior(call.take() if call.read else request, context)
@@ -130,7 +116,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         read = _reader(handler.request_deserializer, details.method, is_one_of_many=streaming)
 
         async def stream_response(request: Any, context: Any) -> None:
-            call = _Call(details, context, None if streaming else lambda: read(request), known)
+            call = ServedCall(details, context, None if streaming else lambda: read(request), known)
 
             async def respond() -> None:
                 responses = behavior(call.take() if call.read else request, context)
@@ -151,7 +137,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return grpc.stream_stream_rpc_method_handler(stream_response, read, serialize)
         return grpc.unary_stream_rpc_method_handler(stream_response, None, serialize)
 
-    async def _serve(self, call: _Call, context: Any, respond: Callable[[], Awaitable[_T]]) -> _T:
+    async def _serve(
+        self, call: ServedCall, context: Any, respond: Callable[[], Awaitable[_T]]
+    ) -> _T:
         """Serves one call; grpc runs every call in a task, and so a context, of its own."""
         try:
             return await self._answer(call, context, respond)
@@ -161,7 +149,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             if call.is_counted and self._limits is not None and call.principal is not None:
                 self._limits.leave(call.principal.name)
 
-    async def _answer(self, call: _Call, context: Any, respond: Callable[[], Awaitable[_T]]) -> _T:
+    async def _answer(
+        self, call: ServedCall, context: Any, respond: Callable[[], Awaitable[_T]]
+    ) -> _T:
         fault: BaseException
         try:
             await self._admit(call)
@@ -196,7 +186,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         await self._abort(context, status_error, call.request_id)
         raise AssertionError("abort() raises")
 
-    async def _admit(self, call: _Call) -> None:
+    async def _admit(self, call: ServedCall) -> None:
         """Finds out who calls, and whether it may.
 
         Raises:
@@ -222,7 +212,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if principal.credential:
             call.opened = self.open_calls.enter(principal.credential)
 
-    async def _principal(self, call: _Call) -> Principal:
+    async def _principal(self, call: ServedCall) -> Principal:
         """Finds out who calls.
 
         Raises:
@@ -244,7 +234,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _finish(
         self,
-        call: _Call,
+        call: ServedCall,
         code: grpc.StatusCode,
         *,
         error: StatusError | None = None,
@@ -277,132 +267,6 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             if translated is not None:
                 return translated
         return _internal_error(request_id)
-
-
-class _Call:
-    """What is known of a call while it is being served."""
-
-    __slots__ = (
-        "_context",
-        "_metadata",
-        "_started",
-        "is_counted",
-        "kept",
-        "known",
-        "method",
-        "opened",
-        "peer",
-        "principal",
-        "read",
-        "request_id",
-        "trace_parent",
-    )
-
-    def __init__(
-        self,
-        details: grpc.HandlerCallDetails,
-        context: Any,
-        read: Callable[[], Any] | None,
-        known: bool = True,
-    ) -> None:
-        self._started = time.perf_counter()
-        self._context = context
-        self._metadata = details.invocation_metadata
-        self.method = details.method
-        self.known = known
-        self.peer = _peer(context)
-        self.read = read
-        self.is_counted = False
-        self.kept = Kept()
-        self.principal: Principal | None = None
-        self.opened: OpenCall | None = None
-        self.request_id = _request_id(self._metadata)
-        given = _text(self._metadata, _TRACE_PARENT_KEY)
-        self.trace_parent = given if _TRACE_PARENT.fullmatch(given) else ""
-        context.set_trailing_metadata(((REQUEST_ID_KEY, self.request_id),))
-        structlog.contextvars.bind_contextvars(request_id=self.request_id)
-
-    def caller(self, strangers: StatusError | None) -> Caller:
-        return Caller(
-            self.method, self._metadata, self.peer, self._context.auth_context(), strangers
-        )
-
-    def take(self) -> Any:
-        """Reads the request.
-
-        Raises:
-            StatusError: INVALID_ARGUMENT, it can not be read.
-        """
-        if self.kept.request is None and self.read is not None:
-            self.kept.request = self.read()
-        return self.kept.request
-
-    def finished(self, code: grpc.StatusCode, error: StatusError | None) -> FinishedCall:
-        """Returns what is told of the call at its end."""
-        try:
-            request = self.take()
-        except StatusError:
-            request = None
-        return FinishedCall(
-            method=self.method,
-            known=self.known,
-            principal=self.principal,
-            peer=self.peer,
-            request_id=self.request_id,
-            code=code,
-            reason="" if error is None else error.reason,
-            message="" if error is None else error.message,
-            trace_parent=self.trace_parent,
-            duration=time.perf_counter() - self._started,
-            request=request,
-            kept=self.kept,
-        )
-
-    def log(
-        self,
-        code: grpc.StatusCode,
-        *,
-        error: StatusError | None = None,
-        fault: BaseException | None = None,
-    ) -> None:
-        """Logs the call's one event; with the traceback where the server is at fault."""
-        method = self.method
-        event: dict[str, Any] = {
-            "method": method[:_LOGGED_METHOD_LENGTH],
-            "code": code.name,
-            "duration_ms": round((time.perf_counter() - self._started) * 1000, 3),
-            "peer": self.peer,
-            "principal": None if self.principal is None else self.principal.name,
-        }
-        if error is not None:
-            event.update(reason=error.reason, error=error.message)
-        if code in _SERVER_FAULTS:
-            _log.error("rpc", exc_info=fault, **event)
-        elif method.startswith(_QUIET_PREFIXES) or event.get("reason") == TOO_MANY_STRANGERS:
-            _log.debug("rpc", **event)
-        else:
-            _log.info("rpc", **event)
-
-
-def _peer(context: Any) -> str:
-    try:
-        peer: str = context.peer()
-    except UnicodeDecodeError:  # seen with grpc: https://github.com/grpc/grpc/issues/25400
-        return "unknown"
-    return peer
-
-
-def _request_id(metadata: Any) -> str:
-    given = _text(metadata, REQUEST_ID_KEY)
-    return given if _SANE_REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
-
-
-def _text(metadata: Any, wanted: str) -> str:
-    """Returns the first value of a key; empty: there is none, or it is no text."""
-    for key, value in metadata:
-        if key == wanted:
-            return value if isinstance(value, str) else ""
-    return ""
 
 
 def _code(context: Any) -> grpc.StatusCode:

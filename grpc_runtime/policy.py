@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Final
 
 import grpc
@@ -12,6 +11,8 @@ from grpc_runtime.errors import StatusError
 from grpc_runtime.logging import get_logger
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
     from grpc_runtime.auth import Principal
 
 ANYBODY: Final = frozenset({"anybody"})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +14,8 @@ from grpc_runtime.auth import current_call
 from grpc_runtime.bearer import hide_secrets
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
     from grpc_runtime.audit.log import AuditLog
     from grpc_runtime.auth import Kept
     from grpc_runtime.observing import FinishedCall

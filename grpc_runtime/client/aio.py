@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
@@ -13,6 +12,8 @@ from grpc_runtime.client.target import Target, channel_options, channel_target
 from grpc_runtime.client.transport import BaseTransport, Method, PageRequest
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+
     from grpc_runtime.client.call import Call
     from grpc_runtime.client.credentials import Credentials
     from grpc_runtime.client.retry import RetryPolicy

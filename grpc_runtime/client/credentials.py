@@ -10,10 +10,9 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import grpc
 
@@ -27,6 +26,9 @@ from grpc_runtime.client.variables import (
     TOKEN_FILE_VARIABLE,
     TOKEN_VARIABLE,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _TOKEN: Final = re.compile(r"[\x21-\x7e]+")
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
 import grpc
 
 from grpc_runtime.client.trouble import connection_trouble, tls_trouble
 from grpc_runtime.errors import FieldViolation, from_rpc_error
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 Code = grpc.StatusCode
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import grpc
@@ -16,6 +15,8 @@ from grpc_runtime.client.retry import RetryPolicy, Tries
 from grpc_runtime.client.target import Target, channel_options, channel_target
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
     from grpc_runtime.client.call import Call
 
 _Request = TypeVar("_Request")

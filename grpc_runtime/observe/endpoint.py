@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING
 
 from prometheus_client import (
@@ -21,6 +20,8 @@ from grpc_runtime.listen import Address, AddressError, ListenError
 from grpc_runtime.logging import get_logger
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+
     from prometheus_client.registry import Collector
 
 _log = get_logger(__name__)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import fields
-from datetime import datetime
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from sqlalchemy import (
     BigInteger,
@@ -26,6 +24,10 @@ from sqlalchemy import (
 from grpc_runtime.audit.records import AuditPlace, AuditRecord
 from grpc_runtime.sql.columns import KEY, UtcTime
 from grpc_runtime.sql.prepared import Prepared
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
 
 _FIELDS: Final = tuple(field.name for field in fields(AuditRecord))
 _GIVEN: Final = tuple(name for name in _FIELDS if name != "key")

@@ -11,7 +11,6 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -25,6 +24,8 @@ from grpc_runtime.sql.prepared import execute
 from grpc_runtime.sql.threads import Asked
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
     from sqlalchemy import Connection, Transaction
 
 T = TypeVar("T")

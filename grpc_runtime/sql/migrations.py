@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import re
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from sqlalchemy import inspect
@@ -21,6 +20,8 @@ from grpc_runtime.logging import get_logger
 from grpc_runtime.sql.errors import DatabaseOpenError
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from sqlalchemy import Connection
 
 _REVISION = re.compile(r'^revision = "([^"]+)"$', re.MULTILINE)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from grpc_runtime.logging import get_logger
@@ -15,6 +14,8 @@ from grpc_runtime.sql.postgresql import PostgresDatabase
 from grpc_runtime.sql.sqlite import SqliteDatabase
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from grpc_runtime.sql.database import Database
 
 _RETRY_SECONDS = 1.0

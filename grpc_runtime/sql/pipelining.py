@@ -9,7 +9,6 @@ error the server skips what it was sent already, the commit among it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,8 @@ from sqlalchemy import event
 from grpc_runtime.sql.prepared import PIPELINE, send, wrapped
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sqlalchemy import Connection, Engine
 
 WRITING = {"begin": "BEGIN ISOLATION LEVEL READ COMMITTED"}

@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Callable
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from sqlalchemy import create_engine, event
@@ -38,6 +36,9 @@ from grpc_runtime.sql.prepared import send
 from grpc_runtime.sql.threads import Threads
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+
     from sqlalchemy import URL, Connection, Engine
     from sqlalchemy.pool import ConnectionPoolEntry
 

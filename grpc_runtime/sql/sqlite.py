@@ -7,11 +7,8 @@ import fcntl
 import os
 import queue
 import sqlite3
-from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
-from types import ModuleType
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event
 from sqlalchemy.exc import DBAPIError
@@ -22,6 +19,11 @@ from grpc_runtime.sql.group_commit import GroupCommit
 from grpc_runtime.sql.migrations import upgrade
 from grpc_runtime.sql.prepared import execute
 from grpc_runtime.sql.threads import Threads
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from types import ModuleType
 
 T = TypeVar("T")
 
