@@ -42,14 +42,21 @@ def main() -> int:
         disable=not console.is_terminal,
     ) as bar:
         task = bar.add_task("schedules", total=options.runs or None)
-        for result in campaign(
-            _setups(options), options.output, at_once=options.at_once, end=end, keep=options.keep
-        ):
-            tally.add(result)
-            bar.advance(task)
-            _complain(result, console)
+        interrupted = False
+        try:
+            for result in campaign(
+                *(_setups(options), options.output),
+                at_once=options.at_once,
+                end=end,
+                keep=options.keep,
+            ):
+                tally.add(result)
+                bar.advance(task)
+                _complain(result, console)
+        except KeyboardInterrupt:
+            interrupted = True  # what has been found by now is told all the same
     show_tally(tally, time.monotonic() - begun, [_command(each) for each in tally.bad], console)
-    return 1 if tally.bad else 0
+    return 1 if tally.bad else _INTERRUPTED if interrupted else 0
 
 
 def _one(options: argparse.Namespace, console: Console) -> int:
@@ -70,6 +77,7 @@ def _complain(result: Result, console: Console) -> None:
 
 
 _SHOWN = 10
+_INTERRUPTED = 130
 
 
 def _setups(options: argparse.Namespace) -> Iterator[Setup]:
