@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from midcourse.control.v1 import update_pb2
@@ -140,6 +140,7 @@ def updates() -> st.SearchStrategy[dict[int, Asked]]:
 ARRIVALS = st.lists(st.lists(st.integers(1, 8), max_size=4), max_size=2 * STEPS)
 
 
+@settings(deadline=None, max_examples=150)
 @given(asked=updates(), arrivals=ARRIVALS)
 def test_against_the_model(asked: dict[int, Asked], arrivals: list[list[int]]) -> None:
     level = Level()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.plain_loop import START_RATE, PlainLoop
@@ -99,6 +99,7 @@ EVENTS = st.lists(
 )
 
 
+@settings(deadline=None, max_examples=200)
 @given(asked=updates(), events=EVENTS, ended_early=st.booleans())
 def test_against_the_model(
     asked: dict[int, Asked], events: list[tuple[int, str, int]], ended_early: bool
