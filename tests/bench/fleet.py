@@ -10,17 +10,20 @@ from pathlib import Path
 from tests.bench.report import Report, Row
 from tests.support.processes import ROOT
 
-QUICK = ("--few=200", "--agents=1000", "--updates=60", "--batches=2", "--seconds=3")
+QUICK = (("--few=200", "--agents=1000", "--steps=3", "--updates=60", "--batches=2", "--seconds=6"),)
 """Enough to see that it works; `make bench` has all of it."""
+FULL: tuple[tuple[str, ...], ...] = ((), ("--few=0", "--heartbeat=5"))
+"""The second is what as many sessions take where the heartbeats do not take all there is."""
 
 
 def rows(directory: Path, *, quick: bool) -> Iterator[Row]:
     """The rows of many agents."""
-    output = directory / "scale.json"
-    command = [sys.executable, "-m", "tests.bench.scale", f"--output={output}"]
-    # What there is of the table is written also where it ends with an error.
-    code = subprocess.run([*command, *(QUICK if quick else ())], cwd=ROOT, check=False).returncode
-    if output.exists():
-        yield from Report.read(output).rows
-    if code:
-        raise RuntimeError(f"python -m tests.bench.scale ended with exit code {code}")
+    for number, options in enumerate(QUICK if quick else FULL):
+        output = directory / f"scale-{number}.json"
+        command = [sys.executable, "-m", "tests.bench.scale", f"--output={output}", *options]
+        # What there is of the table is written also where it ends with an error.
+        code = subprocess.run(command, cwd=ROOT, check=False).returncode
+        if output.exists():
+            yield from Report.read(output).rows
+        if code:
+            raise RuntimeError(f"{' '.join(command[1:])} ended with exit code {code}")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.processes import ROOT, until
+from tests.support.processes import ROOT
 from trainer_agent.simulate.light_jobs import Totals
 from trainer_agent.simulate.main import shares
 from trainer_agent.simulate.options import SimulateOptions, to_arguments
@@ -25,9 +25,12 @@ class Load:
     def __init__(self) -> None:
         self._totals: dict[int, Totals] = {}
         self._workers: list[subprocess.Popen[str]] = []
+        self._followers: list[threading.Thread] = []
+        self._added_last = 0
 
     def add(self, options: SimulateOptions) -> None:
         """Starts processes that do what the options say."""
+        self._added_last = len(self._workers)
         for each in shares(options):
             worker = subprocess.Popen(
                 [sys.executable, "-m", "trainer_agent.simulate", *to_arguments(each)],
@@ -38,7 +41,9 @@ class Load:
             )
             number = len(self._workers)
             self._workers.append(worker)
-            threading.Thread(target=self._follow, args=(number, worker), daemon=True).start()
+            follower = threading.Thread(target=self._follow, args=(number, worker), daemon=True)
+            follower.start()
+            self._followers.append(follower)
 
     @property
     def pids(self) -> list[int]:
@@ -48,13 +53,29 @@ class Load:
     def totals(self) -> Totals:
         return functools.reduce(Totals.__add__, list(self._totals.values()), Totals())
 
+    def take_back(self) -> None:
+        """Ends what was added last."""
+        for number in range(self._added_last, len(self._workers)):
+            self._workers[number].kill()
+            self._workers[number].wait()
+            self._followers[number].join()
+            self._totals.pop(number, None)
+        del self._workers[self._added_last :], self._followers[self._added_last :]
+
     def wait(self, condition: Callable[[Totals], bool], what: str, seconds: float) -> None:
-        def holds() -> bool:
+        if not self.comes_to(condition, seconds):
+            raise TimeoutError(f"{what}: not within {seconds:g} s; {self.totals}")
+
+    def comes_to(self, condition: Callable[[Totals], bool], seconds: float) -> bool:
+        """Waits for what the load has come to; returns whether it did within the time."""
+        latest = time.monotonic() + seconds
+        while time.monotonic() < latest:
             dead = [worker.returncode for worker in self._workers if worker.poll() is not None]
             assert not dead, f"load ended with {dead}"
-            return condition(self.totals)
-
-        until(holds, f"{what}; {self.totals}", seconds)
+            if condition(self.totals):
+                return True
+            time.sleep(0.1)
+        return False
 
     def end(self) -> None:
         for worker in self._workers:
@@ -68,11 +89,12 @@ class Load:
 
 
 @contextlib.contextmanager
-def load(options: SimulateOptions) -> Iterator[Load]:
-    """Runs the load while the block runs."""
+def load(options: SimulateOptions | None = None) -> Iterator[Load]:
+    """Runs the load while the block runs; None: none yet."""
     running = Load()
     try:
-        running.add(options)
+        if options is not None:
+            running.add(options)
         yield running
     finally:
         running.end()
