@@ -45,12 +45,11 @@ class AnalyticsSettings(ServiceSettings, env_prefix="MIDCOURSE_ANALYTICS_"):
         default=None,
         description=(
             "PEM file with the certificate to connect to the control plane with, where that wants"
-            " one. By default MIDCOURSE_CLIENT_CERT."
+            " one. It is not to have rights there: every caller would have them."
         ),
     )
     control_plane_key: Path | None = Field(
-        default=None,
-        description="PEM file with that certificate's key. By default MIDCOURSE_CLIENT_KEY.",
+        default=None, description="PEM file with that certificate's key."
     )
     default_model: str | None = Field(
         default=None,

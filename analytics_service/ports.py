@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -110,9 +110,9 @@ class Store(AuditStore, Protocol):
         """Returns a session."""
 
     async def list_sessions(
-        self, principal: str | None, after: SessionCursor | None, limit: int
+        self, principal: str, after: SessionCursor | None, limit: int
     ) -> Sequence[Session]:
-        """Returns sessions, the one updated last first; of all principals with None."""
+        """Returns a principal's sessions, the one updated last first."""
 
     async def change_session(
         self, session_id: str, change: SessionChange, now: datetime, version: int | None
@@ -149,8 +149,8 @@ class Store(AuditStore, Protocol):
         and returns what it led to. `call` gets the session's id and the answer's number.
 
         Raises:
-            Refusal: SESSION_NOT_FOUND, SESSION_BUSY, REQUEST_ID_REUSED, BUDGET_EXCEEDED; then
-                nothing is written.
+            Refusal: SESSION_NOT_FOUND, SESSION_BUSY, REQUEST_ID_REUSED, BUDGET_EXCEEDED;
+                ETAG_MISMATCH, the session has changed since it was read. Nothing is written then.
         """
 
     async def begin_call(self, call: UsageRecord) -> None:
@@ -179,12 +179,15 @@ class Store(AuditStore, Protocol):
     async def beat(self, replica: str, now: datetime) -> None:
         """Shows that a replica is alive."""
 
-    async def recover(self, replica: str, silent_before: datetime, now: datetime) -> int:
+    async def beats(self) -> Mapping[str, datetime]:
+        """Returns when each replica has shown that it is alive, by its own clock."""
+
+    async def recover(self, replica: str, silent: Mapping[str, datetime], now: datetime) -> int:
         """Settles what dead replicas left: calls and answers become INTERRUPTED.
 
-        Dead is a replica, not this one, that has not beaten since `silent_before`. Costs become
-        unknown, charges are the estimates, reservations go. Returns how many calls and answers
-        were settled.
+        Dead is a replica, not this one, whose beat is still the one in `silent`, and one that has
+        none. Costs become unknown, reservations go, charges stay. Returns how many calls and
+        answers were settled.
         """
 
     async def list_usage(
@@ -204,9 +207,6 @@ class Store(AuditStore, Protocol):
     async def set_budget(self, key: BudgetKey, limit: Decimal | None, now: datetime) -> Budget:
         """Sets or lifts a limit."""
 
-    async def budget_left(self, principal: str, model_id: str, now: datetime) -> Decimal | None:
-        """Returns the least that any budget leaves for such a call; None: there is no limit."""
-
     async def prune(
         self, *, sessions_before: datetime | None, usage_before: datetime | None, limit: int
     ) -> int:
@@ -224,4 +224,4 @@ class Store(AuditStore, Protocol):
 
 
 RECOVERY_SILENCE = timedelta(seconds=30)
-"""After so long without a beat a replica counts as dead."""
+"""A replica counts as dead after so long without a beat, with the store there all the time."""

@@ -35,10 +35,11 @@ from analytics_service.rpc.policies import POLICY
 from analytics_service.rpc.servicer import AnalyticsServicer, UseCases
 from analytics_service.rpc.tokens import ControlPlaneTokens
 from analytics_service.store import open_store
+from analytics_service.threads import Threads
 from analytics_service.upkeep import Retention, Upkeep
 from analytics_service.usage.prices import PriceBook
 from analytics_service.usage.service import UsageService
-from control_plane.client import Client
+from control_plane.client import Client, MidcourseError, UnauthenticatedError
 from grpc_runtime import security
 from grpc_runtime.audit.log import AuditLog
 from grpc_runtime.bearer import BearerAuthenticator
@@ -64,6 +65,10 @@ _log = structlog.get_logger(__name__)
 _ANSWERS_SHARE = 0.8
 """Part of the grace period that answers get to end by themselves; the rest is for telling."""
 
+_TOOLS_AT_ONCE = 32
+"""Calls of tools that read from the control plane at the same time; others wait."""
+_TOKENS_AT_ONCE = 16
+"""Tokens that the control plane is asked about at the same time; others wait."""
 
 _TALKATIVE = ("anthropic", "httpx2", "openai")
 """Libraries that log a line, or a prompt, for every call; ours has one already."""
@@ -114,8 +119,10 @@ class Analytics:
             timeout=settings.tool_timeout,
             credentials=_plane_credentials(settings),
         )
+        self._tool_threads = Threads(_TOOLS_AT_ONCE, "tools")
+        self._token_threads = Threads(_TOKENS_AT_ONCE, "tokens")
         if bearer is not None:
-            bearer.verifier = ControlPlaneTokens(self._plane)
+            bearer.verifier = ControlPlaneTokens(self._plane, self._token_threads)
         replica = f"{os.getpid()}-{secrets.token_hex(4)}"
         around = Surroundings(
             store=store,
@@ -186,12 +193,33 @@ class Analytics:
                     successor=successor.id if successor else None,
                 )
 
+    async def _warn_of_own_rights(self) -> None:
+        """Logs that its certificate has rights, which callers without a token get through it."""
+        if self.settings.control_plane_cert is None:
+            return
+        try:
+            own = await self._token_threads.run(self._plane.get_caller)
+        except UnauthenticatedError:
+            return  # as it should be
+        except MidcourseError as error:
+            _log.warning(
+                "cannot look whether the certificate has rights at the control plane",
+                error=error.message,
+            )
+            return
+        _log.warning(
+            "callers without a token read runs with the rights of the service's own certificate; "
+            "take it out of the control plane's cert_principals",
+            principal=own.principal,
+        )
+
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Analytics]:
         """Serves while the block runs, then drains, settles and closes the store."""
         self._warn_of_retired()
         chores: list[asyncio.Task[None]] = []
         try:
+            await self._warn_of_own_rights()
             await self.upkeep.begin()
             # What SDKs and connections take is not to be part of somebody's first answer.
             await self.providers.warm()
@@ -205,7 +233,7 @@ class Analytics:
                 ),
             ]
             for chore in chores:
-                chore.add_done_callback(self._chore_ended)
+                self.service.rely_on(chore)
             await self.service.start()
             try:
                 yield self
@@ -218,6 +246,8 @@ class Analytics:
             await asyncio.gather(*chores, return_exceptions=True)
             await self.providers.close()
             self._plane.close()
+            self._tool_threads.close()
+            self._token_threads.close()
             try:
                 await self.audit.close()
             except Refusal as refusal:
@@ -227,16 +257,8 @@ class Analytics:
             await self._store.close()
 
     def _toolbox(self, caller: Caller, jobs: Sequence[str]) -> Toolbox:
-        return Toolbox(self._plane.with_metadata(caller.metadata), jobs, self._clock)
-
-    def _chore_ended(self, chore: asyncio.Task[None]) -> None:
-        """A chore that ends by itself is a bug: without it the service would lie by silence."""
-        if chore.cancelled():
-            return
-        _log.critical(
-            "a background task failed; stopping", task=chore.get_name(), exc_info=chore.exception()
-        )
-        self._stopping = asyncio.ensure_future(self.service.stop())
+        plane = self._plane.with_metadata(caller.metadata)
+        return Toolbox(plane, self._tool_threads, jobs, self._clock)
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -309,17 +331,15 @@ def _is_away(error: Exception) -> bool:
 def _plane_credentials(settings: AnalyticsSettings) -> Credentials:
     """What to connect to the control plane with: never a token, as every caller brings its own.
 
+    Nor the certificate of whoever has started it, as its rights would be every caller's.
+
     Raises:
         CredentialsError: A caller's token would cross a network in clear.
     """
-    credentials = (
-        Credentials.from_environment()
-        .without_token()
-        .but(
-            ca=settings.control_plane_ca,
-            certificate=settings.control_plane_cert,
-            key=settings.control_plane_key,
-        )
+    credentials = Credentials(
+        ca=settings.control_plane_ca or Credentials.from_environment().ca,
+        certificate=settings.control_plane_cert,
+        key=settings.control_plane_key,
     )
     forwards_tokens = "token" in settings.auth_kinds
     credentials.check_for(settings.control_plane, forwards_tokens=forwards_tokens)
@@ -383,6 +403,7 @@ def serve(settings: AnalyticsSettings) -> None:
         ListenError: The address can not be listened on.
         DatabaseOpenError: The database can not be opened.
         Refusal: A model that the settings name is not known.
+        ServerCrashedError: It could not go on.
     """
     configure_logging(level=settings.log_level, log_format=settings.log_format)
     for library in _TALKATIVE:

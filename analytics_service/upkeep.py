@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import structlog
 
@@ -40,7 +41,14 @@ class Upkeep:
     """Runs the chores of one replica."""
 
     def __init__(
-        self, store: Store, clock: Clock, replica: str, retention: Retention, *, is_alone: bool
+        self,
+        store: Store,
+        clock: Clock,
+        replica: str,
+        retention: Retention,
+        *,
+        is_alone: bool,
+        steady: Callable[[], float] = time.monotonic,
     ) -> None:
         """Puts the parts together.
 
@@ -50,12 +58,18 @@ class Upkeep:
             replica: Id of this process.
             retention: How long things are kept.
             is_alone: No other process uses the store, so whatever another began is dead.
+            steady: What silence is measured by, in seconds.
         """
         self._store = store
         self._clock = clock
         self._replica = replica
         self._retention = retention
         self._is_alone = is_alone
+        self._steady = steady
+        # The beats of others, and since when each has been the last one of its replica.
+        self._since: dict[tuple[str, datetime], float] = {}
+        self._looked = steady()
+        self._ticks = 0
 
     async def begin(self) -> None:
         """Shows life for the first time and settles what was left behind.
@@ -76,25 +90,54 @@ class Upkeep:
 
     async def run(self) -> None:
         """Runs the chores for ever; an unreachable store is tried again."""
-        beats = 0
         while True:
             await asyncio.sleep(BEAT_SECONDS)
             try:
-                await self.beat()
-                await self._recover()
-                if beats % PRUNE_EVERY == 0:
-                    await self._prune()
-                beats += 1
+                await self.tick()
             except Refusal as refusal:
                 _log.warning("chores are put off", error=refusal.message)
 
+    async def tick(self) -> None:
+        """Shows life, settles what dead replicas left, and now and then deletes what is old.
+
+        Raises:
+            Refusal: STORE_UNAVAILABLE.
+        """
+        try:
+            await self.beat()
+            await self._recover()
+        except Refusal:
+            self._since.clear()  # nobody could show life
+            raise
+        if self._ticks % PRUNE_EVERY == 0:
+            await self._prune()
+        self._ticks += 1
+
     async def _recover(self) -> None:
-        now = self._clock()
-        # A clock that was set back must not spare what is dead, so alone means: any time.
-        silent_before = now + timedelta(days=36_500) if self._is_alone else now - RECOVERY_SILENCE
-        settled = await self._store.recover(self._replica, silent_before, now)
+        silent = self._silent(await self._store.beats())
+        settled = await self._store.recover(self._replica, silent, self._clock())
         if settled:
             _log.warning("settled what a dead process left", calls_and_answers=settled)
+
+    def _silent(self, beats: Mapping[str, datetime]) -> dict[str, datetime]:
+        """The last beats of replicas that are dead.
+
+        Others are watched for whether they beat at all, by this process's own steady clock, and
+        only while it can see them.
+        """
+        others = {replica: beat for replica, beat in beats.items() if replica != self._replica}
+        if self._is_alone:
+            return others
+        now, silence = self._steady(), RECOVERY_SILENCE.total_seconds()
+        if now - self._looked > silence / 2:
+            self._since.clear()  # the store hung, or this process was held
+        self._looked = now
+        self._since = {each: self._since.get(each, now) for each in others.items()}
+        return {
+            replica: beat
+            for (replica, beat), since in self._since.items()
+            if now - since >= silence
+        }
 
     async def _prune(self) -> None:
         now = self._clock()

@@ -17,7 +17,7 @@ from control_plane.rpc.agent_servicer import AgentServicer
 from control_plane.rpc.auditing import RECORDER
 from control_plane.rpc.control_servicer import ControlPlaneServicer, UseCases
 from control_plane.rpc.errors import DOMAIN, translate
-from control_plane.rpc.policies import POLICY, WATCHES, scope_now
+from control_plane.rpc.policies import POLICY, WATCHES, name_now, scope_now
 from control_plane.services.access import Secrets, TokenService
 from control_plane.services.audit import AuditedStore, AuditRecords
 from control_plane.services.batches import BatchService
@@ -120,7 +120,7 @@ class ControlPlane:
         if bearer is not None:
             bearer.verifier = Tokens(self.tokens)
             self.tokens.on_revoked(bearer.forget)
-        everything, store = store, ScopedStore(store, scope_now)
+        everything, store = store, ScopedStore(store, scope_now, name_now)
         self.bus = FailingBus() if failpoints.armed() else LocalBus()
         self.telemetry = TelemetryHub(
             everything,
@@ -174,7 +174,7 @@ class ControlPlane:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[ControlPlane]:
-        """Serves while the block runs, then drains, flushes and closes the store."""
+        """Serves while the block runs, then drains and flushes."""
         chores = [
             asyncio.create_task(self.telemetry.run(), name="telemetry"),
             asyncio.create_task(self.upkeep.run(), name="upkeep"),
@@ -186,7 +186,7 @@ class ControlPlane:
             ),
         ]
         for chore in chores:
-            chore.add_done_callback(self._chore_ended)
+            self.service.rely_on(chore)
         try:
             await self.service.start()
             try:
@@ -207,22 +207,11 @@ class ControlPlane:
                     raise
                 # Agents keep what is not acknowledged, and other servers see this one go silent.
                 _log.warning("the store is away at the end", error=refusal.message)
-            finally:
-                await self._store.close()
 
     async def _drain(self) -> None:
         """Sends agents away, and ends what would wait for longer than the server lives."""
         self.bus.drain()
         await self.sessions.drain()
-
-    def _chore_ended(self, chore: asyncio.Task[None]) -> None:
-        """A chore that ends by itself is a bug: without it the server would lie by silence."""
-        if chore.cancelled():
-            return
-        _log.critical(
-            "a background task failed; stopping", task=chore.get_name(), exc_info=chore.exception()
-        )
-        self._stopping = asyncio.ensure_future(self.service.stop())
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -237,19 +226,19 @@ class ControlPlane:
         bearer = BearerAuthenticator()
         service = _service(settings, bearer)
         await check_free(service.address)
-        async with service.not_yet_serving():
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(service.not_yet_serving())
             store = await open_store(
                 settings.database,
                 poll_interval=settings.poll_interval,
                 patience=settings.database_patience,
             )
-            async with (
-                observing(settings, service, "midcourse-control-plane") as observation,
-                cls(
-                    settings, store, service, bearer=bearer, observation=observation
-                ).running() as plane,
-            ):
-                yield plane
+            stack.push_async_callback(store.close)
+            observation = await stack.enter_async_context(
+                observing(settings, service, "midcourse-control-plane")
+            )
+            plane = cls(settings, store, service, bearer=bearer, observation=observation)
+            yield await stack.enter_async_context(plane.running())
 
 
 def _is_away(error: Exception) -> bool:
@@ -316,6 +305,7 @@ def serve(settings: ServerSettings) -> None:
     Raises:
         ListenError: If the address can not be listened on.
         StoreOpenError: If the database can not be opened.
+        ServerCrashedError: If it could not go on.
     """
     configure_logging(level=settings.log_level, log_format=settings.log_format)
     prepare_for_many()

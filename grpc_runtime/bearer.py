@@ -33,11 +33,6 @@ def new_secret() -> str:
     return SECRET_PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
 
 
-def is_secret(text: str) -> bool:
-    """Tells whether a text has the form of a secret."""
-    return _SECRET.fullmatch(text) is not None
-
-
 def hide_secrets(text: str) -> str:
     """Returns a text without the secrets in it; callers paste them where they should not."""
     return _SECRET.sub(f"{SECRET_PREFIX}…", text) if SECRET_PREFIX in text else text

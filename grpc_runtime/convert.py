@@ -13,6 +13,11 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST_SECOND = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // timedelta(seconds=1)
 _LAST_SECOND = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(seconds=1)
 
+FIRST_MICROSECOND = _FIRST_SECOND * 1_000_000
+"""The first time that there is, in microseconds since 1970."""
+LAST_MICROSECOND = _LAST_SECOND * 1_000_000 + 999_999
+"""The last one."""
+
 MAX_COUNT = 2**63 - 1
 """Largest number that is stored; protobuf's unsigned numbers go further."""
 

@@ -1,38 +1,132 @@
-"""``grpc.health.v1`` for a server that drains."""
+"""``grpc.health.v1`` for a server that drains, and that strangers may ask.
+
+The library's servicer writes to watchers while it holds the lock that a change of status needs, so
+that one who does not read keeps the status as it is; it has no limits; and its watches never end.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import AsyncIterator
+from typing import Any, Final
 
-from grpc_health.v1 import health
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from grpc_runtime.auth import host_of
+from grpc_runtime.errors import StatusError
+from grpc_runtime.limits import CallLimits, OpenLimit
+
+_Response = health_pb2.HealthCheckResponse
+_messages: Any = health_pb2  # whose type stubs do not know List yet
+
+MOST_WATCHES: Final = 500
+"""Most ``Watch`` streams that may be open."""
+MOST_WATCHES_OF_ONE_HOST: Final = 100
+"""Most ``Watch`` streams that may be open from one address."""
+# What a caller sends is kept for as long as its call lasts.
+_MOST_REQUEST_BYTES: Final = 1_000
 
 
-class HealthServicer(health.aio.HealthServicer):
-    """The library's servicer, but open ``Watch`` streams can be ended.
-
-    The library's never end by themselves, so a single watching client would hold up every stop
-    for the whole grace period.
-    """
+class HealthServicer(health_pb2_grpc.HealthServicer):
+    """Tells whether the services of a server serve, and whoever watches when that changes."""
 
     def __init__(self) -> None:
         """Makes a servicer that reports SERVING for the server as a whole."""
-        super().__init__()
-        self._closed = asyncio.Event()
+        self._status: dict[str, int] = {"": _Response.SERVING}
+        self._changed = asyncio.Event()
+        self._draining = False
+        self._closed = False
+        self._watches = CallLimits(
+            open_limit=OpenLimit(
+                "health watches",
+                {"Watch"},
+                most=MOST_WATCHES,
+                most_per_principal=MOST_WATCHES_OF_ONE_HOST,
+            )
+        )
 
-    async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802 - the RPC's name
-        """Sends the status of a service and every change of it, until :meth:`close`."""
-        watching = asyncio.create_task(super().Watch(request, context))
-        closing = asyncio.create_task(self._closed.wait())
+    async def Check(self, request: Any, _context: Any) -> Any:  # noqa: N802 - the RPC's name
+        """Returns the status of a service.
+
+        Raises:
+            StatusError: NOT_FOUND, there is no such service.
+        """
+        status = self._status.get(_name(request))
+        if status is None:
+            raise StatusError(
+                grpc.StatusCode.NOT_FOUND,
+                "this server has no service of that name",
+                reason="SERVICE_UNKNOWN",
+            )
+        return _Response(status=status)
+
+    async def List(self, _request: Any, _context: Any) -> Any:  # noqa: N802 - the RPC's name
+        """Returns the status of every service."""
+        statuses = {name: _Response(status=status) for name, status in self._status.items()}
+        return _messages.HealthListResponse(statuses=statuses)
+
+    async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802 - the RPC's name
+        """Sends the status of a service and every change of it, until :meth:`close`.
+
+        Of an unknown service it says so and ends: there will be no other services.
+
+        Raises:
+            StatusError: RESOURCE_EXHAUSTED, too many watch.
+        """
+        name = _name(request)
+        host = host_of(context.peer())
+        self._watches.enter(host, "Watch")
         try:
-            await asyncio.wait((watching, closing), return_when=asyncio.FIRST_COMPLETED)
-            if watching.done():
-                watching.result()
+            if name not in self._status:
+                yield _Response(status=_Response.SERVICE_UNKNOWN)
+                return
+            told = None
+            while True:
+                # What changes while something is sent, which may take long, is seen afterwards.
+                changed, status = self._changed, self._status[name]
+                if status != told:
+                    told = status
+                    yield _Response(status=status)
+                if self._closed:
+                    return
+                await changed.wait()
         finally:
-            watching.cancel()
-            closing.cancel()
-            await asyncio.gather(watching, closing, return_exceptions=True)
+            self._watches.leave(host)
+
+    def set(self, service: str, status: int) -> None:
+        """Sets the status of a service; of no effect while the server drains."""
+        if not self._draining:
+            self._status[service] = status
+            self._wake()
+
+    def drain(self) -> None:
+        """Sets the status of all services to NOT_SERVING, for ever."""
+        self._draining = True
+        self._status = dict.fromkeys(self._status, _Response.NOT_SERVING)
+        self._wake()
 
     def close(self) -> None:
         """Ends all ``Watch`` streams; those opened later end at once."""
-        self._closed.set()
+        self._closed = True
+        self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+def _name(request: Any) -> str:
+    """The service that is asked about.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT, the request is too long.
+    """
+    if (size := request.ByteSize()) > _MOST_REQUEST_BYTES:
+        raise StatusError(
+            grpc.StatusCode.INVALID_ARGUMENT,
+            f"got a request of {size} bytes, allowed for health checks: {_MOST_REQUEST_BYTES}",
+            reason="INVALID_ARGUMENT",
+        )
+    name: str = request.service
+    return name

@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
-from google.protobuf.message import DecodeError, Message
 
 from grpc_runtime import errors
 from grpc_runtime.auth import Authenticator, CallInfo, Principal, bind_call
@@ -15,8 +14,8 @@ from grpc_runtime.errors import REQUEST_ID_KEY, StatusError
 from grpc_runtime.limits import TOO_MANY_STRANGERS, Strangers
 from grpc_runtime.logging import get_logger
 from grpc_runtime.open_calls import OpenCalls
+from grpc_runtime.reading import Reader
 from grpc_runtime.served_call import ServedCall
-from grpc_runtime.texts import field_with_nul, replace_nul
 
 if TYPE_CHECKING:
     from grpc_runtime.limits import CallLimits
@@ -90,14 +89,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _wrap_unary_response(self, handler: Any, details: grpc.HandlerCallDetails) -> Any:
         streaming = handler.request_streaming
         behavior = handler.stream_unary if streaming else handler.unary_unary
-        read = _reader(handler.request_deserializer, details.method, is_one_of_many=streaming)
+        read = Reader(handler.request_deserializer, details.method, is_one_of_many=streaming)
         serialize = handler.response_serializer
 
         async def unary_response(request: Any, context: Any) -> Any:
-            call = ServedCall(details, context, None if streaming else lambda: read(request))
+            call = ServedCall(details, context, read, None if streaming else request)
 
             async def respond() -> Any:
-                response = await behavior(call.take() if call.read else request, context)
+                response = await behavior(request if streaming else call.take(), context)
                 if response is None and _code(context) is not grpc.StatusCode.OK:
                     return b""  # the handler set a status: grpc sends no response beside it
                 return response if serialize is None else serialize(response)
@@ -113,13 +112,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     ) -> Any:
         streaming = handler.request_streaming
         behavior = handler.stream_stream if streaming else handler.unary_stream
-        read = _reader(handler.request_deserializer, details.method, is_one_of_many=streaming)
+        read = Reader(handler.request_deserializer, details.method, is_one_of_many=streaming)
 
         async def stream_response(request: Any, context: Any) -> None:
-            call = ServedCall(details, context, None if streaming else lambda: read(request), known)
+            call = ServedCall(details, context, read, None if streaming else request, known)
 
             async def respond() -> None:
-                responses = behavior(call.take() if call.read else request, context)
+                responses = behavior(request if streaming else call.take(), context)
                 if not hasattr(responses, "__aiter__"):
                     await responses  # a coroutine that writes to the context
                     return
@@ -292,39 +291,6 @@ def _internal_error(request_id: str) -> StatusError:
         f"internal error; the server's log has the details under request id {request_id}",
         reason="INTERNAL",
     )
-
-
-def _reader(
-    deserialize: Callable[[bytes], Any] | None, method: str, *, is_one_of_many: bool
-) -> Callable[[bytes], Any]:
-    """Returns a deserializer whose failures are the caller's INVALID_ARGUMENT.
-
-    No text that it returns has a NUL, which not every database takes. A request with one is
-    refused; in a stream of requests, where that would be the end of all the others, each NUL is
-    replaced by U+FFFD.
-    """
-
-    def read(raw: bytes) -> Any:
-        if deserialize is None:
-            return raw
-        try:
-            request = deserialize(raw)
-        except (DecodeError, ValueError) as error:
-            raise StatusError(
-                grpc.StatusCode.INVALID_ARGUMENT,
-                f"the request is not a readable message of the type that {method} takes",
-                reason="MALFORMED_REQUEST",
-            ) from error
-        if b"\0" in raw and isinstance(request, Message):
-            if is_one_of_many:
-                replace_nul(request)
-            elif field := field_with_nul(request):
-                raise errors.invalid_argument(
-                    field, "got a NUL character (U+0000), allowed: a text without one"
-                )
-        return request
-
-    return read
 
 
 def _unimplemented(method: str) -> Any:

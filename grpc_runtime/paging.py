@@ -68,7 +68,7 @@ def read_token(token: str, query: str) -> str | int | None:
     except (ValueError, TypeError, binascii.Error, RecursionError):
         after, digest = None, ""
     ours = digest == _digest(query)
-    if ours and isinstance(after, str):
+    if ours and isinstance(after, str) and _can_be_stored(after):
         return after
     if ours and type(after) is int and 0 <= after <= MAX_COUNT:
         return after
@@ -109,6 +109,11 @@ def invalid_token(token: str) -> StatusError:
         "begin again without a token",
         reason="PAGE_TOKEN_INVALID",
     )
+
+
+def _can_be_stored(text: str) -> bool:
+    """Whether a database can be asked about a text at all."""
+    return "\0" not in text and not any("\ud800" <= each <= "\udfff" for each in text)
 
 
 def _digest(query: str) -> str:

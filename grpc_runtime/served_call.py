@@ -17,9 +17,8 @@ from grpc_runtime.logging import get_logger
 from grpc_runtime.observing import FinishedCall
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from grpc_runtime.open_calls import OpenCall
+    from grpc_runtime.reading import Reader
 
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/=+-]{1,128}")
 _SERVER_FAULTS = frozenset(
@@ -43,7 +42,6 @@ class ServedCall:
         method: Its full name.
         known: Whether there is such a method.
         peer: Where it comes from.
-        read: Reads the request; None: the handler does.
         kept: What handlers leave for those who are told of the call.
         principal: Who calls; None: not known yet.
         opened: Its place among the open calls of its credential; None: it has none.
@@ -55,6 +53,8 @@ class ServedCall:
     __slots__ = (
         "_context",
         "_metadata",
+        "_raw",
+        "_read",
         "_started",
         "is_counted",
         "kept",
@@ -63,7 +63,6 @@ class ServedCall:
         "opened",
         "peer",
         "principal",
-        "read",
         "request_id",
         "trace_parent",
     )
@@ -72,7 +71,8 @@ class ServedCall:
         self,
         details: grpc.HandlerCallDetails,
         context: Any,
-        read: Callable[[], Any] | None,
+        read: Reader,
+        raw: bytes | None,
         known: bool = True,
     ) -> None:
         """Begins to serve it.
@@ -80,7 +80,8 @@ class ServedCall:
         Args:
             details: Its method and metadata.
             context: grpc's, of the call.
-            read: Reads the request; None: there is a stream of them, which the handler reads.
+            read: Reads the request.
+            raw: The request; None: there is a stream of them, which the handler reads.
             known: Whether there is such a method.
         """
         self._started = time.perf_counter()
@@ -89,7 +90,8 @@ class ServedCall:
         self.method = details.method
         self.known = known
         self.peer = _peer(context)
-        self.read = read
+        self._read = read
+        self._raw = raw
         self.is_counted = False
         self.kept = Kept()
         self.principal: Principal | None = None
@@ -107,21 +109,22 @@ class ServedCall:
         )
 
     def take(self) -> Any:
-        """Reads the request.
+        """Reads the request, once.
 
         Raises:
             StatusError: INVALID_ARGUMENT, it can not be read.
         """
-        if self.kept.request is None and self.read is not None:
-            self.kept.request = self.read()
+        assert self._raw is not None, "the requests of a stream are read by its handler"
+        raw, self._raw = self._raw, None
+        self.kept.request = self._read(raw)
         return self.kept.request
 
     def finished(self, code: grpc.StatusCode, error: StatusError | None) -> FinishedCall:
         """Returns what is told of the call at its end."""
-        try:
-            request = self.take()
-        except StatusError:
-            request = None
+        request = self.kept.request
+        # What was refused unread is looked at, but not so that this would harm anybody else.
+        if self._raw is not None and (error is None or error.reason != TOO_MANY_STRANGERS):
+            request = self._read.glance(self._raw)
         return FinishedCall(
             method=self.method,
             known=self.known,

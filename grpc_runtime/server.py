@@ -46,7 +46,7 @@ _log = get_logger(__name__)
 
 
 class ServerCrashedError(Exception):
-    """The gRPC server crashed and could not be opened again; its cause tells why."""
+    """The server could not go on; its cause tells why."""
 
 
 class Service:
@@ -131,6 +131,7 @@ class Service:
         self._supervision: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
         self._draining: asyncio.Task[None] | None = None
+        self._failure: ServerCrashedError | None = None
 
     def add(self, register: Callable[[Any, Any], None], servicer: object) -> None:
         """Adds a service; health and reflection learn its name.
@@ -157,15 +158,28 @@ class Service:
         """Has somebody told of every call when it has ended."""
         self._interceptor.observers.append(observer)
 
+    def rely_on(self, task: asyncio.Task[Any]) -> None:
+        """Stops once a task ends, other than by being cancelled; :meth:`wait` raises then.
+
+        It is a bug, and without the task the service would lie by silence.
+        """
+        task.add_done_callback(self._chore_ended)
+
+    def _chore_ended(self, chore: asyncio.Task[Any]) -> None:
+        if chore.cancelled():
+            return
+        error = chore.exception()
+        name = chore.get_name()
+        _log.critical("a background task failed; stopping", task=name, exc_info=error)
+        if self._failure is None:
+            why = "it ended" if error is None else str(error) or repr(error)
+            self._failure = ServerCrashedError(f"the background task {name!r} failed: {why}")
+            self._failure.__cause__ = error
+        self._drain_once(self._grace)
+
     def end_calls(self, credential: str) -> None:
         """Ends the calls under way of a credential, given by its id, with UNAUTHENTICATED."""
         self._interceptor.open_calls.end(credential)
-
-    @property
-    def method_names(self) -> tuple[str, ...]:
-        """Full names of the methods of the services added, such as ``/package.Service/Method``."""
-        handlers: list[Any] = list(self._handlers)
-        return tuple(name for handler in handlers for name in handler._method_handlers)  # noqa: SLF001 - grpc has no other way to tell
 
     @property
     def service_names(self) -> tuple[str, ...]:
@@ -178,7 +192,7 @@ class Service:
         return self._address
 
     async def start(self) -> Address:
-        """Starts serving and returns the bound address.
+        """Starts serving and returns the bound address; one told to stop by then never serves.
 
         Raises:
             AddressInUseError: Another server listens there.
@@ -187,15 +201,18 @@ class Service:
         """
         if self._server is not None:
             raise RuntimeError("a Service can be started once only")
-        async with self.not_yet_serving():
+        # A drain waits for the opening, and stops what was opened.
+        async with self.not_yet_serving(), self._opening:
+            if self._is_draining():
+                return self._address
             self._server = await self._open()
+            self._supervision = asyncio.create_task(self._supervise())
+            if isinstance(self._authenticator, Revocable):
+                watching = self._interceptor.open_calls.watch(self._authenticator.ended)
+                self._looking = asyncio.create_task(watching)
         await self.ready(True)
         if self._health_only is not None:
-            await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
-        self._supervision = asyncio.create_task(self._supervise())
-        if isinstance(self._authenticator, Revocable):
-            watching = self._interceptor.open_calls.watch(self._authenticator.ended)
-            self._looking = asyncio.create_task(watching)
+            self._health.set("", health_pb2.HealthCheckResponse.SERVING)
         _log.info("serving", address=str(self._address), services=list(self.service_names))
         return self._address
 
@@ -210,7 +227,7 @@ class Service:
         """
         if self._health_only is not None and self._health_only._server is None:  # noqa: SLF001 - of this very class
             # The first to listen and the last to stop: a probe has an answer at all times.
-            await self._health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+            self._health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
             await self._health_only.start()
         try:
             yield
@@ -227,7 +244,7 @@ class Service:
         """
         says = health_pb2.HealthCheckResponse
         for name in self.service_names:
-            await self._health.set(name, says.SERVING if is_ready else says.NOT_SERVING)
+            self._health.set(name, says.SERVING if is_ready else says.NOT_SERVING)
 
     async def _open(self) -> grpc.aio.Server:
         """Makes a server, binds the address and starts it."""
@@ -291,27 +308,29 @@ class Service:
         """Waits until the server has been stopped.
 
         Raises:
-            ServerCrashedError: It crashed and could not be opened again.
+            ServerCrashedError: It crashed and could not be opened again, or a task failed that it
+                relies on.
             ExceptionGroup: ``on_stopped`` callbacks failed.
         """
-        self._require_server()
-        assert self._supervision is not None
-        supervised = [self._supervision]
-        if self._health_only is not None and (other := self._health_only._supervision) is not None:  # noqa: SLF001
+        if not self._is_draining():
+            self._require_server()
+        supervised = [] if self._supervision is None else [self._supervision]
+        if self._health_only is not None and (other := self._health_only._supervision) is not None:  # noqa: SLF001 - of this very class
             supervised.append(other)
-        crash: Exception | None = None
         try:
-            # They go on if this wait is cancelled.
-            ended, _ = await asyncio.wait(supervised, return_when=asyncio.FIRST_COMPLETED)
-            for supervision in ended:
-                supervision.result()
+            if supervised:
+                # They go on if this wait is cancelled.
+                ended, _ = await asyncio.wait(supervised, return_when=asyncio.FIRST_COMPLETED)
+                for supervision in ended:
+                    supervision.result()
         except Exception as error:  # noqa: BLE001 - whatever it is, it is reported below
-            crash = error
+            self._failure = ServerCrashedError(
+                f"the gRPC server crashed and could not be opened again: {error}"
+            )
+            self._failure.__cause__ = error
         await self.stop(0)
-        if crash is not None:
-            raise ServerCrashedError(
-                f"the gRPC server crashed and could not be opened again: {crash}"
-            ) from crash
+        if self._failure is not None:
+            raise self._failure
 
     async def stop(self, grace: float | None = None) -> None:
         """Drains and stops; every caller waits for the same end.
@@ -334,7 +353,7 @@ class Service:
 
         Raises:
             ListenError: See :meth:`start`.
-            ServerCrashedError: The server crashed and could not be opened again.
+            ServerCrashedError: See :meth:`wait`.
             ExceptionGroup: ``on_stopped`` callbacks failed.
         """
         async with self.stopping_on_signals():
@@ -381,8 +400,8 @@ class Service:
     async def _drain(self, grace: float) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + grace
-        # A health watcher that does not read can block this, so it is bounded like the rest.
-        await self._run_until(deadline, [self._health.enter_graceful_shutdown, *self._on_drain])
+        self._health.drain()
+        await self._run_until(deadline, self._on_drain)
         self._health.close()
         async with self._opening:
             pass  # a crashed server that is being opened again is stopped like any other
@@ -411,6 +430,8 @@ class Service:
 
     async def _run_until(self, deadline: float, callbacks: Sequence[Callback]) -> None:
         """Runs callbacks side by side until the deadline or a second signal."""
+        if not callbacks:
+            return
         loop = asyncio.get_running_loop()
         names = {asyncio.ensure_future(callback()): _name(callback) for callback in callbacks}
         hurry = asyncio.create_task(self._hurry.wait())

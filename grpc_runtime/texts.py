@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 from functools import cache
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -14,7 +15,13 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
 NUL: Final = "\0"
+MOST_PARTS: Final = 100_000
+"""Most items that the lists of a message may have, all together, where it is searched for NULs."""
 _REPLACED: Final = "\N{REPLACEMENT CHARACTER}"
+
+
+class TooManyPartsError(ValueError):
+    """A message has so many parts that the search would hold up everybody else."""
 
 
 class _Kind(IntEnum):
@@ -28,12 +35,20 @@ class _Kind(IntEnum):
 
 
 def field_with_nul(message: Message) -> str:
-    """Returns the path of a text that has a NUL, such as ``spec.reason``; empty: none has."""
+    """Returns the path of a text that has a NUL, such as ``spec.reason``; empty: none has.
+
+    Raises:
+        TooManyPartsError: The message has more than ``MOST_PARTS`` parts.
+    """
     return next(_texts_with_nul(message, "", mend=False), "") if _has_nul(message) else ""
 
 
 def replace_nul(message: Message) -> None:
-    """Writes U+FFFD in the place of every NUL, in all texts of a message."""
+    """Writes U+FFFD in the place of every NUL, in all texts of a message.
+
+    Raises:
+        TooManyPartsError: The message has more than ``MOST_PARTS`` parts.
+    """
     if _has_nul(message):
         for _ in _texts_with_nul(message, "", mend=True):
             pass
@@ -67,22 +82,43 @@ def _can_have_texts(field: FieldDescriptor, above: frozenset[str]) -> bool:
     )
 
 
-def _has_nul(message: Any) -> bool:
-    """Tells whether any text has one. Called for thousands of heartbeats a second."""
-    for name, kind in _with_texts(message.DESCRIPTOR):
-        if kind is _Kind.TEXT:
-            found = NUL in getattr(message, name)
-        elif kind is _Kind.MESSAGE:
-            found = message.HasField(name) and _has_nul(getattr(message, name))
-        elif kind is _Kind.MESSAGES:
-            found = any(map(_has_nul, getattr(message, name)))
-        elif kind is _Kind.TEXTS:
-            found = any(NUL in each for each in getattr(message, name))
-        else:
-            found = next(_in_map(getattr(message, name), name, mend=False), None) is not None
-        if found:
-            return True
-    return False
+def _has_nul(message: Message) -> bool:
+    """Tells whether any text has one. Called for thousands of heartbeats a second.
+
+    Raises:
+        TooManyPartsError: That would take too long to find out.
+    """
+    found = False
+    parts = 0
+    waiting: list[Any] = [message]
+    while waiting:
+        each = waiting.pop()
+        for name, kind in _with_texts(each.DESCRIPTOR):
+            if kind is _Kind.TEXT:
+                # Not the end of it: whoever looks for the place goes through all the parts.
+                found = found or NUL in getattr(each, name)
+                continue
+            if kind is _Kind.MESSAGE:
+                if each.HasField(name):
+                    waiting.append(getattr(each, name))
+                continue
+            values = getattr(each, name)
+            parts += len(values)
+            if parts > MOST_PARTS:
+                raise TooManyPartsError(
+                    f"got more than {MOST_PARTS:,} items in lists, which is the most allowed"
+                )
+            if kind is _Kind.MESSAGES:
+                waiting += values
+            elif kind is _Kind.TEXTS:
+                found = found or any(NUL in text for text in values)
+            else:
+                for part in chain.from_iterable(values.items()):
+                    if isinstance(part, str):
+                        found = found or NUL in part
+                    elif hasattr(part, "DESCRIPTOR"):
+                        waiting.append(part)
+    return found
 
 
 def _texts_with_nul(message: Message, path: str, *, mend: bool) -> Iterator[str]:

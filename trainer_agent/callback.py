@@ -195,7 +195,7 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
                 controller.going_back.go_on(left, boundary_of(state))
             rails.check_names(self._guard_rails, found.parameters)
             if self._protection is not None:
-                self._watch = LossWatch.of(trainer)
+                self._watch = LossWatch.of(trainer, boundary_of(state).next_step)
         except Exception as error:
             session.leave_ranks(error, "on_train_begin")
             raise
@@ -281,9 +281,7 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
         session, actions = self._session, self._actions
         if session is None or actions is None or ActionKind.EVALUATE not in session.actions.wanted:
             return
-        result = actions.evaluated(numbers_in(metrics or {}))
-        if result is not None:
-            session.action_done(ActionKind.EVALUATE, result)
+        actions.evaluated(numbers_in(metrics or {}), session)
 
     @harmless
     def on_save(
@@ -318,10 +316,12 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
     ) -> None:
         """Settle what is open and say that training is done."""
         try:
-            if self._session is not None:
-                if self._session.actions.wanted and self._actions is not None:
-                    self._actions.ask_directly(self._session.actions.wanted, control)
-                self._session.finish(boundary_of(state))
+            if (session := self._session) is not None:
+                try:
+                    if self._actions is not None:
+                        self._actions.ask_directly(session, control)
+                finally:
+                    session.finish(boundary_of(state))
         finally:
             self._last_state = self.state()[_STATE_KEY]
             self._end_session(None)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from midcourse.control.v1 import update_pb2
 from trainer_agent.steering import roll_back
 from trainer_agent.steering.actions import ActionKind, Offer
+from trainer_agent.trainer_view import numbers_in
 
 if TYPE_CHECKING:
     from transformers.trainer_callback import TrainerControl
@@ -44,6 +45,7 @@ class TrainerActions:
         self._args = args
         self._metrics: dict[str, float] = {}
         self._evaluations = 0
+        self._evaluation_flagged = False
         save = getattr(trainer, "_save_checkpoint", None)
         # A private method: used only as long as it is called as it was in transformers 4 and 5.
         self._can_save = callable(save) and list(inspect.signature(save).parameters) == [
@@ -99,13 +101,14 @@ class TrainerActions:
         Raises:
             RollBackExit: It goes back to a checkpoint.
         """
+        self._ask_again(session, control)
         actions = session.actions
         while actions.paused:  # which a stop ends
             session.hold(begun=True)
             self._go_back_if_asked(session)
             if actions.stopping or not actions.wanted:
                 continue
-            if not self.ask_directly(actions.wanted, control):
+            if not self.ask_directly(session, control):
                 session.hold(patiently=True, begun=True)
                 self._go_back_if_asked(session)
 
@@ -132,39 +135,66 @@ class TrainerActions:
     def _raise_flags(self, wanted: set[ActionKind], control: TrainerControl) -> None:
         """Have the framework do what is wanted, after this step."""
         if ActionKind.EVALUATE in wanted:
-            control.should_evaluate = True
+            control.should_evaluate = self._evaluation_flagged = True
         if wanted.intersection(_SAVES):
             control.should_save = True
         if ActionKind.STOP in wanted:
             control.should_training_stop = True
 
-    def ask_directly(self, wanted: set[ActionKind], control: TrainerControl) -> bool:
-        """Have the trainer save or evaluate now; returns whether it could do some of it."""
-        trainer = self._trainer
-        if trainer is None:
-            return False
-        if ActionKind.EVALUATE in wanted:
-            flags = dict(control.__dict__)
-            trainer.evaluate()
-            control.__dict__.update(flags)
-            return True
-        if wanted.intersection(_SAVES) and self._can_save:
-            flags = dict(control.__dict__)
-            trainer._save_checkpoint(trainer.model_wrapped, trial=None)  # noqa: SLF001 - see above
-            trainer.callback_handler.on_save(self._args, trainer.state, control)
-            control.__dict__.update(flags)
-            return True
-        return False
+    def _ask_again(self, session: SteeringSession, control: TrainerControl) -> None:
+        """See to an evaluation that the framework was flagged to do, and told nothing of.
 
-    def evaluated(self, metrics: Mapping[str, float]) -> update_pb2.ActionResult | None:
-        """Take the metrics of one dataset; returns the result once those of all are there."""
+        Some trainers' ``evaluate`` tells no callback, and some callbacks take the flag back. It
+        would be asked for at every step.
+        """
+        flagged, self._evaluation_flagged = self._evaluation_flagged, False
+        if not flagged or ActionKind.EVALUATE not in session.actions.wanted:
+            return
+        if not self._evaluate(session, control):
+            logger.warning(
+                "the trainer was asked to evaluate, and has told its callbacks of no evaluation: "
+                "its metrics are not known"
+            )
+            self._end_evaluation(session)
+
+    def ask_directly(self, session: SteeringSession, control: TrainerControl) -> bool:
+        """Have the trainer evaluate and save now; returns whether it could do some of it."""
+        evaluated = self._evaluate(session, control)
+        return self._save(session, control) or evaluated
+
+    def _evaluate(self, session: SteeringSession, control: TrainerControl) -> bool:
+        trainer, wanted = self._trainer, session.actions.wanted
+        if trainer is None or ActionKind.EVALUATE not in wanted:
+            return False
+        flags = dict(control.__dict__)
+        metrics = trainer.evaluate()
+        control.__dict__.update(flags)
+        if ActionKind.EVALUATE in wanted:  # it has told no callback
+            self._metrics.update(numbers_in(metrics if isinstance(metrics, Mapping) else {}))
+            self._end_evaluation(session)
+        return True
+
+    def _save(self, session: SteeringSession, control: TrainerControl) -> bool:
+        trainer = self._trainer
+        if trainer is None or not self._can_save or session.actions.wanted.isdisjoint(_SAVES):
+            return False
+        flags = dict(control.__dict__)
+        trainer._save_checkpoint(trainer.model_wrapped, trial=None)  # noqa: SLF001 - see above
+        trainer.callback_handler.on_save(self._args, trainer.state, control)
+        control.__dict__.update(flags)
+        return True
+
+    def evaluated(self, metrics: Mapping[str, float], session: SteeringSession) -> None:
+        """Take the metrics of one dataset; those of all are the result."""
         self._metrics.update(metrics)
         self._evaluations += 1
         datasets = getattr(self._trainer, "eval_dataset", None)
-        if isinstance(datasets, dict) and self._evaluations < len(datasets):
-            return None
+        if not isinstance(datasets, dict) or self._evaluations >= len(datasets):
+            self._end_evaluation(session)
+
+    def _end_evaluation(self, session: SteeringSession) -> None:
         metrics, self._metrics, self._evaluations = self._metrics, {}, 0
-        return update_pb2.ActionResult(metrics=metrics)
+        session.action_done(ActionKind.EVALUATE, update_pb2.ActionResult(metrics=metrics))
 
     def _why_not_evaluate(self) -> str | None:
         if self._trainer is None:

@@ -105,5 +105,6 @@ def _why_not(
 
 
 def _order(listed: ListedModel) -> tuple[bool, bool, Decimal, str]:
-    cost = Decimal("Infinity") if listed.rates is None else blended(listed.rates)
+    rates = listed.rates
+    cost = Decimal("Infinity") if rates is None else blended(rates.input, rates.output)
     return (listed.unavailable is not None, listed.stage is Stage.RETIRED, cost, listed.model.id)

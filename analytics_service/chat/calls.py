@@ -246,7 +246,14 @@ class Calls:
     async def _settle(self, record: UsageRecord, answer: Message, events: EventStream) -> None:
         """Settles a call, even where the turn is being cancelled."""
         end = self._end_of(record, answer)
-        _, cancelled = await finished(self._around.backlog.write(_what(record), end))
+        try:
+            _, cancelled = await finished(self._around.backlog.write(_what(record), end))
+        except Refusal:
+            raise
+        except Exception:
+            # What it has reserved must not stay so because of an answer that can not be kept.
+            await finished(self._around.store.end_call(record))
+            raise
         events.push(CallEnded(record))
         if cancelled:
             raise asyncio.CancelledError

@@ -102,6 +102,8 @@ class Backlog:
                     if refusal.reason in (Reason.STORE_UNAVAILABLE, Reason.SHUTTING_DOWN):
                         return
                     _log.error("can not be written any more", what=what, error=refusal.message)
+                except Exception:  # noqa: BLE001 - logged; it is not to hold up the others
+                    _log.exception("can not be written at all", what=what)
                 else:
                     _log.info("written late", what=what)
                 self._late.popleft()

@@ -12,7 +12,7 @@ import structlog
 from analytics_service.catalogue.catalogue import Catalogue
 from analytics_service.catalogue.choice import choose
 from analytics_service.catalogue.lookup import known
-from analytics_service.catalogue.model import CatalogueModel
+from analytics_service.catalogue.model import CatalogueModel, Stage
 from analytics_service.chat.calls import Calls, Surroundings
 from analytics_service.chat.conversation import (
     ErrorInfo,
@@ -47,6 +47,8 @@ _log = structlog.get_logger(__name__)
 
 MAX_HISTORY = 200
 """Messages of a session that a model is shown, if they fit."""
+READINGS = 5
+"""How often a session is read, at most, while others change it."""
 _LATER = (
     Reason.MODEL_UNKNOWN,
     Reason.MODEL_RETIRED,
@@ -157,7 +159,9 @@ class ChatService:
         if not beginning.cancelled() and beginning.exception() is None:
             self.abandon(beginning.result())
 
-    async def _begin(self, question: Question, caller: Caller) -> Turn | Replay:
+    async def _begin(
+        self, question: Question, caller: Caller, readings: int = READINGS
+    ) -> Turn | Replay:
         if self._draining:
             raise _stopping()
         check(question)
@@ -165,6 +169,8 @@ class ChatService:
         try:
             return await self._get_answer(question, session, history, caller)
         except Refusal as refusal:
+            if refusal.reason is Reason.ETAG_MISMATCH and readings > 1:
+                return await self._begin(question, caller, readings - 1)
             if refusal.reason not in _LATER:
                 raise
             # What was answered before is told again, whatever has become of its model.
@@ -344,9 +350,16 @@ class ChatService:
         )
 
     def _failover(self, model: CatalogueModel) -> tuple[CatalogueModel, ...]:
-        """Models that may take over: those that are told and asked in the same way."""
+        """Models that may take over: those that serve, and are told and asked in the same way."""
+        today = self._around.clock().date()
         chain = (known(self._catalogue, each) for each in self._policy.failover)
-        return tuple(each for each in chain if each.id != model.id and each.tools == model.tools)
+        return tuple(
+            each
+            for each in chain
+            if each.id != model.id
+            and each.tools == model.tools
+            and each.stage_on(today) is not Stage.RETIRED
+        )
 
 
 def _cautious_tokens(turn: ProviderTurn) -> int:

@@ -131,7 +131,7 @@ class Turn:
         try:
             state, failure = await self._to_its_end()
             self.failure = failure
-            self.answer, _ = await finished(self._record(state, failure))
+            self.answer, _ = await finished(self._record(self._saved(), state, failure))
             if failure is None:
                 self.events.push(Done(self.answer))
             else:
@@ -141,8 +141,9 @@ class Turn:
             _log.error("an answer could not be recorded", error=refusal.message)
             self.events.push(Failed(self.answer, refusal))
         except Exception as error:  # noqa: BLE001 - logged, and told to the caller
-            self.failure = _unexpected(error)
             _log.exception("an answer could not be recorded")
+            self.failure = _unexpected(error)
+            await self._give_up(self.failure)
         finally:
             self.events.close()
 
@@ -259,13 +260,24 @@ class Turn:
             model=self._calls.choice,
         )
 
-    async def _record(self, state: MessageState, failure: Refusal | None) -> Message:
+    async def _give_up(self, failure: Refusal) -> None:
+        """Ends the answer without what there is of it, so that its session is not busy for ever."""
+        try:
+            end = self._record(self.answer, MessageState.FAILED, failure)
+            self.answer, _ = await finished(end)
+        except Exception:  # noqa: BLE001 - logged; the caller is told of the failure before it
+            _log.exception("an answer could not be ended")
+        self.events.push(Failed(self.answer, failure))
+
+    async def _record(
+        self, answer: Message, state: MessageState, failure: Refusal | None
+    ) -> Message:
         error = None
         if failure is not None:
             error = ErrorInfo(self._code_of(failure), failure.reason, failure.message)
         # The clock may have been set back meanwhile.
-        ended = max(self._clock(), self.answer.created + timedelta(microseconds=1))
-        answer = replace(self._saved(), state=state, error=error, ended=ended)
+        ended = max(self._clock(), answer.created + timedelta(microseconds=1))
+        answer = replace(answer, state=state, error=error, ended=ended)
         what = f"the end of sessions/{answer.session_id}/messages/{answer.number}"
         return await self._backlog.write(what, lambda: self._store.end_turn(answer))
 

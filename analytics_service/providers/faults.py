@@ -121,6 +121,7 @@ class Endpoint:
         """
         names, said = _names_and_words(body)
         said = self.clean(said)
+        has_begun = status is None
         if status is None and (number := _status_among(names)) is not None:
             status = number  # routers send the upstream's status as the name
         fault = fault_of(status, names, said)
@@ -133,7 +134,7 @@ class Endpoint:
                 " cost of an answer is unknown: use a version of it that does"
             )
         wait = retry_after(headers or {}, now or datetime.now(UTC))
-        return self.error(fault, told, status=status, retry_after=wait)
+        return self.error(fault, told, status=status, retry_after=wait, is_unbilled=not has_begun)
 
     def clean(self, text: str, longest: int = _LONGEST) -> str:
         """One line of at most so many characters, without keys and control characters."""

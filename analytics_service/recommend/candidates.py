@@ -7,10 +7,7 @@ from decimal import Decimal
 from enum import StrEnum
 
 from analytics_service.catalogue.model import CostBand, Stage, Tier
-
-INPUT_SHARE = Decimal("0.75")
-OUTPUT_SHARE = Decimal("0.25")
-"""Models are ordered by the price of a typical million tokens, as cost bands are."""
+from analytics_service.usage.prices import blended
 
 _BANDS = tuple(CostBand)
 
@@ -70,10 +67,10 @@ class Candidate:
 
     @property
     def blended_price(self) -> Decimal | None:
-        """US dollars for a typical million tokens: three of input for one of output."""
+        """US dollars for a typical million tokens, which models are ordered by, as bands are."""
         if self.input_price is None or self.output_price is None:
             return None
-        return INPUT_SHARE * self.input_price + OUTPUT_SHARE * self.output_price
+        return blended(self.input_price, self.output_price)
 
     def cost(self, constraints: Constraints) -> Decimal | None:
         """Most US dollars that one call costs at list prices; None: the price is not known.
@@ -100,7 +97,6 @@ class Constraints:
             is asked for unless the caller says otherwise.
         budget_left: US dollars that the call may cost; None: no limit.
         max_band: The dearest cost band to recommend; None: any.
-        allow_deprecated: A model may be recommended that its provider has announced to shut down.
 
     Raises:
         ValueError: A number of tokens is negative, or the budget is not a number.
@@ -111,7 +107,6 @@ class Constraints:
     need_tools: bool = True
     budget_left: Decimal | None = None
     max_band: CostBand | None = None
-    allow_deprecated: bool = True
 
     def __post_init__(self) -> None:
         """Refuses values that nothing can fulfil by mistake."""
@@ -158,7 +153,7 @@ class Violation:
 def violations(candidate: Candidate, constraints: Constraints) -> tuple[Violation, ...]:
     """Every hard constraint that a model does not fulfil; none: it may be recommended."""
     found = (
-        _lifecycle(candidate, constraints),
+        _lifecycle(candidate),
         _availability(candidate),
         _tools(candidate, constraints),
         _context(candidate, constraints),
@@ -173,14 +168,10 @@ def dollars(amount: Decimal) -> str:
     return f"${amount.normalize():f}" if amount else "$0"
 
 
-def _lifecycle(candidate: Candidate, constraints: Constraints) -> Violation | None:
-    if candidate.stage is Stage.RETIRED:
-        return Violation(Rule.LIFECYCLE, "its provider has retired it", None)
-    if candidate.stage is Stage.DEPRECATED and not constraints.allow_deprecated:
-        return Violation(
-            Rule.LIFECYCLE, "its provider is going to shut it down", "allow deprecated models"
-        )
-    return None
+def _lifecycle(candidate: Candidate) -> Violation | None:
+    if candidate.stage is not Stage.RETIRED:
+        return None
+    return Violation(Rule.LIFECYCLE, "its provider has retired it", None)
 
 
 def _availability(candidate: Candidate) -> Violation | None:

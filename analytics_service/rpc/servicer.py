@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from grpc_runtime.auth import ADMIN, current_principal
 from grpc_runtime.errors import invalid_argument
 from grpc_runtime.paging import invalid_token, page_size, read_token, write_token
 from midcourse.analytics.v1 import analytics_pb2 as pb
-from midcourse.analytics.v1 import analytics_pb2_grpc, model_pb2
+from midcourse.analytics.v1 import analytics_pb2_grpc, model_pb2, session_pb2
 from midcourse.control.v1 import access_pb2
 
 if TYPE_CHECKING:
@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROS_DIGITS = 17
 """Enough for some thousand years, and few enough for a `datetime`."""
+MAX_MESSAGES = 100
+"""Messages of one page: with what their tools have returned they may be long."""
+PAGE_BYTES = 2**20
+"""Size of a page of messages, unless one message is larger: what is sent has a limit."""
 _FORWARDED = ("authorization", "x-request-id")
 """What goes along when the control plane is asked in the caller's name."""
 
@@ -131,18 +135,15 @@ class AnalyticsServicer(analytics_pb2_grpc.AnalyticsServiceServicer):
     ) -> pb.ListMessagesResponse:
         """Lists a session's messages, the oldest first."""
         session_id = parse_session(request.parent, "parent")
-        size = page_size(request.page_size)
+        size = min(page_size(request.page_size), MAX_MESSAGES)
         query = f"messages {session_id}"
         after = read_token(request.page_token, query)
         messages = await self._sessions.messages(
             session_id, after if isinstance(after, int) else 0, size + 1, _caller(context)
         )
-        page = messages[:size]
-        last = None if len(messages) <= size else page[-1].number
-        return pb.ListMessagesResponse(
-            messages=[convert_chat.message(message) for message in page],
-            next_page_token=write_token(last, query),
-        )
+        page = _fitting(convert_chat.message(message) for message in messages[:size])
+        last = None if len(messages) <= len(page) else messages[len(page) - 1].number
+        return pb.ListMessagesResponse(messages=page, next_page_token=write_token(last, query))
 
     async def Chat(
         self, request: pb.ChatRequest, context: Context
@@ -171,12 +172,15 @@ class AnalyticsServicer(analytics_pb2_grpc.AnalyticsServiceServicer):
         size = page_size(request.page_size, default=0)
         group = convert_usage.group_of(request.group_by)
         caller = _caller(context)
-        sums = await self._usage.summaries(which, group, caller)
-        total = await self._usage.total(which, caller)
-        response = pb.GetUsageResponse(
-            summaries=[convert_usage.summary(each, group) for each in sums],
-            total=convert_usage.summary(total, UsageGroup.ALL),
-        )
+        response = pb.GetUsageResponse()
+        if not (size and request.page_token):  # they are the same for all pages
+            total = await self._usage.total(which, caller)
+            response.total.CopyFrom(convert_usage.summary(total, UsageGroup.ALL))
+            if group is not UsageGroup.ALL:
+                sums = await self._usage.summaries(which, group, caller)
+                response.summaries.extend(convert_usage.summary(each, group) for each in sums)
+            elif total.calls:
+                response.summaries.append(response.total)
         if size:
             query = f"usage {caller.name} {which}"
             before = read_token(request.page_token, query)
@@ -241,6 +245,18 @@ class AnalyticsServicer(analytics_pb2_grpc.AnalyticsServiceServicer):
         """Lists the record of changes and of refused calls, newest first."""
         fields = await convert.page(self._audit, request, access_pb2.AuditRecord)
         return pb.ListAuditRecordsResponse(**fields)
+
+
+def _fitting(messages: Iterable[session_pb2.Message]) -> list[session_pb2.Message]:
+    """As many as fit into one page, at least one."""
+    page: list[session_pb2.Message] = []
+    size = 0
+    for message in messages:
+        size += message.ByteSize()
+        if page and size > PAGE_BYTES:
+            break
+        page.append(message)
+    return page
 
 
 def _caller(context: Context) -> Caller:

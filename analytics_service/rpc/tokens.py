@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import grpc
 
+from analytics_service.threads import Threads
 from control_plane.client import MidcourseError, UnauthenticatedError
 from grpc_runtime.auth import Principal
 from grpc_runtime.bearer import bearer_metadata
@@ -28,14 +29,18 @@ _log = get_logger(__name__)
 class ControlPlaneTokens:
     """Tells the service who sent a token."""
 
-    def __init__(self, plane: Client, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, plane: Client, threads: Threads, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """Makes it.
 
         Args:
             plane: A client of the control plane, with no credentials of its own but a certificate.
+            threads: Where it is asked.
             clock: Where the time comes from, in seconds.
         """
         self._plane = plane
+        self._threads = threads
         self._clock = clock
         # Of tokens whose calls may be under way: who asks with them, and when that was last seen.
         self._seen: dict[str, tuple[Client, float]] = {}
@@ -57,7 +62,7 @@ class ControlPlaneTokens:
                 reason="TOKEN_UNKNOWN",
             ) from None
         try:
-            caller = await asyncio.to_thread(plane.get_caller)
+            caller = await self._threads.run(plane.get_caller)
         except UnauthenticatedError as error:
             raise StatusError(
                 grpc.StatusCode.UNAUTHENTICATED, error.message, reason=error.reason
@@ -97,16 +102,15 @@ class ControlPlaneTokens:
             if credential in credentials or now - seen < _SECONDS_TO_BEGIN
         }
         looked_at = [each for each in credentials if each in self._seen]
-        good = await asyncio.gather(*(_may_be_good(self._seen[each][0]) for each in looked_at))
+        good = await asyncio.gather(*(self._may_be_good(self._seen[each][0]) for each in looked_at))
         return {each for each, may_be in zip(looked_at, good, strict=True) if not may_be}
 
-
-async def _may_be_good(plane: Client) -> bool:
-    """Tells whether the token that a client sends is not known to be worthless."""
-    try:
-        await asyncio.to_thread(plane.get_caller)
-    except UnauthenticatedError:
-        return False
-    except MidcourseError as error:  # the next look may tell
-        _log.warning("cannot look whether a token is still good", error=error.message)
-    return True
+    async def _may_be_good(self, plane: Client) -> bool:
+        """Tells whether the token that a client sends is not known to be worthless."""
+        try:
+            await self._threads.run(plane.get_caller)
+        except UnauthenticatedError:
+            return False
+        except MidcourseError as error:  # the next look may tell
+            _log.warning("cannot look whether a token is still good", error=error.message)
+        return True

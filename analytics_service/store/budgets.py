@@ -138,15 +138,17 @@ _SETTLE = Prepared(
 
 @cache
 def _sums(*, of_principal: bool, of_model: bool) -> Prepared:
-    """What the usage of a span adds up to: spent, part of it that is a guess, reserved."""
-    charge = func.coalesce(usage.c.cost, usage.c.estimated_cost, _NOTHING)
-    guess = func.coalesce(usage.c.estimated_cost, _NOTHING)
+    """What the usage of a span adds up to: spent, part of it that is not known, reserved."""
+    # As `UsageRecord.charge`.
+    is_beyond = usage.c.estimated_cost > usage.c.reserved
+    most = case((is_beyond, usage.c.estimated_cost), else_=usage.c.reserved)
+    charge = func.coalesce(usage.c.cost, most)
     sums = select(
         *(
             type_coerce(func.coalesce(func.sum(each), _NOTHING), Money())
             for each in (
                 case((IS_RUNNING_CALL, _NOTHING), else_=charge),
-                case((IS_RUNNING_CALL, _NOTHING), (usage.c.cost.is_(None), guess), else_=_NOTHING),
+                case((IS_RUNNING_CALL, _NOTHING), (usage.c.cost.is_(None), most), else_=_NOTHING),
                 case((IS_RUNNING_CALL, usage.c.reserved), else_=_NOTHING),
             )
         )
@@ -222,20 +224,6 @@ def get(connection: Connection, key: BudgetKey, now: datetime) -> Budget:
 def listing(connection: Connection, now: datetime) -> list[Budget]:
     """All budgets with a limit; those of all together before those of one."""
     return [_present(connection, row, now) for row in _LIMITS.rows(connection)]
-
-
-def left(connection: Connection, principal: str, model_id: str, now: datetime) -> Decimal | None:
-    """The least that any budget leaves for such a call, at least 0; None: there is no limit."""
-    rows = _LIMITS_OF_CALL.rows(connection, of_principal=principal, of_model=model_id)
-    present = (_present(connection, row, now) for row in rows)
-    return min(
-        (
-            max(Decimal(0), budget.limit - budget.spent - budget.reserved)
-            for budget in present
-            if budget.limit is not None
-        ),
-        default=None,
-    )
 
 
 def set_limit(

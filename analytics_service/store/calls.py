@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, fields
+from dataclasses import astuple, fields, replace
 from datetime import timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -142,7 +142,7 @@ def settle(connection: Connection, begun: UsageRecord, ended: UsageRecord) -> No
         added=known,
         unknown=unknown,
     )
-    budgets.settle(connection, begun, ended)
+    budgets.settle(connection, begun, replace(ended, reserved=begun.reserved))
 
 
 def sums(call: UsageRecord) -> tuple[Decimal, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -44,9 +44,11 @@ _BEAT = Prepared(
 )
 
 
+_BEATS = Prepared(select(replicas.c.id, replicas.c.beat))
+
+
 def _of_dead(replica: ColumnElement[str]) -> ColumnElement[bool]:
-    alive = select(replicas.c.id).where(replicas.c.beat >= bindparam("silent_before"))
-    return (replica != bindparam("me")) & replica.not_in(alive)
+    return (replica != bindparam("me")) & replica.not_in(select(replicas.c.id))
 
 
 # Not sorted: SQLite would rather look at everything in that order than sort these few.
@@ -67,7 +69,7 @@ _INTERRUPT = Prepared(
 )
 _FORGET = Prepared(
     delete(replicas).where(
-        replicas.c.id != bindparam("me"), replicas.c.beat < bindparam("silent_before")
+        replicas.c.id == bindparam("of_replica"), replicas.c.beat == bindparam("last")
     )
 )
 
@@ -77,19 +79,25 @@ def beat(connection: Connection, replica: str, now: datetime) -> None:
     _BEAT.run(connection, replica=replica, now=now)
 
 
-def recover(connection: Connection, replica: str, silent_before: datetime, now: datetime) -> int:
+def beats(connection: Connection) -> dict[str, datetime]:
+    """The last beat of each replica."""
+    return dict(_BEATS.rows(connection))
+
+
+def recover(
+    connection: Connection, replica: str, silent: Mapping[str, datetime], now: datetime
+) -> int:
     """Settles what dead replicas left; returns how many calls and answers that were."""
-    dead = {"me": replica, "silent_before": silent_before}
-    count = 0
     # Mostly there is nothing, and then nobody has to wait for anybody.
-    if _CALLS.rows(connection, **dead) or _ANSWERS.rows(connection, **dead):
-        # From here on nobody else settles a call: another replica that recovers comes before
-        # or after, and a call that is ending has ended, or ends after and finds it settled.
-        budgets.guard(connection, alone=True)
-        found = [calls.record(row) for row in _CALLS.rows(connection, **dead)]
-        count = _settle(connection, found, _ANSWERS.rows(connection, **dead), now)
-    _FORGET.run(connection, **dead)
-    return count
+    if not (silent or _CALLS.rows(connection, me=replica) or _ANSWERS.rows(connection, me=replica)):
+        return 0
+    # From here on nobody else settles a call: another replica that recovers comes before
+    # or after, and a call that is ending has ended, or ends after and finds it settled.
+    budgets.guard(connection, alone=True)
+    for each, last in silent.items():
+        _FORGET.run(connection, of_replica=each, last=last)  # unless it has beaten since
+    found = [calls.record(row) for row in _CALLS.rows(connection, me=replica)]
+    return _settle(connection, found, _ANSWERS.rows(connection, me=replica), now)
 
 
 def _settle(

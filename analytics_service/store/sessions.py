@@ -65,11 +65,11 @@ _CANCELS = Prepared(
 
 
 @cache
-def _page(*, of_principal: bool, from_cursor: bool) -> Prepared:
+def _page(*, from_cursor: bool) -> Prepared:
     """Sessions, the newest first; equally new ones by their ids, downwards too."""
-    page = select(*(sessions.c[name] for name in _FIELDS))
-    if of_principal:
-        page = page.where(sessions.c.principal == bindparam("principal"))
+    page = select(*(sessions.c[name] for name in _FIELDS)).where(
+        sessions.c.principal == bindparam("principal")
+    )
     if from_cursor:
         place = tuple_(
             bindparam("updated", type_=sessions.c.updated.type),
@@ -117,9 +117,19 @@ def hold_existing(connection: Connection, session_id: str, version: int | None =
     held = hold(connection, session_id)
     if held is None:
         raise session_not_found(session_id)
-    if version is not None and version != held.session.version:
-        raise etag_mismatch(session_id, version, held.session.version)
+    if version is not None:
+        check_version(held.session, version)
     return held
+
+
+def check_version(session: Session, version: int) -> None:
+    """Checks that a held session is as it was when somebody looked at it.
+
+    Raises:
+        Refusal: ETAG_MISMATCH.
+    """
+    if version != session.version:
+        raise etag_mismatch(session.id, version, session.version)
 
 
 def create(connection: Connection, session: Session, running: int | None = None) -> None:
@@ -153,13 +163,11 @@ def add_costs(
 
 
 def listing(
-    connection: Connection, principal: str | None, after: SessionCursor | None, limit: int
+    connection: Connection, principal: str, after: SessionCursor | None, limit: int
 ) -> list[Session]:
-    """A page of sessions."""
-    page = _page(of_principal=principal is not None, from_cursor=after is not None)
-    values: dict[str, Any] = {"limit": limit}
-    if principal is not None:
-        values["principal"] = principal
+    """A page of a principal's sessions."""
+    page = _page(from_cursor=after is not None)
+    values: dict[str, Any] = {"principal": principal, "limit": limit}
     if after is not None:
         values |= {"updated": after.updated, "id": after.id}
     return [Session(*row) for row in page.rows(connection, **values)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import datetime
@@ -88,7 +88,7 @@ class SqlStore:
         return await self._read(lambda connection: sessions.get(connection, session_id))
 
     async def list_sessions(
-        self, principal: str | None, after: SessionCursor | None, limit: int
+        self, principal: str, after: SessionCursor | None, limit: int
     ) -> Sequence[Session]:
         """See `Store`."""
         return await self._read(
@@ -173,10 +173,14 @@ class SqlStore:
         """See `Store`."""
         await self._write(lambda connection: recovery.beat(connection, replica, now))
 
-    async def recover(self, replica: str, silent_before: datetime, now: datetime) -> int:
+    async def beats(self) -> Mapping[str, datetime]:
+        """See `Store`."""
+        return await self._read(recovery.beats)
+
+    async def recover(self, replica: str, silent: Mapping[str, datetime], now: datetime) -> int:
         """See `Store`."""
         return await self._write(
-            lambda connection: recovery.recover(connection, replica, silent_before, now)
+            lambda connection: recovery.recover(connection, replica, silent, now)
         )
 
     async def list_usage(
@@ -200,12 +204,6 @@ class SqlStore:
     async def set_budget(self, key: BudgetKey, limit: Decimal | None, now: datetime) -> Budget:
         """See `Store`."""
         return await self._change(lambda connection: budgets.set_limit(connection, key, limit, now))
-
-    async def budget_left(self, principal: str, model_id: str, now: datetime) -> Decimal | None:
-        """See `Store`."""
-        return await self._read(
-            lambda connection: budgets.left(connection, principal, model_id, now)
-        )
 
     async def prune(
         self, *, sessions_before: datetime | None, usage_before: datetime | None, limit: int
@@ -303,9 +301,8 @@ class SqlStore:
             audit.add(connection, [stored(replace(record, resource=name) if name else record)])
             return result
 
-        result = await self._write(recorded)
-        entry.is_recorded = True
-        return result
+        with entry.being_recorded():
+            return await self._write(recorded)
 
 
 def _name_of_answer(begun: TurnBegun) -> str:

@@ -104,7 +104,7 @@ def begin(connection: Connection, turn: NewTurn, call: UsageRecord | None) -> Tu
     """Records question, running answer and the first call with its reservation.
 
     Raises:
-        Refusal: SESSION_NOT_FOUND, SESSION_BUSY, BUDGET_EXCEEDED.
+        Refusal: SESSION_NOT_FOUND, SESSION_BUSY, ETAG_MISMATCH, BUDGET_EXCEEDED.
         RepeatedError: The transaction is to be undone; see `replay`.
         MissingWindowsError: See `budgets.reserve`.
     """
@@ -176,6 +176,8 @@ def _old_session(connection: Connection, turn: NewTurn) -> Session:
     _claim(connection, turn, session)
     if held.running is not None:
         raise session_busy(session.id, held.running)
+    # Else the turn would undo what has changed, or know nothing of an answer that has ended.
+    sessions.check_version(held.session, turn.session.version)
     return sessions.save(connection, session, running=session.message_count)
 
 

@@ -1,13 +1,11 @@
-"""The rules of budgets: their spans, which of them a call falls under, whether it fits, names."""
+"""The rules of budgets: their spans, whether a call fits, names."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from itertools import product
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
-from analytics_service.errors import invalid
 from analytics_service.usage.records import Budget, BudgetKey, Period
 
 _COLLECTION = "budgets"
@@ -36,19 +34,6 @@ def span(period: Period, at: datetime) -> tuple[datetime, datetime]:
             return first, (first + timedelta(days=32)).replace(day=1)
 
 
-def keys_for(principal: str, model_id: str) -> tuple[BudgetKey, ...]:
-    """Returns all budgets that a call falls under, in a fixed order.
-
-    Args:
-        principal: Name of the caller.
-        model_id: Id of the model that is used.
-    """
-    return tuple(
-        BudgetKey(who, which, period)
-        for who, which, period in product((principal, None), (model_id, None), Period)
-    )
-
-
 def fits(budget: Budget, amount: Decimal) -> bool:
     """Whether a budget leaves room for an amount beside what is spent and reserved.
 
@@ -64,43 +49,8 @@ def budget_name(key: BudgetKey) -> str:
     return f"{_COLLECTION}/{_segment(key.principal)}/{_segment(key.model_id)}/{key.period}"
 
 
-def parse_budget_name(name: str, field: str = "name") -> BudgetKey:
-    """Reads a budget's resource name.
-
-    Args:
-        name: The name.
-        field: Path of the field that holds it, for the message.
-
-    Raises:
-        Refusal: INVALID_ARGUMENT: it is no such name.
-    """
-    parts = name.split("/")
-    if len(parts) == 4 and parts[0] == _COLLECTION and parts[3] in tuple(Period):
-        try:
-            key = BudgetKey(_unquoted(parts[1]), _unquoted(parts[2]), Period(parts[3]))
-        except ValueError:
-            pass  # the same message as for any other name that is none
-        else:
-            return key
-    raise invalid(
-        field,
-        f'got "{name}", allowed: {_COLLECTION}/{{principal}}/{{model}}/{{day|month}}, names '
-        f'percent-encoded, "{_ALL}" for all principals or all models',
-    )
-
-
 def _segment(name: str | None) -> str:
     if name is None:
         return _ALL
     # What is called "-" must not mean all.
     return "%2D" if name == _ALL else quote(name, safe="")
-
-
-def _unquoted(segment: str) -> str | None:
-    """Reads a part of a name; ValueError: it is empty, or no percent-encoded UTF-8."""
-    if segment == _ALL:
-        return None
-    text = unquote(segment, errors="strict")
-    if not text:
-        raise ValueError("empty")
-    return text

@@ -30,14 +30,14 @@ _INPUT_SHARE = Decimal("0.75")
 _OUTPUT_SHARE = Decimal("0.25")
 
 
-def blended(rates: Rates) -> Decimal:
+def blended(input_price: Decimal, output_price: Decimal) -> Decimal:
     """What a model costs in one number: US dollars per million tokens, a quarter written."""
-    return _INPUT_SHARE * rates.input + _OUTPUT_SHARE * rates.output
+    return _INPUT_SHARE * input_price + _OUTPUT_SHARE * output_price
 
 
 def band(rates: Rates) -> CostBand:
     """The band that 0.75 × input + 0.25 × output falls into, in US dollars per million tokens."""
-    mixed = blended(rates)
+    mixed = blended(rates.input, rates.output)
     if mixed == 0:
         return CostBand.FREE
     if mixed < Decimal("0.5"):
@@ -91,30 +91,6 @@ class PriceBook:
         """
         self._catalogue = catalogue
         self._own = dict(own)
-
-    @property
-    def source(self) -> str:
-        """Name and version of the price list."""
-        return list_source()
-
-    def rates(
-        self,
-        model: CatalogueModel,
-        served: str | None,
-        at: datetime,
-        *,
-        prompt_tokens: int = 0,
-    ) -> Rates | None:
-        """Returns the prices of a call; None: none are known.
-
-        Args:
-            model: The model that was used.
-            served: What the provider says has served; None: it has not said.
-            at: When the call was made.
-            prompt_tokens: Length of the prompt, cached tokens included: some prices rise with it.
-        """
-        found = self._find(model, served, at)
-        return None if found is None else _rates_of(*found, prompt_tokens)
 
     def cost(
         self, model: CatalogueModel, served: str | None, tokens: TokenUsage, at: datetime

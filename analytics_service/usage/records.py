@@ -95,10 +95,14 @@ class UsageRecord:
 
     @property
     def charge(self) -> Decimal:
-        """What the budgets are charged with: the cost, else the guess, else nothing."""
+        """What the budgets are charged with: the cost, else the most that it may have been.
+
+        A guess is too little for that: of what a model has thought before it was stopped, nothing
+        is seen.
+        """
         if self.cost is not None:
             return self.cost
-        return self.estimated_cost or Decimal(0)
+        return max(self.reserved, self.estimated_cost or Decimal(0))
 
 
 class Period(StrEnum):
@@ -130,8 +134,8 @@ class Budget:
     Attributes:
         key: What it is about.
         limit: Most to be spent; None: there is no limit.
-        spent: Known costs, and guesses where they are unknown.
-        estimated: Part of `spent` that is a guess.
+        spent: Known costs, and the most that a call may have cost where it is unknown.
+        estimated: Part of `spent` that is not known.
         reserved: Set aside for calls that are running.
         start: Start of the span.
         end: End of the span.

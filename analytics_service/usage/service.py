@@ -102,10 +102,6 @@ class UsageService:
             raise invalid("limit", f"got {limit}, allowed: 0 to {MAX_LIMIT} US dollars")
         return await self._store.set_budget(self._canonical(key), limit, self._clock())
 
-    async def left(self, principal: str, model_id: str) -> Decimal | None:
-        """Returns the least that any budget leaves for a call; None: there is no limit."""
-        return await self._store.budget_left(principal, model_id, self._clock())
-
     async def _allowed(self, which: UsageFilter, caller: Caller) -> UsageFilter:
         if which.start is not None and which.end is not None and which.start > which.end:
             raise invalid("end_time", "got a time before start_time, allowed: one after it")

@@ -25,11 +25,6 @@ class TokenUsage:
     cache_write: int | None = None
     reasoning: int | None = None
 
-    @property
-    def is_billable(self) -> bool:
-        """Whether enough is known to charge for: what was read, and what was written."""
-        return self.input is not None and self.output is not None
-
 
 UNKNOWN = TokenUsage()
 """Nothing is known."""

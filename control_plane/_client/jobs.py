@@ -228,7 +228,7 @@ class JobCalls:
 
         Raises:
             NotFoundError: There is no such job.
-            InvalidArgumentError: A range is not allowed.
+            InvalidArgumentError: A range is not allowed, or has too many samples in it.
         """
         request = metrics_request(
             job,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import UTC
 
 from rich.text import Text
 
@@ -38,7 +39,7 @@ def records(of: Iterable[access_pb2.AuditRecord]) -> FittingTable:
 
 def _time(record: access_pb2.AuditRecord) -> str:
     """Returns the time here, as the records may be of long ago."""
-    return record.time.ToDatetime().astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    return record.time.ToDatetime(UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _host(peer: str) -> str:

@@ -50,7 +50,7 @@ def batch(
     With --watch, the exit code tells whether it is in force everywhere.
     """
     from control_plane.cli import fleet
-    from control_plane.cli.fleet_progress import counts
+    from control_plane.cli.fleet_progress import Followed, counts
     from midcourse.control.v1 import control_pb2
 
     if reason and not cancel:
@@ -66,16 +66,14 @@ def batch(
             else:
                 session.output.line(f"{withdrawn.name}: {counts(withdrawn.progress)}")
             return
-        with plane.watch_batch(name) as watching:
-            first = next(watching)
-            items = list(first.items)
-            while len(items) < first.batch.progress.total and (more := next(watching, None)):
-                items += more.items
+        followed = Followed(session, plane, name, None)
+        followed.look()
+    found, items = followed.batch, followed.items()
     if session.output.is_json:
-        answer = control_pb2.BatchUpdateParametersResponse(batch=first.batch, items=items)
+        answer = control_pb2.BatchUpdateParametersResponse(batch=found, items=items)
         session.output.message(answer)
         return
     from control_plane.cli import fleet_tables
 
-    session.output.show(fleet_tables.batches([first.batch], time.time()), "")
-    session.output.show(fleet_tables.items(first.batch.spec, items))
+    session.output.show(fleet_tables.batches([found], time.time()), "")
+    session.output.show(fleet_tables.items(found.spec, items))

@@ -99,7 +99,7 @@ def send(
                 _confirm(ask(**checking))
             answer = ask(**options)
     if sending.wait:
-        follow(session, plane, answer.batch.name, sending.timeout)
+        follow(session, plane, answer.batch.name, sending.timeout, begun=answer)
     elif session.output.is_json:
         session.output.message(answer)
     else:
@@ -116,8 +116,22 @@ def send(
             )
 
 
-def follow(session: Session, plane: Client, name: str, timeout: float | None) -> None:
+def follow(
+    session: Session,
+    plane: Client,
+    name: str,
+    timeout: float | None,
+    *,
+    begun: control_pb2.BatchUpdateParametersResponse | None = None,
+) -> None:
     """Shows how a batch goes on until it is settled, then what became of it.
+
+    Args:
+        session: The run of the verb.
+        plane: The control plane.
+        name: The batch's.
+        timeout: Seconds to follow it at most; None: as long as it takes.
+        begun: What is known of it already; None: nothing.
 
     Raises:
         CommandError: It came to nothing at some of the jobs, or is not settled in time.
@@ -126,6 +140,8 @@ def follow(session: Session, plane: Client, name: str, timeout: float | None) ->
     from control_plane.cli.fleet_progress import Followed
 
     followed = Followed(session, plane, name, timeout)
+    if begun is not None:
+        followed.note(begun)
     in_time = followed.run()
     batch, items = followed.batch, followed.items()
     if session.output.is_json:
@@ -139,11 +155,19 @@ def follow(session: Session, plane: Client, name: str, timeout: float | None) ->
 
 
 def _judge(batch: batch_pb2.Batch, *, in_time: bool, waited: float | None) -> None:
+    from control_plane.cli.fleet_progress import deleted
+
     progress = batch.progress
     failed = progress.rejected + progress.expired + progress.cancelled
     if failed:
         raise CommandError(
             f"not applied at {failed} of {progress.total} jobs", ExitCode.NOT_APPLIED
+        )
+    if gone := deleted(progress):
+        raise CommandError(
+            f"{gone} of {progress.total} jobs were deleted, and what became of it there is not"
+            " known",
+            ExitCode.NOT_APPLIED,
         )
     if not in_time:
         still = progress.pending + progress.delivered

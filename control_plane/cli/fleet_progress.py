@@ -6,7 +6,7 @@ import threading
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from midcourse.control.v1 import batch_pb2
+from midcourse.control.v1 import batch_pb2, control_pb2
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from control_plane.client import Client
 
 _REFRESHES_PER_SECOND = 10
+_DELETED = "JOB_DELETED"
 
 
 class Followed:
@@ -56,11 +57,26 @@ class Followed:
             )
             task = bar.add_task("", total=None, counts="") if bar is not None else None
             for news in self._watch:
-                self.batch.CopyFrom(news.batch)
-                self._items.update((item.job, item) for item in news.items)
+                self.note(news)
                 if bar is not None and task is not None:
                     _show(bar, task, news.batch.progress)
         return in_time
+
+    def look(self) -> None:
+        """Finds out how it stands now."""
+        with self._watch:
+            for news in self._watch:
+                self.note(news)
+                left = [item for item in self._items.values() if item.refusal.reason != _DELETED]
+                if len(left) >= _known(self.batch.progress):
+                    return
+
+    def note(
+        self, news: control_pb2.WatchBatchResponse | control_pb2.BatchUpdateParametersResponse
+    ) -> None:
+        """Takes what is told of it."""
+        self.batch.CopyFrom(news.batch)
+        self._items.update((item.job, item) for item in news.items)
 
 
 def _bar(console: object) -> Progress:
@@ -84,6 +100,17 @@ def _show(bar: Progress, task: TaskID, progress: batch_pb2.BatchProgress) -> Non
     bar.update(task, total=taken, completed=taken - still_open, counts=counts(progress))
 
 
+def deleted(progress: batch_pb2.BatchProgress) -> int:
+    """Returns how many jobs were deleted since, so that nobody knows what became of it there."""
+    return progress.total - _known(progress)
+
+
+def _known(progress: batch_pb2.BatchProgress) -> int:
+    still_open = progress.pending + progress.delivered
+    ended = progress.applied + progress.rejected + progress.expired + progress.cancelled
+    return still_open + ended + progress.refused
+
+
 def counts(progress: batch_pb2.BatchProgress) -> str:
     """Returns how many jobs are where, without those of which there are none."""
     shown = (
@@ -94,5 +121,6 @@ def counts(progress: batch_pb2.BatchProgress) -> str:
         ("expired", progress.expired),
         ("cancelled", progress.cancelled),
         ("refused", progress.refused),
+        ("deleted", deleted(progress)),
     )
     return ", ".join(f"{count} {name}" for name, count in shown if count)

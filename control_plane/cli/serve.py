@@ -24,6 +24,7 @@ def serve(context: typer.Context, settings: ServerSettings) -> None:
     with importing_much():
         from control_plane.server import serve as run
         from control_plane.store.errors import StoreError
+        from grpc_runtime.server import ServerCrashedError
 
     before = context.find_object(GlobalOptions)
     if before is not None and before.server is not None:
@@ -32,7 +33,7 @@ def serve(context: typer.Context, settings: ServerSettings) -> None:
         run(settings)
     except AddressError as error:
         raise CommandError(str(error), ExitCode.USAGE) from error
-    except (ListenError, StoreError) as error:
+    except (ListenError, ServerCrashedError, StoreError) as error:
         raise CommandError(str(error), ExitCode.FAILURE) from error
 
 

@@ -32,7 +32,7 @@ from control_plane.cli.session import Session, verb
 
 if TYPE_CHECKING:
     from control_plane.client import Client
-    from midcourse.control.v1 import update_pb2
+    from midcourse.control.v1 import job_pb2, update_pb2
 
 ModeName: TypeAlias = Literal["set", "peak", "hold", "ramp", "schedule"]
 ShapeName: TypeAlias = Literal["linear", "cosine", "constant"]
@@ -165,9 +165,21 @@ def set_parameters(
             sending.send(session, plane, job, changes, None, how, specs)
             return
         # One of them tells how values are to be read; whether they suit each, the server says.
-        first = next(plane.list_jobs(selector, page_size=1), None)
+        first = next(plane.list_jobs(selector, states=_declaring(), page_size=1), None)
         changes = requested.changes(assigned, first.parameters if first else (), asked)
         fleet.send(session, plane, to, changes, None, how)
+
+
+def _declaring() -> list[job_pb2.JobState.ValueType]:
+    """Returns the states of jobs that a selector chooses and that have said what they have."""
+    from midcourse.control.v1 import job_pb2
+
+    return [
+        job_pb2.JOB_STATE_RUNNING,
+        job_pb2.JOB_STATE_STALLED,
+        job_pb2.JOB_STATE_PAUSED,
+        job_pb2.JOB_STATE_LOST,
+    ]
 
 
 @verb

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from control_plane.cli.completion import complete_job
-from control_plane.cli.durations import parse_duration
 from control_plane.cli.exits import CommandError, ExitCode
 from control_plane.cli.jobs import SelectorOption
+from control_plane.cli.sending import duration
 from control_plane.cli.session import Session, verb
 
 if TYPE_CHECKING:
@@ -23,13 +23,6 @@ if TYPE_CHECKING:
     from midcourse.control.v1 import control_pb2, job_pb2
 
 _REFRESHES_PER_SECOND = 4
-
-
-def _interval(text: str) -> float:
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
 
 
 @verb
@@ -48,7 +41,7 @@ def watch(
         float | None,
         typer.Option(
             "--interval",
-            parser=_interval,
+            parser=duration,
             metavar="DURATION",
             help="Show progress at most this often; by default 1s.",
         ),

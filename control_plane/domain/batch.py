@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from control_plane.domain.change_effects import LEARNING_RATE, coupled_factor
+from control_plane.domain.change_effects import LEARNING_RATE, coupled_factor, moves
 from control_plane.domain.errors import Reason, Refusal, Violation, invalid
 from control_plane.domain.job import Job, JobState
 from control_plane.domain.names import job_name
@@ -211,20 +211,29 @@ def expected_transitions(
 ) -> tuple[Transition, ...]:
     """What an update would change, as far as it follows from the values in force.
 
-    A value that does not follow is None: that of a schedule, of a ramp's first step, of a
-    product with something unknown.
+    Each change sees what those before it did. A value that does not follow is None: that of a
+    schedule, of a ramp's first step, of a product with something unknown, also with a batch size
+    that another one has moved.
     """
     specs = {known.name: known for known in job.parameters}
     found: dict[tuple[str, str], Transition] = {}
+    now = dict(in_force)
+
+    def note(key: tuple[str, str], new: Value | None) -> None:
+        found[key] = Transition(*key, in_force.get(key), new)
+        for moved in [other for other in now if moves(key, other)]:
+            del now[moved]
+        if new is not None:
+            now[key] = new
+
     for change in spec.changes:
         key = (change.parameter, change.group)
-        old = in_force.get(key)
-        found[key] = Transition(*key, old, _expected(change, old, specs.get(change.parameter)))
-        follows = isinstance(change, SetChange) and change.coupling is not Coupling.NONE
-        if follows and isinstance(change, SetChange) and (LEARNING_RATE, "") not in found:
-            rate = in_force.get((LEARNING_RATE, ""))
-            new = _scaled(rate, coupled_factor(change, in_force))
-            found[LEARNING_RATE, ""] = Transition(LEARNING_RATE, "", rate, new)
+        coupled = isinstance(change, SetChange) and change.coupling is not Coupling.NONE
+        factor = coupled_factor(change, now) if isinstance(change, SetChange) and coupled else None
+        note(key, _expected(change, now.get(key), specs.get(change.parameter)))
+        if coupled:
+            rate = (LEARNING_RATE, "")
+            note(rate, _scaled(now.get(rate), factor))
     return tuple(found.values())
 
 

@@ -85,6 +85,16 @@ def relative_changes(change: Change, current: Value | None) -> list[tuple[str, f
     ]
 
 
+def moves(changed: tuple[str, str], other: tuple[str, str]) -> bool:
+    """Whether a change moves a value, perhaps; both are told by parameter and group.
+
+    A change of the whole moves every group, and that of a group what is shown of the whole.
+    """
+    if other[0] in _MOVED_BY.get(changed[0], ()):
+        return True
+    return changed[0] == other[0] and (changed[1] == other[1] or "" in {changed[1], other[1]})
+
+
 def coupled_factor(change: SetChange, in_force: Mapping[tuple[str, str], Value]) -> float | None:
     """By what a coupling scales the learning rate; None where the size in force is unknown."""
     current = in_force.get((change.parameter, change.group))

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from control_plane.domain.errors import Reason, Refusal
-from control_plane.domain.job import Job, JobState, Progress, TrainerExit
+from control_plane.domain.job import LIVE_STATES, Job, JobState, Progress, TrainerExit
 from control_plane.domain.parameter import ParameterSpec
 from control_plane.domain.update import (
     ActionKind,
@@ -208,12 +208,15 @@ def check_instance(hello: Hello, runs: Iterable[Run], job: Job) -> None:
     """Refuses a training process whose place another one has taken.
 
     The newest process of a job is served. Were the older one let back in, the two
-    would take the job from each other for ever.
+    would take the job from each other for ever. One that ended before anybody heard of it is older
+    than one that trains.
 
     Raises:
         Refusal: Naming the process that is served.
     """
-    if any(run.instance_id == hello.instance_id and run.superseded for run in runs):
+    known = [run for run in runs if run.instance_id == hello.instance_id]
+    too_late = hello.state.phase is Phase.EXITED and job.state in LIVE_STATES
+    if any(run.superseded for run in known) or (too_late and not known):
         raise superseded(job)
 
 

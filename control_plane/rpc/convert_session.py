@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -45,8 +44,9 @@ from control_plane.services.outbox import (
     Welcome,
     Withdrawal,
 )
-from control_plane.services.telemetry import EPOCH
 from grpc_runtime.convert import (
+    FIRST_MICROSECOND,
+    LAST_MICROSECOND,
     MAX_COUNT,
     count_of,
     duration,
@@ -74,8 +74,6 @@ _PHASES = {
     pb.TRAINER_PHASE_EXITED: Phase.EXITED,
 }
 MAX_METRIC_NAME = 200
-_FIRST_MICROSECOND = (datetime.min.replace(tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
-_LAST_MICROSECOND = (datetime.max.replace(tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
 
 
 def hello_of(request: pb.SessionRequest) -> Hello:
@@ -244,10 +242,10 @@ def _column_of(proto: pb.MetricColumn, index: int) -> MetricColumn:
         if (most := max(steps)) > MAX_COUNT:
             count_of(most, f"heartbeat.metrics[{index}].steps")
         first, last = min(times), max(times)
-        if first < _FIRST_MICROSECOND or last > _LAST_MICROSECOND:
+        if first < FIRST_MICROSECOND or last > LAST_MICROSECOND:
             raise invalid(
                 f"heartbeat.metrics[{index}].time_micros",
-                f"got {first if first < _FIRST_MICROSECOND else last}, allowed: a time between "
+                f"got {first if first < FIRST_MICROSECOND else last}, allowed: a time between "
                 "the years 1 and 9999",
             )
     return MetricColumn(name, steps, values, times)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from control_plane.domain.access import EVERYTHING, Role, Scope, scope_of
-from grpc_runtime.auth import current_call
+from grpc_runtime.auth import current_call, current_principal
 from grpc_runtime.policy import ANY_CALLER, Policy
 
 _READ: Final = frozenset({Role.VIEWER, Role.OPERATOR})
@@ -66,3 +66,12 @@ def scope_now() -> Scope:
     if call is None:
         return EVERYTHING
     return scope_of(call.principal.selector, call.principal.only)
+
+
+def name_now() -> str:
+    """The name of the caller being served.
+
+    Raises:
+        LookupError: None is.
+    """
+    return current_principal().name

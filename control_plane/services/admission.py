@@ -67,8 +67,8 @@ class Admission:
         missing: Updates to send, oldest first.
         withdraw: Revisions that the trainer holds and should give back.
         settled: Revisions of the outcomes that came with the Hello.
-        created: Whether the job is new.
-        is_new_run: Whether the training process is.
+        is_new_run: Whether the training process is new.
+        is_new_agent: Whether the agent process is.
         telemetry: The newest telemetry as stored, or None.
     """
 
@@ -77,8 +77,8 @@ class Admission:
     missing: tuple[Update, ...]
     withdraw: tuple[int, ...]
     settled: tuple[int, ...]
-    created: bool
     is_new_run: bool
+    is_new_agent: bool
     telemetry: Telemetry | None
 
 
@@ -89,7 +89,6 @@ def admit(tx: Transaction, hello: Hello, now: datetime, replica: str) -> Admissi
         Refusal: If the agent must not be served.
     """
     job = tx.job(hello.job_id)
-    created = job is None
     if job is None:
         job = tx.insert_job(new_job(hello.job_id, hello.labels, hello.method, now))
         tx.append_event(job_event(EventKind.CREATED, job, now))
@@ -97,6 +96,7 @@ def admit(tx: Transaction, hello: Hello, now: datetime, replica: str) -> Admissi
     check_instance(hello, runs, job)
     run = _run_of(tx, job, hello, runs)
     floor = job.revision if begins_anew(job, hello) else job.replay_floor
+    before = job.session
     job = replace(
         job,
         labels=with_agents_labels(job, hello.labels),
@@ -128,8 +128,8 @@ def admit(tx: Transaction, hello: Hello, now: datetime, replica: str) -> Admissi
         missing,
         withdraw,
         settled=tuple(outcome.revision for outcome in hello.state.outcomes),
-        created=created,
         is_new_run=run not in runs,
+        is_new_agent=before is None or before.agent_id != hello.agent_id,
         telemetry=tx.telemetry(job),
     )
 
@@ -155,7 +155,8 @@ def take_state(
     job: Job,
     state: FullState,
     now: datetime,
-    on_its_way: frozenset[int] = frozenset(),
+    *,
+    is_being_sent: bool = False,
     began_at: int | None = None,
 ) -> tuple[Job, tuple[Update, ...], tuple[int, ...]]:
     """Brings the store up to what a trainer says of itself.
@@ -165,8 +166,8 @@ def take_state(
         job: The job, as the transaction has it.
         state: What the trainer says.
         now: The time.
-        on_its_way: Revisions that the trainer may get without having said so: of
-            these, only what is said counts, not what is left unsaid.
+        is_being_sent: Whether a stream carries updates to the trainer, which may get them without
+            having said so: then only what is said of them counts, not what is left unsaid.
         began_at: Optimizer steps done as the trainer began, where this is the first
             that it says; None: it is not.
 
@@ -206,7 +207,7 @@ def take_state(
     withdraw: list[int] = []
     for update in tx.open_updates(job):
         there = update.revision in state.held
-        outcome_now = _resolve(update, job, state, now, maybe=update.revision in on_its_way)
+        outcome_now = _resolve(update, job, state, now, maybe=is_being_sent)
         if outcome_now is not None:
             job = settle_in(tx, job, update, outcome_now, now)
             continue

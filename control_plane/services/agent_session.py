@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from control_plane.domain.errors import Reason, Refusal
-from control_plane.domain.job import Job, JobState
+from control_plane.domain.job import LIVE_STATES, Job, JobState
 from control_plane.domain.session import (
     Allowance,
     FullState,
@@ -287,11 +287,10 @@ class AgentSession:
     async def full_state(self, number: int, state: FullState) -> None:
         """The trainer's state anew: what differs from the store is mended."""
         now = self._parts.clock()
-        # The agent may not have read yet what this stream has carried.
-        on_its_way = frozenset(self.deliveries.sent)
 
         def work(tx: Transaction, job: Job) -> tuple[tuple[Update, ...], tuple[int, ...]]:
-            _, missing, withdraw = take_state(tx, job, state, now, on_its_way)
+            # The agent may not have read yet what this stream carries to it.
+            _, missing, withdraw = take_state(tx, job, state, now, is_being_sent=True)
             return missing, withdraw
 
         missing, withdraw = await self._store.write(work)
@@ -299,7 +298,7 @@ class AgentSession:
         if state.progress is not None:
             self._parts.telemetry.progress(self.job_key, state.progress)
         self.deliveries.send_again(missing)
-        self.deliveries.withdraw_again(withdraw)
+        self.deliveries.withdraw_again(each for each in withdraw if each in self.deliveries.sent)
         self.done(number)
 
     # What the server says.
@@ -370,16 +369,19 @@ class AgentSession:
         """Nothing has been heard for long."""
         now = self._parts.clock()
 
-        def work(tx: Transaction) -> None:
+        def work(tx: Transaction) -> JobState:
             job = self._store.job(tx)
+            is_open = job.session is not None and job.session.connected
+            if not is_open or job.state not in LIVE_STATES:
+                return job.state  # the stream has ended meanwhile, or training has
             seen = now - timedelta(seconds=silence)
             message = f"nothing heard from its agent for {silence:.0f} s"
             tx.save_job(lost(job, message, now, seen, connected=True))
             tx.append_event(job_event(EventKind.MODIFIED, job, now))
+            return JobState.LOST
 
-        await self._parts.store.write(work)
+        self._state = await self._parts.store.write(work)
         self._store.notify()
-        self._state = JobState.LOST
 
     async def close(self) -> None:
         """The stream has ended: from now on nothing can be on its way to the trainer."""

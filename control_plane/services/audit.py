@@ -46,9 +46,8 @@ class AuditedStore(PassingStore):
             tx.add_audit_records([stored(replace(record, resource=name) if name else record)])
             return result
 
-        result = await self._store.write(recorded)
-        entry.is_recorded = True
-        return result
+        with entry.being_recorded():
+            return await self._store.write(recorded)
 
 
 def _name_of(result: Any) -> str:

@@ -63,10 +63,11 @@ class Judged:
 def chosen(tx: Transaction, selector: Selector) -> list[str]:
     """Ids of the jobs that a selector means, as far as a look without locks can tell."""
     found: list[str] = []
-    after = ""
-    while chunk := tx.selectable_jobs(after=after, limit=_LOOKED_AT_ONCE, states=_NOT_ENDED):
+    after: str | None = ""
+    while after is not None:
+        chunk = tx.selectable_jobs(after=after, limit=_LOOKED_AT_ONCE, states=_NOT_ENDED)
         found += [job_id for job_id, labels in chunk if selector.matches(labels)]
-        after = chunk[-1][0]
+        after = chunk.beyond
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from control_plane.domain import batch as rules
@@ -28,6 +29,7 @@ from control_plane.services.views import need_batch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+    from datetime import datetime
 
     from control_plane.domain.update import Transition
     from control_plane.services.batch_admission import BatchSubmission
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
 
 CHUNK = 1_000
 """Most items in one message of a watch, and most updates withdrawn in one transaction."""
+_SCAN = 200
+MOST_SCANNED = 1_000
+"""Batches looked at for one page, so that it costs the same however few the caller may see."""
 _COALESCE_SECONDS = 0.1
 _LOOK_AGAIN_SECONDS = 5.0
 
@@ -53,7 +58,7 @@ class BatchNews:
 
 @dataclass(frozen=True, slots=True)
 class BatchPage:
-    """A page of batches; `next_beyond` is the number to go on beyond, or None at the end."""
+    """A page of batches; perhaps few or none though there are more beyond `next_beyond`."""
 
     batches: tuple[BatchView, ...]
     next_beyond: int | None
@@ -172,11 +177,18 @@ class BatchService:
         """A page of batches, newest first."""
 
         def work(tx: Transaction) -> BatchPage:
-            found = tx.batches(beyond=beyond, limit=limit + 1)
+            found: list[Batch] = []
+            place, scanned, more = beyond, 0, True
+            size = min(limit + 1, _SCAN)  # enough, where the caller may see all of them
+            while more and len(found) <= limit and scanned < MOST_SCANNED:
+                chunk = tx.batches(beyond=place, limit=size)
+                found += chunk
+                place, more = chunk.beyond, chunk.beyond is not None
+                scanned, size = scanned + size, _SCAN
             shown = found[:limit]
             counts = tx.batch_counts(shown)
             views = tuple(view_of(batch, counts[batch.key]) for batch in shown)
-            return BatchPage(views, shown[-1].key if len(found) > limit else None)
+            return BatchPage(views, shown[-1].key if len(found) > limit else place)
 
         return await self._store.read(work)
 
@@ -184,6 +196,7 @@ class BatchService:
         """Yields all items of a batch, at most `CHUNK` at a time, then those that change.
 
         Ends once all its updates are settled. What changes twice between two looks is told once.
+        There is always one at least, also where no items are left.
 
         Raises:
             Refusal: BATCH_NOT_FOUND.
@@ -196,7 +209,10 @@ class BatchService:
             followed = await self._store.read(
                 lambda tx: Followed(tx, need_batch(tx, key), expected)
             )
-            async for news in self._tell(followed, followed.all_jobs()):
+            ids = followed.all_jobs()
+            if not ids:  # all of them were deleted
+                yield BatchNews(followed.view(), ())
+            async for news in self._tell(followed, ids):
                 yield news
             while followed.view().progress.open:
                 if self._bus.draining:
@@ -233,14 +249,7 @@ class BatchService:
                 metadata={"batch": batch_name(key)},
             )
         for part in _chunks(waiting):
-
-            def work(tx: Transaction, part: Sequence[Member] = part) -> None:
-                jobs = {job.key: job for job in tx.jobs_named(m.job_id for m in part)}
-                for place, update in tx.updates_at([m.place for m in part]).items():
-                    if update.is_open and place[0] in jobs:
-                        cancel_in(tx, jobs[place[0]], update, by_whom, now)
-
-            await self._store.write(work)
+            await self._store.write(partial(_cancel_all, members=part, by=by_whom, now=now))
             self._notify(member.job_id for member in part)
         return await self.get(key)
 
@@ -289,10 +298,22 @@ def _look(tx: Transaction, key: int, followed: Followed) -> list[str]:
     """Ids of the jobs where something has changed, if the batch is still there for the caller.
 
     Raises:
-        Refusal: BATCH_NOT_FOUND, one of its jobs has left the caller's bounds.
+        Refusal: BATCH_NOT_FOUND, one of its jobs was deleted or has left the caller's bounds.
     """
     need_batch(tx, key)
     return followed.look(tx)
+
+
+def _cancel_all(tx: Transaction, members: Sequence[Member], by: Cancelled, now: datetime) -> None:
+    """Withdraws those of a batch's updates that are open still."""
+    tx.read_ahead_open(member.job_id for member in members)
+    for member in members:
+        job = tx.job(member.job_id)
+        if job is None or job.key != member.job_key:
+            continue  # deleted meanwhile
+        for update in tx.open_updates(job):
+            if update.revision == member.revision:
+                cancel_in(tx, job, update, by, now)
 
 
 def _chunks(things: Sequence[T]) -> Iterator[Sequence[T]]:

@@ -34,6 +34,7 @@ class Deliveries:
     __slots__ = (
         "_again",
         "_busy",
+        "_closed",
         "_context",
         "_failed",
         "_found_lost",
@@ -74,6 +75,7 @@ class Deliveries:
         self._context = contextvars.copy_context()
         self._busy: asyncio.Future[Any] | None = None
         self._again = False
+        self._closed = False
         self._nonces: dict[int, int] = {}
         self._new_nonce = itertools.count(random.getrandbits(32) << 16)
         self.sent: set[int] = set()
@@ -133,6 +135,7 @@ class Deliveries:
         """Sends nothing more."""
         self._parts.bus.remove(session_topic(self._store.job_id), self)
         self._again = False
+        self._closed = True
         if self._busy is not None:
             self._busy.cancel()
 
@@ -161,6 +164,8 @@ class Deliveries:
         if looked.cancelled():
             return
         error = looked.exception()
+        if self._closed:
+            return  # just now
         if error is None:
             job, updates = looked.result()
             if _is_open(job) and not self._unsent(updates):
@@ -221,7 +226,8 @@ class Deliveries:
         now = self._parts.clock()
 
         def work(tx: Transaction, job: Job) -> None:
-            if job.session is not None:
+            # A transaction that was begun before the end of the stream may come after it.
+            if job.session is not None and not self._closed:
                 session = replace(job.session, connected=True, last_revision=0)
                 tx.save_job(replace(job, session=session).changed(now))
                 tx.append_event(job_event(EventKind.MODIFIED, job, now))

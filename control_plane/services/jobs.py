@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from control_plane.services.telemetry import TelemetryHub
 
 _SCAN = 200
+MOST_SCANNED = 10_000
+"""Jobs looked at for one page, so that it costs the same however few of them are wanted."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobPage:
-    """A page of jobs; `next_after` is the id to go on after, or None at the end."""
+    """A page of jobs; perhaps few or none though there are more after `next_after`."""
 
     jobs: tuple[JobView, ...]
     next_after: str | None
@@ -143,17 +145,15 @@ class JobService:
 
         def work(tx: Transaction) -> JobPage:
             found: list[Job] = []
-            position = after
-            size = min(limit + 1, _SCAN)  # enough, where the selector takes them all
-            more = True
-            while more and len(found) <= limit:
+            position: str | None = after
+            scanned, size = 0, min(limit + 1, _SCAN)  # enough, where all of them are wanted
+            while position is not None and len(found) <= limit and scanned < MOST_SCANNED:
                 chunk = tx.jobs(after=position, limit=size, states=wanted)
                 found += [job for job in chunk if selector.matches(job.selectable())]
-                more = len(chunk) == size
-                position = chunk[-1].id if chunk else position
-                size = _SCAN
+                position = chunk.beyond
+                scanned, size = scanned + size, _SCAN
             views = self.views(tx, found[:limit])
-            return JobPage(tuple(views), views[-1].job.id if len(found) > limit else None)
+            return JobPage(tuple(views), views[-1].job.id if len(found) > limit else position)
 
         return await self._store.read(work)
 

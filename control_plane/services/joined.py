@@ -89,15 +89,6 @@ class JoinedReads(_Joined[K]):
     Each costs a statement or two less of its own, and none its own way to a thread and back.
     """
 
-    async def read(self, key: K, work: Callable[[Transaction], T]) -> T:
-        """Runs `work` on a consistent view of what is committed now. It must not write.
-
-        Raises:
-            Refusal: If the store can not be read.
-            BaseException: Whatever `work` raises.
-        """
-        return await self.ask(key, work)
-
     async def _answer(self, asked: Sequence[_Asked[K]]) -> None:
         def work(tx: Transaction) -> list[tuple[Any, BaseException | None]]:
             self._read_ahead(tx, [each.key for each in asked])

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
+from control_plane.domain.errors import invalid
 from control_plane.domain.series import Sample, Statistics, describe, lineage, reduce
 from control_plane.services.views import need_job
 
 if TYPE_CHECKING:
     from control_plane.services.ports import Store, Transaction
     from control_plane.services.telemetry import TelemetryHub
+
+MOST_SAMPLES = 500_000
+"""Samples of a metric that one series tells of: so many are held in memory."""
+_AT_ONCE = 2
+"""Series that are made at a time: the store's threads are for others as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,43 +53,50 @@ class MetricsService:
         """Takes its parts."""
         self._store = store
         self._telemetry = telemetry
+        self._free = asyncio.Semaphore(_AT_ONCE)
 
     async def query(self, query: MetricsQuery) -> list[MetricSeries]:
         """One series for each metric that has samples in range.
 
         Raises:
-            Refusal: JOB_NOT_FOUND.
+            Refusal: JOB_NOT_FOUND, or INVALID_ARGUMENT where there are too many samples.
         """
         await self._telemetry.flush()
+        known = await self._store.read(lambda tx: tx.metric_names(need_job(tx, query.job_id)))
+        names = [n for n in query.names if n in known] if query.names else known
+        found = []
+        for name in dict.fromkeys(names):
+            async with self._free:
+                # All of it there: what is long takes no time from what the event loop has to do.
+                found.append(await self._store.read(partial(_series, query=query, name=name)))
+        return [series for series in found if series is not None]
 
-        def work(tx: Transaction) -> list[tuple[str, list[Sample]]]:
-            job = need_job(tx, query.job_id)
-            spans = list(_within(lineage(tx.runs(job)), query.first_step, query.last_step))
-            known = tx.metric_names(job)
-            names = [n for n in query.names if n in known] if query.names else known
-            return [
-                (
-                    name,
-                    tx.samples(
-                        job,
-                        name,
-                        spans=spans,
-                        start_time=query.start_time,
-                        end_time=query.end_time,
-                        last=query.last,
-                    ),
-                )
-                for name in dict.fromkeys(names)
-            ]
 
-        series = []
-        for name, samples in await self._store.read(work):
-            if samples:
-                points = reduce(samples, query.max_points)
-                series.append(
-                    MetricSeries(name, points, describe(samples), len(points) < len(samples))
-                )
-        return series
+def _series(tx: Transaction, query: MetricsQuery, name: str) -> MetricSeries | None:
+    """The course of one metric, if it has samples in range.
+
+    Raises:
+        Refusal: JOB_NOT_FOUND, or INVALID_ARGUMENT where there are too many.
+    """
+    job = need_job(tx, query.job_id)
+    samples = tx.samples(
+        job,
+        name,
+        spans=list(_within(lineage(tx.runs(job)), query.first_step, query.last_step)),
+        start_time=query.start_time,
+        end_time=query.end_time,
+        last=min(query.last or MOST_SAMPLES + 1, MOST_SAMPLES + 1),
+    )
+    if len(samples) > MOST_SAMPLES:
+        raise invalid(
+            "steps",
+            f"{name} has more than {MOST_SAMPLES:,} samples in range, at most so many are told at "
+            "once; ask for fewer steps, for a shorter time, or for the last so many",
+        )
+    if not samples:
+        return None
+    points = reduce(samples, query.max_points)
+    return MetricSeries(name, points, describe(samples), len(points) < len(samples))
 
 
 def _within(

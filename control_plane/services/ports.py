@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from control_plane.services.records import (
         Event,
         Member,
+        Page,
         Place,
         Scanned,
         Telemetry,
@@ -48,18 +49,23 @@ class Transaction(Protocol):
     def job(self, job_id: str) -> Job | None:
         """The job, or None."""
 
-    def jobs(self, *, after: str = "", limit: int, states: Iterable[JobState] = ()) -> list[Job]:
-        """Jobs in the order of their ids, after an id; of the given states, if any are given."""
+    def jobs(
+        self, *, after: str = "", limit: int, states: Iterable[JobState] = ()
+    ) -> Page[Job, str]:
+        """Jobs in the order of their ids, after an id; of the given states, if any are given.
+
+        `limit` are looked at. All of them are there, but for a caller who may not see them all.
+        """
 
     def unheard_jobs(self, replicas: Collection[str]) -> list[Job]:
-        """Jobs that seem to be alive and whose stream none of the replicas has open."""
+        """Jobs that seem to have a stream, or to be alive, and none of the replicas has it open."""
 
     def jobs_named(self, ids: Iterable[str]) -> list[Job]:
         """Those of the jobs that exist, in the order of their ids."""
 
     def selectable_jobs(
         self, *, after: str, limit: int, states: Iterable[JobState] = ()
-    ) -> list[tuple[str, dict[str, str]]]:
+    ) -> Page[tuple[str, dict[str, str]], str]:
         """(id, what selectors see) of jobs in the order of their ids, as from `jobs`."""
 
     def check_scope(self, job: Job) -> None:
@@ -112,9 +118,6 @@ class Transaction(Protocol):
     def first_open(self, job: Job) -> int | None:
         """Revision of the oldest update that is pending or delivered; None: there is none."""
 
-    def count_open(self, job: Job) -> int:
-        """How many updates are pending or delivered."""
-
     def applied_above(self, job: Job, floor: int) -> list[int]:
         """Revisions above `floor` in state APPLIED, ascending."""
 
@@ -161,8 +164,8 @@ class Transaction(Protocol):
     def batch_by_request(self, author: str, request_id: str) -> Batch | None:
         """The batch that an author's request made, or None."""
 
-    def batches(self, *, beyond: int | None, limit: int) -> list[Batch]:
-        """Batches, newest first, beyond one in that order."""
+    def batches(self, *, beyond: int | None, limit: int) -> Page[Batch, int]:
+        """Batches, newest first, beyond one in that order; `limit` are looked at, as of `jobs`."""
 
     def insert_batch(self, batch: Batch, refusals: Mapping[str, JobRefusal]) -> Batch:
         """Stores a new batch, with the jobs that did not take it; returns it with its key.
@@ -170,8 +173,8 @@ class Transaction(Protocol):
         Its author must not have used its request id.
         """
 
-    def batch_members(self, batch: Batch) -> list[Member]:
-        """The updates of a batch, in the order of their jobs' ids."""
+    def batch_members(self, batch: Batch, *, limit: int | None = None) -> list[Member]:
+        """The updates of a batch, in the order of their jobs' ids; with a limit only some."""
 
     def batch_states(self, batch: Batch) -> dict[int, UpdateState]:
         """The states of a batch's updates, by job key."""

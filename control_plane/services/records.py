@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from control_plane.domain.job import MetricPoint, Progress, ReadValue
     from control_plane.domain.session import MetricColumn
     from control_plane.domain.update import UpdateState
+
+T = TypeVar("T")
+P = TypeVar("P")
+
+
+class Page(list[T], Generic[T, P]):
+    """The next of many things in an order: perhaps few or none of those that were looked at.
+
+    Attributes:
+        beyond: The place to go on beyond; None: this was the end.
+    """
+
+    def __init__(self, things: Iterable[T], beyond: P | None) -> None:
+        """Has things, and where to go on."""
+        super().__init__(things)
+        self.beyond = beyond
 
 
 class EventKind(StrEnum):

@@ -6,25 +6,30 @@ they read and write passes here. What a scoped caller may not do at all is not h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from control_plane.domain.access import Scope, outside
 from control_plane.domain.errors import Reason, Refusal
+from control_plane.services.passing import PassingStore
+from control_plane.services.records import Page
 
 if TYPE_CHECKING:
     from control_plane.domain.batch import Batch
     from control_plane.domain.job import Job, JobState
     from control_plane.domain.update import Update
     from control_plane.services.ports import Store, Transaction
-    from control_plane.services.records import Event
 
 T = TypeVar("T")
 
-_LOOKED_AT_ONCE: Final = 64
+_LOOKED_AT_FIRST: Final = 8
+"""Jobs of a batch: of others' batches so many are mostly enough to know."""
 
 ScopeNow = Callable[[], Scope]
 """The scope of whoever is being served; everything, where nobody is."""
+
+NameNow = Callable[[], str]
+"""The name of whoever is being served."""
 
 HARMLESS: Final = frozenset(
     {
@@ -34,7 +39,6 @@ HARMLESS: Final = frozenset(
         "batch_members",
         "batch_refusals",
         "batch_states",
-        "count_open",
         "count_open_of",
         "delete_job",
         "first_open",
@@ -43,6 +47,7 @@ HARMLESS: Final = frozenset(
         "metric_names",
         "open_updates",
         # What is read ahead is given to nobody who may not ask for it.
+        "read_ahead_open",
         "read_ahead_to_accept",
         "read_ahead_telemetry",
         "read_ahead_updates",
@@ -69,43 +74,36 @@ HARMLESS: Final = frozenset(
 """What a transaction may do for a scoped caller just as for any other."""
 
 
-class ScopedStore:
+class ScopedStore(PassingStore):
     """A store that shows everybody only what is theirs."""
 
-    def __init__(self, store: Store, scope_now: ScopeNow) -> None:
+    def __init__(self, store: Store, scope_now: ScopeNow, name_now: NameNow) -> None:
         """Takes its parts.
 
         Args:
             store: With everything in it.
             scope_now: The scope of whoever is being served.
+            name_now: Who that is; is asked only where the scope is not everything.
         """
-        self._store = store
+        super().__init__(store)
         self._scope_now = scope_now
-        self.replica = store.replica
-        self.is_shared = store.is_shared
+        self._name_now = name_now
 
     async def write(self, work: Callable[[Transaction], T]) -> T:
         """Runs `work` in a transaction; returns its result after the commit."""
-        return await self._store.write(self._within_scope(work))
+        return await super().write(self._within_scope(work))
 
     async def read(self, work: Callable[[Transaction], T]) -> T:
         """Runs `work` on a consistent view of what is committed. It must not write."""
-        return await self._store.read(self._within_scope(work))
-
-    async def follow(self, heard: Callable[[Sequence[Event] | None], None]) -> None:
-        """Tells of what is committed without a caller here who would: runs until cancelled."""
-        await self._store.follow(heard)
-
-    async def close(self) -> None:
-        """Finishes what was begun and closes the files."""
-        await self._store.close()
+        return await super().read(self._within_scope(work))
 
     def _within_scope(self, work: Callable[[Transaction], T]) -> Callable[[Transaction], T]:
         # Asked here, in the caller's own context: `work` may run in another one.
         scope = self._scope_now()
         if scope.is_everything:
             return work
-        return lambda tx: work(cast("Transaction", ScopedTransaction(tx, scope)))
+        name = self._name_now()
+        return lambda tx: work(cast("Transaction", ScopedTransaction(tx, scope, name)))
 
 
 class ScopedTransaction:
@@ -115,10 +113,11 @@ class ScopedTransaction:
     `control_plane.services.ports.Transaction`.
     """
 
-    def __init__(self, tx: Transaction, scope: Scope) -> None:
-        """Looks at a transaction through a scope."""
+    def __init__(self, tx: Transaction, scope: Scope, name: str) -> None:
+        """Looks at a transaction through the scope of somebody of that name."""
         self._tx = tx
         self._scope = scope
+        self._name = name
 
     def __getattr__(self, name: str) -> Any:
         if name in HARMLESS:
@@ -135,16 +134,12 @@ class ScopedTransaction:
         job = self._tx.job(job_id)
         return job if job is not None and self._has(job) else None
 
-    def jobs(self, *, after: str = "", limit: int, states: Iterable[JobState] = ()) -> list[Job]:
-        """Jobs in the order of their ids, after an id; of the given states, if any are given."""
-        wanted = tuple(states)
-        return _filled(
-            limit,
-            after,
-            lambda beyond: self._tx.jobs(after=beyond, limit=limit, states=wanted),
-            self._has,
-            lambda job: job.id,
-        )
+    def jobs(
+        self, *, after: str = "", limit: int, states: Iterable[JobState] = ()
+    ) -> Page[Job, str]:
+        """Those of the next jobs, in the order of their ids, that are in the scope."""
+        page = self._tx.jobs(after=after, limit=limit, states=states)
+        return Page(filter(self._has, page), page.beyond)
 
     def jobs_named(self, ids: Iterable[str]) -> list[Job]:
         """Those of the jobs that exist, in the order of their ids."""
@@ -153,16 +148,10 @@ class ScopedTransaction:
 
     def selectable_jobs(
         self, *, after: str, limit: int, states: Iterable[JobState] = ()
-    ) -> list[tuple[str, dict[str, str]]]:
+    ) -> Page[tuple[str, dict[str, str]], str]:
         """(id, what selectors see) of jobs in the order of their ids, as from `jobs`."""
-        wanted = tuple(states)
-        return _filled(
-            limit,
-            after,
-            lambda beyond: self._tx.selectable_jobs(after=beyond, limit=limit, states=wanted),
-            lambda each: self._scope.has(*each),
-            lambda each: each[0],
-        )
+        page = self._tx.selectable_jobs(after=after, limit=limit, states=states)
+        return Page((each for each in page if self._scope.has(*each)), page.beyond)
 
     def check_scope(self, job: Job) -> None:
         """Makes sure that a job, as it would be, is one that the caller may touch.
@@ -205,46 +194,31 @@ class ScopedTransaction:
         return {place: each for place, each in found.items() if each.job_id in seen}
 
     def batch(self, key: int) -> Batch | None:
-        """The batch if all its jobs are in the scope, or None."""
+        """The batch if it is for the caller to see, or None."""
         batch = self._tx.batch(key)
-        return batch if batch is not None and self._has_all_of(batch) else None
+        return batch if batch is not None and self._may_see(batch) else None
 
-    def batches(self, *, beyond: int | None, limit: int) -> list[Batch]:
-        """Batches whose jobs are all in the scope, newest first, beyond one in that order."""
-        return _filled(
-            limit,
-            beyond,
-            lambda after: self._tx.batches(beyond=after, limit=limit),
-            self._has_all_of,
-            lambda batch: batch.key,
-        )
+    def batches(self, *, beyond: int | None, limit: int) -> Page[Batch, int]:
+        """Those of the next batches, newest first, that are for the caller to see."""
+        page = self._tx.batches(beyond=beyond, limit=limit)
+        return Page(filter(self._may_see, page), page.beyond)
 
-    def _has_all_of(self, batch: Batch) -> bool:
-        found = {member.job_id for member in self._tx.batch_members(batch)}
-        ids = sorted(found | set(self._tx.batch_refusals(batch)))
-        if not all(map(self._scope.names, ids)):
-            return False
-        # Some at a time: of others' batches the first ones are enough to know.
-        parts = (ids[at : at + _LOOKED_AT_ONCE] for at in range(0, len(ids), _LOOKED_AT_ONCE))
-        return all(len(self.jobs_named(part)) == len(part) for part in parts)
+    def _may_see(self, batch: Batch) -> bool:
+        """Whether all jobs of a batch are in the scope.
 
+        Of a job that was deleted nobody can tell whether it was. A batch's author knows of it
+        anyway, and of what was refused: there only the jobs count that have its update.
+        """
+        members = self._tx.batch_members(batch, limit=_LOOKED_AT_FIRST)
+        if len(members) == _LOOKED_AT_FIRST and self._has_all({m.job_id for m in members}):
+            members = self._tx.batch_members(batch)
+        ids = {member.job_id for member in members}
+        if batch.author != self._name:
+            if batch.refused:
+                ids |= self._tx.batch_refusals(batch).keys()
+            if len(ids) < batch.total:
+                return False
+        return self._has_all(ids)
 
-_Item = TypeVar("_Item")
-_Place = TypeVar("_Place")
-
-
-def _filled(
-    limit: int,
-    after: _Place,
-    more: Callable[[_Place], list[_Item]],
-    wanted: Callable[[_Item], bool],
-    place: Callable[[_Item], _Place],
-) -> list[_Item]:
-    """As many wanted items as were asked for, if there are so many: fewer mean the end."""
-    found: list[_Item] = []
-    while True:
-        chunk = more(after)
-        found += filter(wanted, chunk)
-        if len(found) >= limit or len(chunk) < limit:
-            return found[:limit]
-        after = place(chunk[-1])
+    def _has_all(self, ids: Collection[str]) -> bool:
+        return all(map(self._scope.names, ids)) and len(self.jobs_named(ids)) == len(ids)

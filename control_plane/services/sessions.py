@@ -97,6 +97,8 @@ class SessionService:
         self._open: dict[str, AgentSession] = {}
         self._opening = 0
         self._unrecorded: list[AgentSession] = []
+        # Jobs whose Hello may be stored though the store failed; when that was, in steady seconds.
+        self._doubtful: dict[str, float] = {}
         self._replicas = Replicas(store, telemetry.steady, limits.lost_after)
 
     @property
@@ -131,6 +133,22 @@ class SessionService:
         Raises:
             Refusal: If the agent must not be served.
         """
+        opening = asyncio.ensure_future(self._begin(number, hello))
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            # What is being stored will be, and the job would seem to be connected from then on.
+            opening.add_done_callback(self._abandon)
+            raise
+
+    def _abandon(self, opening: asyncio.Future[AgentSession]) -> None:
+        """Has the end of a session recorded that nobody waits for any more."""
+        if not opening.cancelled() and opening.exception() is None:
+            session = opening.result()
+            self._remove(session)
+            self._unrecorded.append(session)
+
+    async def _begin(self, number: int, hello: Hello) -> AgentSession:
         if self._is_draining():
             raise shutting_down()
         check_protocol(hello.protocol_version)
@@ -149,6 +167,10 @@ class SessionService:
             admission = await self._store.write(
                 lambda tx: admit(tx, hello, now, self._replicas.own)
             )
+        except Refusal as refusal:
+            if refusal.reason is Reason.STORE_UNAVAILABLE:
+                self._doubtful[hello.job_id] = self._parts.telemetry.steady()
+            raise
         finally:
             self._opening -= 1
         session = AgentSession(self._parts, admission, number)
@@ -164,7 +186,10 @@ class SessionService:
                 else superseded(admission.job)
             )
         self._parts.telemetry.seen(session.job_key)
-        self._parts.telemetry.resume(session.job_key, session.epoch, admission.telemetry)
+        self._parts.telemetry.resume(
+            *(session.job_key, session.epoch, admission.telemetry),
+            is_new_agent=admission.is_new_agent,
+        )
         if admission.is_new_run:
             self._parts.telemetry.begin_run(session.job_key, hello.start_step)
         if hello.state.progress is not None:
@@ -199,8 +224,7 @@ class SessionService:
 
     async def close(self, session: AgentSession) -> None:
         """The stream of a session has ended."""
-        if self._open.get(session.job_id) is session:
-            del self._open[session.job_id]
+        self._remove(session)
         try:
             await session.close()
         except Refusal as refusal:
@@ -210,6 +234,10 @@ class SessionService:
             self._unrecorded.append(session)
         self._parts.bus.notify(JOBS)
         _log.info("session closed", job=session.job_id, epoch=session.epoch)
+
+    def _remove(self, session: AgentSession) -> None:
+        if self._open.get(session.job_id) is session:
+            del self._open[session.job_id]
 
     def _written(self, job_ids: Sequence[str]) -> None:
         """Sessions have written something of their jobs."""
@@ -225,22 +253,29 @@ class SessionService:
         for session in self._open.values():
             session.outbox.put(_go_away())
 
+    async def beat(self) -> None:
+        """Tells other servers that this one is alive, and looks which of them are.
+
+        Raises:
+            Refusal: STORE_UNAVAILABLE.
+        """
+        await self._replicas.beat()
+
     async def find_lost(self, since_start: float) -> None:
         """Marks jobs LOST of which nothing was heard for too long.
 
         Args:
             since_start: Seconds since this server began; before that nobody could be heard.
         """
-        await self._replicas.beat()
-        while self._unrecorded:
-            await self._unrecorded[-1].close()
-            self._unrecorded.pop()
+        await self._record_ends()
         limit = self._parts.limits.lost_after
         now = self._parts.telemetry.steady()
         heard_after = now - limit
         for number, session in enumerate(list(self._open.values())):
             if number % _LOOKED_AT_ONCE == 0:
                 await asyncio.sleep(0)  # nobody is to wait for a look at ten thousand
+            if self._open.get(session.job_id) is not session:
+                continue  # its stream has ended meanwhile
             seen = session.last_seen
             if (seen is not None and seen >= heard_after) or session.is_deaf:
                 continue
@@ -254,15 +289,53 @@ class SessionService:
                         raise
         if since_start <= limit:
             return
-        alive = self._replicas.alive()
-        jobs = await self._parts.store.read(lambda tx: tx.unheard_jobs(alive))
-        for job in jobs:
-            await self._lose_unconnected(job, limit, since_start)
+        for job in await self._unheard(now - limit):
+            if not self._replicas.is_up_to_date:
+                return
+            await self._end_stream(job, limit, since_start)
         await self._replicas.bury()
 
+    async def _unheard(self, doubted_before: float) -> list[Job]:
+        """Jobs whose stream no server has open that is alive."""
+        alive = self._replicas.alive()
+        doubtful = {each: at for each, at in self._doubtful.items() if at < doubted_before}
+
+        def look(tx: Transaction) -> tuple[list[Job], list[Job]]:
+            return tx.unheard_jobs(alive), tx.jobs_named(doubtful)
+
+        unheard, named = await self._parts.store.read(look)
+        own = [job for job in named if job.id not in self._open and self._has_stream(job)]
+        for job_id in doubtful.keys() - {job.id for job in own}:
+            if self._doubtful.get(job_id) == doubtful[job_id]:
+                del self._doubtful[job_id]
+        return unheard + own
+
+    def _has_stream(self, job: Job) -> bool:
+        """Whether the store has a job's stream down as open on this server."""
+        session = job.session
+        return session is not None and session.connected and session.replica == self._replicas.own
+
+    async def forget_silent(self) -> None:
+        """Drops what is known in memory of jobs whose streams are elsewhere, or nowhere, by now."""
+        await self._parts.telemetry.forget_silent(
+            2 * self._parts.limits.lost_after, {each.job_key for each in self._open.values()}
+        )
+
     async def leave(self) -> None:
-        """Tells other servers that this one ends, so that they look after its jobs at once."""
+        """Tells other servers that this one ends, so that they look after its jobs at once.
+
+        Raises:
+            Refusal: STORE_UNAVAILABLE; they will see it go silent.
+        """
+        await self._record_ends()
         await self._replicas.leave()
+
+    async def _record_ends(self) -> None:
+        """Stores the ends of streams that could not be stored before."""
+        while self._unrecorded:
+            session = self._unrecorded[0]
+            await session.close()
+            self._unrecorded.remove(session)
 
     def _silence_of(self, job: Job, now: datetime) -> float:
         """Seconds since a job without a stream was heard of; infinite: nobody can tell."""
@@ -278,7 +351,8 @@ class SessionService:
         newest = max((each for each in heard if each is not None), default=-math.inf)
         return min(written, self._parts.telemetry.steady() - newest)
 
-    async def _lose_unconnected(self, job: Job, limit: float, since_start: float) -> None:
+    async def _end_stream(self, job: Job, limit: float, since_start: float) -> None:
+        """Notes that a job has no stream, once it had none for long; a live one is LOST by that."""
         now = self._parts.clock()
         silence = min(since_start, self._silence_of(job, now))
         if silence <= limit:
@@ -289,9 +363,8 @@ class SessionService:
             current = tx.job(job.id)
             if current is None or current.session != job.session or current.state != job.state:
                 return
-            message = f"nothing heard from its agent for {silence:.0f} s"
-            gone = lost(current, message, now, heard, connected=False)
-            if current.session is not None and current.session.connected and gone.session:
+            gone = current
+            if current.session is not None and current.session.connected:
                 # Its server has died. Nobody has noted what it had sent by then.
                 reached = heard + (_CLOCKS_APART if self._parts.store.is_shared else _AT_ONCE)
                 # What was accepted later than now was so before a clock was set back.
@@ -300,8 +373,15 @@ class SessionService:
                     for update in tx.open_updates(job)
                     if not reached < update.create_time <= now
                 ]
-                session = replace(gone.session, last_revision=max(sent, default=0))
-                gone = replace(gone, session=session)
+                session = replace(
+                    current.session, connected=False, last_revision=max(sent, default=0)
+                )
+                gone = replace(current, session=session)
+            if current.state in LIVE_STATES:
+                message = f"nothing heard from its agent for {silence:.0f} s"
+                gone = lost(gone, message, now, heard, connected=False)
+            else:
+                gone = gone.changed(now)
             tx.save_job(gone)
             tx.append_event(job_event(EventKind.MODIFIED, current, now))
 

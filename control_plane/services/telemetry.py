@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -33,6 +33,9 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FLUSHED_AT_ONCE = 500
 """Jobs in one transaction of a flush: whoever has an update to store waits for no more of them."""
 
+_MOST_DROPPED = 2**63 - 1
+"""Dropped samples of a job: the store has no room for a larger number, nor anybody a use."""
+
 _log: FilteringBoundLogger = structlog.get_logger(__name__)
 
 
@@ -46,6 +49,7 @@ class Live:
             the server began.
         readings: Newest values of parameters, by (parameter, group).
         epoch: The session that tells all this.
+        dropped_by_agent: Of the dropped samples, those that the present agent has counted.
     """
 
     progress: Progress | None = None
@@ -55,6 +59,7 @@ class Live:
     last_seen: float | None = None
     readings: dict[tuple[str, str], ReadValue] = field(default_factory=dict)
     epoch: int = 0
+    dropped_by_agent: int = 0
 
     def stored(self, steady_zero: datetime) -> Telemetry:
         """The same, as the store keeps it.
@@ -125,10 +130,6 @@ class TelemetryHub:
         """Samples that wait for the store."""
         return self._pending_samples
 
-    def live(self, job_key: int) -> Live | None:
-        """The telemetry of the newest session that a job has had with this server."""
-        return self._live.get(job_key)
-
     def current(self, job: Job) -> Live | None:
         """The newest telemetry of a job, where its session is, or was last, with this server.
 
@@ -146,6 +147,21 @@ class TelemetryHub:
         """Drops what is known of a deleted job."""
         self._live.pop(job_key, None)
 
+    async def forget_silent(self, seconds: float, kept: Collection[int]) -> None:
+        """Drops what is known of jobs that were silent for long, and that the store has.
+
+        Args:
+            seconds: How long.
+            kept: Keys of jobs that are known all the same.
+        """
+        async with self._flushing:
+            waiting = {job_key for job_key, _ in self._pending}
+            before = self.steady() - seconds
+            for job_key in self._live.keys() - waiting - set(kept):
+                seen = self._live[job_key].last_seen
+                if seen is None or seen < before:
+                    del self._live[job_key]
+
     @property
     def has_room(self) -> bool:
         """Whether there is room for more samples."""
@@ -155,15 +171,20 @@ class TelemetryHub:
         """Waits until there is room for more samples. Whoever reads a stream waits here."""
         await self._room.wait()
 
-    def resume(self, job_key: int, epoch: int, stored: Telemetry | None) -> None:
+    def resume(
+        self, job_key: int, epoch: int, stored: Telemetry | None, *, is_new_agent: bool
+    ) -> None:
         """Begins a session; takes over what is stored, unless this server had the last one too.
 
         Args:
             job_key: The job.
             epoch: The session.
             stored: What is in the store; None: nothing.
+            is_new_agent: Whether it is another agent than before, which counts from 0.
         """
         live = self.of(job_key)
+        if is_new_agent:
+            live.dropped_by_agent = 0
         had_the_last = live.epoch == epoch - 1 and live.version > 0
         live.epoch = epoch
         if stored is None or had_the_last:
@@ -171,6 +192,8 @@ class TelemetryHub:
         live.progress = stored.progress
         live.metrics = {point.name: point for point in stored.metrics}
         live.dropped_samples = stored.dropped_samples
+        if not is_new_agent:
+            live.dropped_by_agent = stored.dropped_samples  # or fewer: nobody knows
         live.readings = {(each.parameter, each.group): each for each in stored.readings}
 
     def begin_run(self, job_key: int, start_step: int) -> None:
@@ -219,9 +242,12 @@ class TelemetryHub:
         """
         if heartbeat.progress is not None:
             live.progress = heartbeat.progress
-        if heartbeat.dropped_samples > live.dropped_samples:
-            self.dropped += heartbeat.dropped_samples - live.dropped_samples
-            live.dropped_samples = heartbeat.dropped_samples
+        if heartbeat.dropped_samples > live.dropped_by_agent:
+            more = heartbeat.dropped_samples - live.dropped_by_agent
+            more = min(more, _MOST_DROPPED - live.dropped_samples)
+            self.dropped += more
+            live.dropped_samples += more
+            live.dropped_by_agent = heartbeat.dropped_samples
         for reading in heartbeat.readings:
             if reading.value is not None:
                 live.readings[reading.parameter, reading.group] = ReadValue(

@@ -198,6 +198,7 @@ def _due(tx: Transaction, now: datetime) -> list[tuple[str, int]]:
     limit = _SCAN
     while True:
         overdue = tx.overdue(now, limit)
+        tx.read_ahead_open({job_id for job_id, _ in overdue})
         due = [each for each in overdue if _expirable(tx, *each) is not None]
         if len(due) >= _SCAN or len(overdue) < limit:
             return due[:_SCAN]
@@ -380,6 +381,7 @@ class UpdateService:
             return
 
         def work(tx: Transaction) -> None:
+            tx.read_ahead_open({job_id for job_id, _ in due})
             for job_id, revision in sorted(due):
                 found = _expirable(tx, job_id, revision)
                 if found is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -80,25 +80,29 @@ class Upkeep:
         self._retention = retention
 
     async def run(self) -> None:
-        """Does the chores until cancelled. A store that is away is tried again later."""
+        """Does the chores until cancelled. A store that is away is tried again later.
+
+        Those that may take long hold up no others: a server that does not say in time that it is
+        alive has all of its jobs taken for lost.
+        """
         loop = asyncio.get_running_loop()
         started = loop.time()
-        prune_due = started + self._retention.interval
         interval = min(1.0, self._sessions.limits.heartbeat_interval / 2)
-        while True:
-            await asyncio.sleep(interval)
-            try:
-                await self._sessions.find_lost(loop.time() - started)
-                await self._updates.expire_due()
-                if loop.time() >= prune_due:
-                    prune_due = loop.time() + self._retention.interval
-                    await self.count_batches()
-                    await self.forget_jobs()
-                    await self.prune()
-            except Refusal as refusal:
-                if refusal.reason is not Reason.STORE_UNAVAILABLE:
-                    raise
-                _log.warning("chores wait for the store", error=refusal.message)
+
+        async def look_after() -> None:
+            await self._sessions.find_lost(loop.time() - started)
+            await self._updates.expire_due()
+
+        async with asyncio.TaskGroup() as chores:
+            chores.create_task(_repeated(interval, self._sessions.beat))
+            chores.create_task(_repeated(interval, look_after))
+            chores.create_task(_repeated(self._retention.interval, self._forget))
+
+    async def _forget(self) -> None:
+        await self._sessions.forget_silent()
+        await self.count_batches()
+        await self.forget_jobs()
+        await self.prune()
 
     async def count_batches(self) -> None:
         """Notes of batches that have ended how they did, so that nobody has to count again."""
@@ -129,12 +133,12 @@ class Upkeep:
             ended = await self._store.read(look)
             for job in ended:
                 if now - job.update_time > kept:
-                    await self._forget(job)
+                    await self._delete(job)
             if len(ended) < _JOBS_AT_ONCE:
                 return
             after = ended[-1].id
 
-    async def _forget(self, job: Job) -> None:
+    async def _delete(self, job: Job) -> None:
         try:
             await self._jobs.delete(job.id, job.etag)
         except Refusal as refusal:
@@ -167,6 +171,18 @@ class Upkeep:
         """Deletes bit by bit, as long as there is more."""
         while await self._store.write(delete) >= _PRUNE_CHUNK:
             pass
+
+
+async def _repeated(interval: float, chore: Callable[[], Awaitable[None]]) -> None:
+    """Does a chore again and again, so many seconds apart."""
+    while True:
+        await asyncio.sleep(interval)
+        try:
+            await chore()
+        except Refusal as refusal:
+            if refusal.reason is not Reason.STORE_UNAVAILABLE:
+                raise
+            _log.warning("chores wait for the store", error=refusal.message)
 
 
 def _count_ended(tx: Transaction, batch: Batch) -> None:

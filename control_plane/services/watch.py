@@ -111,14 +111,16 @@ class WatchService:
         subscription = self._bus.subscribe(JOBS)
         self.count += 1
         try:
+            loop = asyncio.get_running_loop()
+            # Who goes on from a position where nothing has happened since is to hear that it may.
+            bookmark_due = loop.time()
             if position is None:
                 position = await self._newest()
                 async for view in self._all(wanted):
                     shown.note(view.job.uid, shown=True)
                     yield WatchItem(WatchKind.SNAPSHOT, None, view, view.job.id, view.job.uid)
                 yield WatchItem(WatchKind.BOOKMARK, position)
-            loop = asyncio.get_running_loop()
-            bookmark_due = loop.time() + _BOOKMARK_SECONDS
+                bookmark_due = loop.time() + _BOOKMARK_SECONDS
             progress_due = loop.time() + (progress_interval or 0.0)
             while True:
                 if self._bus.draining:
@@ -156,20 +158,17 @@ class WatchService:
         return await self._store.read(lambda tx: tx.event_span()[1])
 
     async def _all(self, wanted: Callable[[JobView], bool]) -> AsyncIterator[JobView]:
-        after = ""
-        while True:
-            at = after
+        after: str | None = ""
+        while after is not None:
 
-            def work(tx: Transaction, at: str = at) -> list[JobView]:
-                return self._jobs.views(tx, tx.jobs(after=at, limit=_CHUNK))
+            def work(tx: Transaction, after: str = after) -> tuple[list[JobView], str | None]:
+                jobs = tx.jobs(after=after, limit=_CHUNK)
+                return self._jobs.views(tx, jobs), jobs.beyond
 
-            views = await self._store.read(work)
+            views, after = await self._store.read(work)
             for view in views:
                 if wanted(view):
                     yield view
-            if len(views) < _CHUNK:
-                return
-            after = views[-1].job.id
 
     async def _moved(
         self,

@@ -11,7 +11,7 @@ from sqlalchemy import bindparam, func, insert, select, update
 from control_plane.domain.batch import Batch, JobRefusal
 from control_plane.domain.names import batch_name, parse_batch
 from control_plane.domain.update import OPEN_STATES
-from control_plane.services.records import Member
+from control_plane.services.records import Member, Page
 from control_plane.store.bulk import Lookup, insert_rows
 from control_plane.store.queries import Queries
 from control_plane.store.schema import (
@@ -63,6 +63,7 @@ _MEMBERS = Prepared(
     select(jobs.c.id, updates.c.job_key, updates.c.revision)
     .join_from(updates, jobs)
     .where(_OF_BATCH)
+    .limit(bindparam("limit"))
 )
 _STATES = Prepared(select(updates.c.job_key, updates.c.state).where(_OF_BATCH))
 _COUNTS = Lookup(
@@ -93,10 +94,12 @@ class BatchQueries(Queries):
         rows = _BY_REQUEST.rows(self._connection, author=author, request_id=request_id)
         return Batch(*rows[0]) if rows else None
 
-    def batches(self, *, beyond: int | None, limit: int) -> list[Batch]:
+    def batches(self, *, beyond: int | None, limit: int) -> Page[Batch, int]:
         """Batches, newest first, beyond one in that order."""
         before = _NO_END if beyond is None else beyond
-        return [Batch(*row) for row in _PAGE.rows(self._connection, beyond=before, limit=limit)]
+        rows = _PAGE.rows(self._connection, beyond=before, limit=limit)
+        found = [Batch(*row) for row in rows]
+        return Page(found, found[-1].key if len(found) == limit else None)
 
     def insert_batch(self, batch: Batch, refusals: Mapping[str, JobRefusal]) -> Batch:
         """Stores a new batch, with the jobs that did not take it; returns it with its key.
@@ -114,9 +117,10 @@ class BatchQueries(Queries):
         insert_rows(self._connection, batch_refusals, _REFUSAL, rows)
         return replace(batch, key=inserted.key)
 
-    def batch_members(self, batch: Batch) -> list[Member]:
-        """The updates of a batch, in the order of their jobs' ids."""
-        rows = _MEMBERS.rows(self._connection, batch=batch_name(batch.key))
+    def batch_members(self, batch: Batch, *, limit: int | None = None) -> list[Member]:
+        """The updates of a batch, in the order of their jobs' ids; with a limit only some."""
+        most = _NO_END if limit is None else limit
+        rows = _MEMBERS.rows(self._connection, batch=batch_name(batch.key), limit=most)
         return sorted((Member(*row) for row in rows), key=lambda member: member.job_id)
 
     def batch_states(self, batch: Batch) -> dict[int, UpdateState]:

@@ -8,10 +8,11 @@ from functools import cache
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, bindparam, delete, insert, select
+from sqlalchemy import Connection, bindparam, delete, insert, literal_column, select, union_all
 
 from control_plane.domain.job import LIVE_STATES, Job, JobState, seen_by_selectors
 from control_plane.domain.session import Run
+from control_plane.services.records import Page
 from control_plane.store.bulk import Lookup, change_rows, write_rows
 from control_plane.store.queries import Queries
 from control_plane.store.schema import is_one_of, jobs, runs
@@ -49,8 +50,15 @@ _RUNS = Prepared(
 )
 
 
-_UNHEARD = _JOB.where(is_one_of(jobs.c.state, LIVE_STATES)).where(
-    jobs.c.replica.not_in(bindparam("replicas", expanding=True))
+_OF_NO_REPLICA = jobs.c.replica.not_in(bindparam("replicas", expanding=True))
+_UNHEARD = union_all(
+    _JOB.where(is_one_of(jobs.c.state, LIVE_STATES), _OF_NO_REPLICA),
+    # Of jobs that have ended there may be many, and few of them have a stream.
+    _JOB.where(
+        is_one_of(jobs.c.state, frozenset(JobState) - LIVE_STATES),
+        jobs.c.replica > literal_column("''"),
+        _OF_NO_REPLICA,
+    ),
 )
 
 
@@ -104,14 +112,17 @@ class JobQueries(Queries):
             return self._found([Job(*row)])[0]
         return None
 
-    def jobs(self, *, after: str = "", limit: int, states: Iterable[JobState] = ()) -> list[Job]:
+    def jobs(
+        self, *, after: str = "", limit: int, states: Iterable[JobState] = ()
+    ) -> Page[Job, str]:
         """Jobs in the order of their ids, after an id; of the given states, if any are given."""
         page = _page(frozenset(states), to_change=self._writing)
         rows = page.rows(self._connection, after=after, limit=limit)
-        return self._found([Job(*row) for row in rows])
+        found = self._found([Job(*row) for row in rows])
+        return Page(found, found[-1].id if len(found) == limit else None)
 
     def unheard_jobs(self, replicas: Collection[str]) -> list[Job]:
-        """Jobs that seem to be alive and whose stream none of the replicas has open."""
+        """Jobs that seem to have a stream, or to be alive, and none of the replicas has it open."""
         rows = self._connection.execute(_UNHEARD, {"replicas": list(replicas)})
         return [Job(*row) for row in rows]
 
@@ -130,10 +141,6 @@ class JobQueries(Queries):
 
         return named
 
-    def read_ahead_jobs(self, ids: Iterable[str]) -> list[Job]:
-        """Reads jobs at once, for when each is asked for; returns those that exist."""
-        return self._ask_ahead(list(ids))()
-
     def _ask_ahead(self, ids: list[str]) -> Callable[[], list[Job]]:
         named = self._ask_named(ids)
 
@@ -147,10 +154,11 @@ class JobQueries(Queries):
 
     def selectable_jobs(
         self, *, after: str, limit: int, states: Iterable[JobState] = ()
-    ) -> list[tuple[str, dict[str, str]]]:
+    ) -> Page[tuple[str, dict[str, str]], str]:
         """(id, what selectors see) of jobs in the order of their ids, as from `jobs`."""
         rows = _selectable(frozenset(states)).rows(self._connection, after=after, limit=limit)
-        return [(row[0], seen_by_selectors(*row)) for row in rows]
+        found = [(row[0], seen_by_selectors(*row)) for row in rows]
+        return Page(found, found[-1][0] if len(found) == limit else None)
 
     def check_scope(self, job: Job) -> None:
         """Does nothing: this transaction is everybody's."""

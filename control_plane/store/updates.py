@@ -67,11 +67,6 @@ _BY_REQUEST_OF = Prepared(
 _FIRST_OPEN = Prepared(
     select(func.min(updates.c.revision)).where(_OF_THE_JOB, is_one_of(updates.c.state, OPEN_STATES))
 )
-_COUNT_OPEN = Prepared(
-    select(func.count())
-    .select_from(updates)
-    .where(_OF_THE_JOB, is_one_of(updates.c.state, OPEN_STATES))
-)
 _APPLIED = Prepared(
     select(updates.c.revision)
     .where(
@@ -240,11 +235,6 @@ class UpdateQueries(JobQueries):
             return min(known, default=None)
         [(revision,)] = _FIRST_OPEN.rows(self._for_updates, job_key=job.key)
         return None if revision is None else int(revision)
-
-    def count_open(self, job: Job) -> int:
-        """How many updates are pending or delivered."""
-        [(count,)] = _COUNT_OPEN.rows(self._for_updates, job_key=job.key)
-        return int(count)
 
     def applied_above(self, job: Job, floor: int) -> list[int]:
         """Revisions above `floor` in state APPLIED, ascending."""

@@ -179,15 +179,9 @@ class Processes:
     def _start_service(self, name: str, verb: str, arguments: Sequence[str]) -> tuple[Process, str]:
         """Starts a service with a new database on a free port; returns it with its address."""
         database = str(self._directory / f"{verb}.db")
-        # Settings of services that the user runs elsewhere are not for this one.
-        environment = {
-            variable: value
-            for variable, value in os.environ.items()
-            if not variable.startswith(("MIDCOURSE_", "ANALYTICS_"))
-        }
         command = ["control_plane.cli", verb, *arguments, "--listen", "127.0.0.1:0"]
         process = self._start(
-            name, verb, [*command, "--database", database, "--log-format", "json"], environment
+            name, verb, [*command, "--database", database, "--log-format", "json"], os.environ
         )
         try:
             return process, address_of(process)

@@ -74,7 +74,13 @@ def _ended_within(process: subprocess.Popen[bytes], seconds: float) -> int | Non
 
 
 def perform(play: Callable[[Stage, Path], None]) -> int:
-    """Runs a demo in a directory that is gone afterwards; returns the exit status."""
+    """Runs a demo in a directory that is gone afterwards; returns the exit status.
+
+    Settings of services that the user runs elsewhere are for nobody in it: they are forgotten.
+    """
+    for variable in list(os.environ):
+        if variable.startswith(("MIDCOURSE_", "ANALYTICS_")):
+            del os.environ[variable]
     stage = Stage()
     signal.signal(signal.SIGTERM, _exit_on_signal)
     try:

@@ -49,10 +49,8 @@ class Replicas:
         self._serving.pop(address).kill()
 
     def _start(self, number: int) -> Process:
-        # Settings of services that the user runs elsewhere are not for these.
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("MIDCOURSE_")}
         # In the environment, as the list of processes shows everybody a command line.
-        environment["MIDCOURSE_DATABASE"] = self._database
+        environment = {**os.environ, "MIDCOURSE_DATABASE": self._database}
         name = f"replica-{number}"
         log = self._directory / f"{name}.log"
         command = ["control_plane.cli", "serve", "--listen", "127.0.0.1:0"]

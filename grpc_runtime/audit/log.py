@@ -8,12 +8,15 @@ after, many at a time.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final, Protocol
 
 from grpc_runtime.audit.records import AuditPlace, AuditQuery, AuditRecord, root_of, stored
+from grpc_runtime.auth import host_of
 from grpc_runtime.logging import get_logger
 
 _log = get_logger(__name__)
@@ -21,6 +24,8 @@ _log = get_logger(__name__)
 _WRITE_SECONDS: Final = 1.0
 _RETRY_SECONDS: Final = 5.0
 _REPEAT_SECONDS: Final = 60.0
+# Of one caller, or of all strangers: within _REPEAT_SECONDS.
+_MOST_DIFFERENT: Final = 100
 _MOST_WAITING: Final = 10_000
 _AT_ONCE: Final = 500
 _CHUNK: Final = 500
@@ -35,11 +40,23 @@ class Entry:
 
     Attributes:
         record: As it will be if the change takes effect; without its time.
-        is_recorded: It has taken effect, and the record is in the store.
+        is_recorded: It has taken effect, and the record is in the store; or its caller has gone
+            while that was not known yet.
     """
 
     record: AuditRecord
     is_recorded: bool = False
+
+    @contextlib.contextmanager
+    def being_recorded(self) -> Iterator[None]:
+        """Notes what becomes of the transaction that the block waits for."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            # It may be committed all the same, and another record would contradict the one in it.
+            self.is_recorded = True
+            raise
+        self.is_recorded = True
 
 
 EntryNow = Callable[[], Entry | None]
@@ -75,17 +92,24 @@ class AuditStore(Protocol):
 
 @dataclass(slots=True)
 class _Repeated:
-    """Records that say the same but for their times."""
+    """Records that say the same but for their times, or that are told of as one all the same."""
 
     last: AuditRecord
     until: float
+    same: bool
     count: int = 0
+
+    def summary(self) -> AuditRecord:
+        """What is recorded of those that came after the first."""
+        others = "" if self.same else ", not all about this,"
+        again = f"{self.count} more{others} within a minute"
+        summary = "; ".join(part for part in (self.last.summary, again) if part)
+        return stored(replace(self.last, summary=summary))
 
 
 def _what_repeats(record: AuditRecord) -> object:
     """What is the same in records that are told of as one."""
-    host = record.peer.rpartition(":")[0]
-    why = (host, record.code, record.error_reason)
+    why = (host_of(record.peer), record.code, record.error_reason)
     # All else that a stranger says is made up as he likes.
     return (record.principal, record.method, record.resource, *why) if record.principal else why
 
@@ -127,6 +151,7 @@ class AuditLog:
         self._most_waiting = most_waiting
         self._waiting: list[AuditRecord] = []
         self._repeated: dict[object, _Repeated] = {}
+        self._different: Counter[str] = Counter()
         self._wanted = asyncio.Event()
         self._writing: asyncio.Task[None] | None = None
         self._told_dropped = 0
@@ -136,24 +161,31 @@ class AuditLog:
         """Takes down a call that was refused; its time is now.
 
         A caller who tries the same again and again gets one record at once, and then one a minute
-        that tells how often: nobody can fill the disk by knocking.
+        that tells how often; so does one who has tried too many different things: nobody can fill
+        the disk by knocking, or keep out what there is to record of others.
 
         Args:
             record: Of the call; its time does not matter.
             seconds: By a clock that never goes back.
         """
         record = stored(replace(record, time=self._clock()))
+        self._tell_repeated(seconds)
         same = _what_repeats(record)
+        is_rest = (
+            same not in self._repeated and self._different[record.principal] >= _MOST_DIFFERENT
+        )
+        if is_rest:
+            same = record.principal
         known = self._repeated.get(same)
-        if known is not None and seconds < known.until:
+        if known is not None:
             known.last = record
             known.count += 1
             return
         if len(self._waiting) + len(self._repeated) >= self._most_waiting:
             self.dropped += 1
             return
-        self._tell_repeated(seconds)
-        self._repeated[same] = _Repeated(record, seconds + _REPEAT_SECONDS)
+        self._repeated[same] = _Repeated(record, seconds + _REPEAT_SECONDS, not is_rest)
+        self._different[record.principal] += 1
         self._waiting.append(record)
         self._wanted.set()
 
@@ -164,10 +196,12 @@ class AuditLog:
             if known.until > seconds:
                 return
             del self._repeated[same]
+            principal = known.last.principal
+            self._different[principal] -= 1
+            if not self._different[principal]:
+                del self._different[principal]
             if known.count:
-                again = f"{known.count} more within a minute"
-                summary = "; ".join(part for part in (known.last.summary, again) if part)
-                self._waiting.append(stored(replace(known.last, summary=summary)))
+                self._waiting.append(known.summary())
 
     async def run(self) -> None:
         """Writes down what was taken down, within a second or so, until cancelled."""

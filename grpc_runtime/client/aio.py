@@ -9,7 +9,7 @@ import grpc
 
 from grpc_runtime.client.errors import MidcourseError
 from grpc_runtime.client.target import Target, channel_options, channel_target
-from grpc_runtime.client.transport import BaseTransport, Method, PageRequest
+from grpc_runtime.client.transport import BaseTransport, Method, PageRequest, smaller_page
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -128,7 +128,12 @@ class AsyncTransport(BaseTransport):
     ) -> AsyncIterator[_Item]:
         """Yields the items of all pages of a listing, each fetched when it is come to."""
         while True:
-            page: Any = await self.call(method, request)
+            try:
+                page: Any = await self.call(method, request)
+            except MidcourseError as error:
+                if smaller_page(request, error):
+                    continue
+                raise
             for item in items(page):
                 yield item
             if not page.next_page_token:

@@ -156,11 +156,11 @@ class Credentials:
         Raises:
             CredentialsError: The token's file can not be read, or there is no token in it.
         """
-        token = self.token
-        where = TOKEN_VARIABLE
-        if not token and self.token_file is not None:
+        if self.token:
+            token, where = self.token, TOKEN_VARIABLE
+        elif self.token_file is not None:
             token, where = _read_token(self.token_file), str(self.token_file)
-        if not token:
+        else:
             return ()
         if not _TOKEN.fullmatch(token):
             raise CredentialsError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import socket
@@ -13,6 +14,9 @@ from grpc_runtime.options import ChannelOptions, client_options
 
 # Name syntaxes of gRPC's own that are handed on as they are.
 _GRPC_SCHEMES: Final = ("dns:", "ipv4:", "ipv6:", "xds:", "unix-abstract:")
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +56,11 @@ def channel_target(address: str, *, secure: bool) -> str:
     """Returns what a channel is made of, for an address that :meth:`Target.resolve` gave.
 
     Of several addresses the channel uses one that answers, each client beginning with another,
-    and goes on to the next where that ends. Their names are looked up once.
+    and goes on to the next where that ends. Their names are looked up once, here; one that is
+    unknown by then is left out, with a warning.
 
     Raises:
-        ValueError: A name is unknown, or several addresses are to be used with TLS.
+        ValueError: No name is known, or several addresses are to be used with TLS.
     """
     several = list(addresses_of(address))
     if len(several) == 1:
@@ -66,22 +71,34 @@ def channel_target(address: str, *, secure: bool) -> str:
             "certificates are for names; write one name that stands for all, dns:///name:port"
         )
     random.shuffle(several)
-    found = [_looked_up(Address.parse(one)) for one in several]
-    families = {family for family, _ in found}
-    if len(families) > 1:
-        raise ValueError(f"address {address!r}: use IPv4 addresses only, or IPv6 addresses only")
-    return f"{families.pop()}:{','.join(dict.fromkeys(where for _, where in found))}"
+    found: list[tuple[bool, str, int | None]] = []
+    unknown: list[str] = []
+    for one in map(Address.parse, several):
+        try:
+            found.append((*_looked_up(one), one.port))
+        except OSError as error:
+            unknown.append(f"{one}: {error.strerror}")
+    if not found:
+        raise ValueError(f"address {address!r}: {'; '.join(unknown)}")
+    for each in unknown:
+        _log.warning("one of several addresses is left out, %s", each)
+    if all(is_ipv4 for is_ipv4, _, _ in found):
+        scheme, mapped = "ipv4", ""
+    else:  # gRPC takes those of one family only, but IPv4 addresses can be written as IPv6 ones
+        scheme, mapped = "ipv6", "::ffff:"
+    hosts = [(f"{mapped}{host}" if is_ipv4 else host, port) for is_ipv4, host, port in found]
+    return f"{scheme}:{','.join(dict.fromkeys(str(Address(*each)) for each in hosts))}"
 
 
-def _looked_up(address: Address) -> tuple[str, str]:
-    """Returns ``ipv4`` or ``ipv6``, and the address as gRPC takes it."""
-    try:
-        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise ValueError(f"address {str(address)!r}: {error.strerror}") from error
+def _looked_up(address: Address) -> tuple[bool, str]:
+    """Returns whether it is an IPv4 address, which is preferred, and the address.
+
+    Raises:
+        OSError: The name is unknown.
+    """
+    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
     family, _, _, _, where = min(found, key=lambda each: each[0] is not socket.AF_INET)
-    scheme = "ipv4" if family is socket.AF_INET else "ipv6"
-    return scheme, str(Address(str(where[0]), address.port))
+    return family is socket.AF_INET, str(where[0])
 
 
 def _checked(address: str) -> str:

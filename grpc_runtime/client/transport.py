@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import grpc
 
+from grpc_runtime import paging
 from grpc_runtime.client.credentials import Credentials
 from grpc_runtime.client.errors import MidcourseError, from_call
 from grpc_runtime.client.metadata import Metadata, checked_metadata, trace_context
 from grpc_runtime.client.retry import RetryPolicy, Tries
 from grpc_runtime.client.target import Target, channel_options, channel_target
+from grpc_runtime.errors import MESSAGE_TOO_LARGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -46,6 +48,24 @@ class PageRequest(Protocol):
     """A request of a listing."""
 
     page_token: str
+    page_size: int
+
+
+def smaller_page(request: PageRequest, error: MidcourseError) -> bool:
+    """Asks for half as much at a time where a page was too large for a message.
+
+    Args:
+        request: Of the page that has failed; its token is good for pages of any size.
+        error: What it failed with.
+
+    Returns:
+        Whether to ask again.
+    """
+    size = min(request.page_size or paging.DEFAULT_SIZE, paging.MAX_SIZE)
+    if error.reason != MESSAGE_TOO_LARGE or size == 1:
+        return False
+    request.page_size = size // 2
+    return True
 
 
 class BaseTransport:
@@ -302,7 +322,12 @@ class Transport(BaseTransport):
     ) -> Iterator[_Item]:
         """Returns the items of all pages of a listing, each fetched when it is come to."""
         while True:
-            page: Any = self.call(method, request)
+            try:
+                page: Any = self.call(method, request)
+            except MidcourseError as error:
+                if smaller_page(request, error):
+                    continue
+                raise
             yield from items(page)
             if not page.next_page_token:
                 return

@@ -11,13 +11,10 @@ from typing import Any
 
 import grpc
 
-from tests.support.plane import FAST
 from trainer_agent.agent.job_agent import JobAgent
 from trainer_agent.agent.ledger import AgentIdentity
 from trainer_agent.link.address import LinkAddress, locate
 from trainer_agent.link.framing import FrameDecoder, frame
-
-__all__ = ["FAST", "BytesServer", "LinkEnd", "present_agent"]
 
 METHOD = "/midcourse.agent.v1.AgentService/Session"
 BOUND_SECONDS = 30.0

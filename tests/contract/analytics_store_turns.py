@@ -10,7 +10,7 @@ import pytest
 
 from analytics_service.chat.conversation import MessageState, TextPart
 from analytics_service.errors import Reason, Refusal
-from analytics_service.ports import Store, TurnBegun
+from analytics_service.ports import SessionChange, Store, TurnBegun
 from analytics_service.usage.records import CallOutcome
 from tests.support.analytics_store import (
     ALL_DAY,
@@ -20,6 +20,7 @@ from tests.support.analytics_store import (
     call,
     ended,
     finish,
+    next_turn,
     one_usage,
     refused,
     session,
@@ -57,8 +58,26 @@ class TurnsContract:
             version=2,
         )
         await finish(store, begun)
-        again = await store.begin_turn(turn(wanted, is_new=False), None)
+        again = await store.begin_turn(await next_turn(store), None)
         assert again.answer.number == 4
+
+    async def test_a_turn_that_was_made_up_from_what_is_not_so_any_more_is_refused(
+        self, store: Store
+    ) -> None:
+        await store.create_session(session())
+        stale = turn(session(title="Old"), is_new=False, request_id="q")
+        await store.change_session("s", SessionChange(title="New"), NOW, None)
+        with refused(Reason.ETAG_MISMATCH, "version 2"):
+            await store.begin_turn(stale, call())
+        assert await all_usage(store) == []
+        begun = await store.begin_turn(await next_turn(store, request_id="q"), None)
+        assert begun.session.title == "New"
+        await finish(store, begun)
+        # Neither is an answer that has ended meanwhile passed over.
+        with refused(Reason.ETAG_MISMATCH, "version"):
+            await store.begin_turn(turn(begun.session, is_new=False), None)
+        # But what was asked before is told again.
+        assert (await store.begin_turn(stale, None)).replayed
 
     async def test_a_turn_needs_its_session(self, store: Store) -> None:
         with refused(Reason.SESSION_NOT_FOUND, "'s'"):
@@ -77,7 +96,7 @@ class TurnsContract:
         assert await store.find_turn("ann", "q") is None
         assert await store.get_session("s") == begun.session
         await finish(store, begun)
-        assert (await store.begin_turn(turn(is_new=False), None)).answer.number == 4
+        assert (await store.begin_turn(await next_turn(store), None)).answer.number == 4
 
     async def test_of_turns_at_once_in_a_session_one_begins(
         self, store: Store, other: Store
@@ -150,7 +169,7 @@ class TurnsContract:
         [made] = [each for each in begun if not each.replayed]
         assert {each.answer for each in begun} == {made.answer}
         assert len(await all_usage(store)) == 1
-        assert len(await store.list_sessions(None, None, 99)) == 1
+        assert len(await store.list_sessions("ann", None, 99)) == 1
 
     async def test_an_answer_grows_with_its_calls(self, store: Store) -> None:
         first = call("u1")

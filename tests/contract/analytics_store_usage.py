@@ -241,7 +241,7 @@ class UsageContract:
         assert await store.prune(sessions_before=old, usage_before=None, limit=2) == 2
         assert await store.prune(sessions_before=old, usage_before=None, limit=2) == 1
         assert await store.prune(sessions_before=old, usage_before=None, limit=2) == 0
-        left = await store.list_sessions(None, None, 9)
+        left = await store.list_sessions("ann", None, 9)
         assert [each.id for each in left] == ["s0", "s1"]
 
     async def test_a_session_is_pruned_with_what_belongs_to_it_but_not_while_busy(

@@ -42,7 +42,10 @@ class FleetContract:
     async def test_what_selectors_see(self, store: Store) -> None:
         await add_job(store, "a", labels={"team": "nlp"}, method="dpo")
         await add_job(store, "b", state=JobState.FINISHED)
+        first = await store.read(lambda tx: tx.selectable_jobs(after="", limit=1))
+        assert ([job_id for job_id, _ in first], first.beyond) == (["a"], "a")
         seen = await store.read(lambda tx: tx.selectable_jobs(after="", limit=5))
+        assert seen.beyond is None
         assert seen[0] == (
             "a",
             {"job": "a", "method": "dpo", "state": "pending", "team": "nlp"},
@@ -126,7 +129,7 @@ class FleetContract:
                 assert tx.job(job.id) == replace(job, state=JobState.RUNNING, method=f"m{number}")
             one = tx.jobs_named(["j003"])[0]
             assert (one.method, one.labels) == ("m3", {"team": "nlp"})
-            assert tx.count_open(one) == 1
+            assert tx.count_open_of([one]) == {one.key: 1}
             assert [u.state for u in tx.updates(one, limit=5)] == ["pending", "cancelled"]
             tx.save_job(replace(one, method="last"))
 
@@ -152,7 +155,7 @@ class FleetContract:
 
         with pytest.raises(LookupError, match="no update with revision 2"):
             await store.write(work)
-        assert await store.read(lambda tx: tx.count_open(job)) == 1
+        assert await store.read(lambda tx: tx.count_open_of([job])) == {job.key: 1}
 
     async def test_what_others_may_have_changed_is_not_saved(self, store: Store) -> None:
         job = await add_job(store)
@@ -244,7 +247,10 @@ class FleetContract:
             assert tx.batch(made.key + 1) is None
             assert tx.batch_by_request("ops", "r") == made
             assert tx.batch_by_request("else", "r") is None
-            assert tx.batch_members(made) == [Member("a", keys["a"], 1), Member("b", keys["b"], 1)]
+            members = [Member("a", keys["a"], 1), Member("b", keys["b"], 1)]
+            assert tx.batch_members(made) == members
+            [one] = tx.batch_members(made, limit=1)
+            assert one in members
             assert tx.batch_states(made) == {
                 keys["a"]: UpdateState.APPLIED,
                 keys["b"]: UpdateState.PENDING,
@@ -262,6 +268,7 @@ class FleetContract:
             lambda tx: [tx.batches(beyond=None, limit=1), tx.batches(beyond=other.key, limit=5)]
         )
         assert pages == [[other], [made]]
+        assert [page.beyond for page in pages] == [other.key, None]
 
         def delete(tx: Transaction) -> None:
             job = tx.job("a")

@@ -220,12 +220,12 @@ class RecordsContract:
         seen = await store.read(
             lambda tx: (
                 [one.revision for one in tx.open_updates(of)],
-                tx.count_open(of),
+                tx.count_open_of([of]),
                 tx.applied_above(of, 0),
                 tx.applied_above(of, 4),
             )
         )
-        assert seen == ([2, 3, 5, 6, 8, 9], 6, [1, 4, 7], [7])
+        assert seen == ([2, 3, 5, 6, 8, 9], {of.key: 6}, [1, 4, 7], [7])
 
     async def test_only_open_updates_are_overdue_the_oldest_deadline_first(
         self, store: Store

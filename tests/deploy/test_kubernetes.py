@@ -177,23 +177,31 @@ def test_a_server_is_found_by_what_belongs_to_it(container: Container) -> None:
     assert f"{name}.midcourse.svc" in certificate["spec"]["dnsNames"]
 
 
-def test_jobs_reach_the_control_plane() -> None:
+CLIENTS = {"MIDCOURSE_CONTROL_PLANE", "MIDCOURSE_ANALYTICS_CONTROL_PLANE"}
+"""What names the control plane to who connects to it."""
+
+
+def test_who_is_to_connect_to_the_control_plane_is_let_in() -> None:
     services = {
-        f"{each['metadata']['name']}.midcourse.svc:{port['port']}"
+        f"{each['metadata']['name']}{domain}:{port['port']}"
         for each in RESOURCES if each["kind"] == "Service"
         for port in each["spec"]["ports"]
+        for domain in ("", ".midcourse.svc")
     }  # fmt: skip
     policy = next(
         each["spec"] for each in RESOURCES
         if (each["kind"], each["metadata"]["name"]) == ("NetworkPolicy", "midcourse-control-plane")
     )  # fmt: skip
     (let_in,) = policy["ingress"][0]["from"]
-    for job in (each for each in RESOURCES if each["kind"] == "Job"):
-        labels = job["spec"]["template"]["metadata"]["labels"]
-        assert let_in["podSelector"]["matchLabels"].items() <= labels.items()
+    named = set()
     for container in CONTAINERS:
-        if container.resource["kind"] == "Job":
-            assert container.environment()["MIDCOURSE_CONTROL_PLANE"] in services
+        environment = container.environment()
+        for address in (environment[name] for name in CLIENTS & environment.keys()):
+            assert address in services
+            labels = container.resource["spec"]["template"]["metadata"]["labels"]
+            assert let_in["podSelector"]["matchLabels"].items() <= labels.items()
+            named.add(container.resource["kind"])
+    assert named == {"Job", "Deployment"}
 
 
 def test_a_sidecar_and_its_training_meet() -> None:

@@ -34,6 +34,15 @@ def test_every_alert_is_a_rule_that_is_explained() -> None:
     assert re.findall(r"^### (\S+)$", TEXT, re.MULTILINE) == names
 
 
+def test_the_first_error_of_a_method_is_noticed_too() -> None:
+    """Its series begins with it, and what begins has not increased."""
+    (group,) = yaml.safe_load(ALERTS.read_text())["groups"]
+    (rule,) = [r for r in group["rules"] if r["alert"] == "MidcourseInternalErrors"]
+    increased, _, begun = rule["expr"].partition(" or ")
+    (counted,) = re.findall(r"increase\((\S+)\[5m\]\)", increased)
+    assert f"({counted} unless {counted} offset 5m)" in begun
+
+
 def test_links_lead_somewhere() -> None:
     targets = re.findall(r"\]\(([^)]+)\)", TEXT)
     assert targets

@@ -7,7 +7,7 @@ import contextlib
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
 from grpc_runtime import failpoints
 from tests.faults.callers import Servers
@@ -15,7 +15,7 @@ from tests.faults.cluster import Cluster, Replica
 from tests.faults.impostor import pretend
 from tests.faults.process_job import ProcessJob
 from tests.faults.proxy import Cut, Direction, Place, Trickle
-from tests.faults.records import Fault
+from tests.faults.records import Fault, Missed
 from tests.faults.schedule import FaultKind, Planned
 from tests.faults.trainers import RecordedJob
 
@@ -70,10 +70,11 @@ class Breaker:
                 await self._cluster.restart_postgres(number, planned.lasting)
             case FaultKind.KILL_BACKEND:
                 self._note(planned)
-                await self._cluster.kill_backend(planned.target)
+                self._has_met(planned, await self._cluster.kill_backend(planned.target))
             case FaultKind.STOP_DATABASE:
                 self._note(planned)
-                await self._cluster.stop_backend(planned.target, planned.lasting)
+                stopped = await self._cluster.stop_backend(planned.target, planned.lasting)
+                self._has_met(planned, stopped)
             case FaultKind.READ_ONLY:
                 self._note(planned)
                 async with self._cluster.read_only_database():
@@ -88,23 +89,25 @@ class Breaker:
                     await asyncio.sleep(planned.lasting)
             case FaultKind.KILL_TRAINER:
                 job = self._job(planned, sorted(self._jobs))
-                self._note(planned, job.job_id)
                 if not job.finished and not job.went_back:
+                    self._note(planned, job.job_id)
                     await job.kill()
                     await asyncio.sleep(planned.lasting)
                     self._start_job(job.job_id)
             case FaultKind.KILL_PROCESS:
                 process = self._process(planned)
                 self._note(planned, process.job_id)
-                process.kill(planned.lasting)
+                self._has_met(planned, process.kill(planned.lasting))
             case FaultKind.KILL_AGENT:
                 process = self._process(planned)
                 self._note(planned, process.job_id)
-                process.signal_agent(signal.SIGKILL)
+                self._has_met(planned, process.signal_agent(signal.SIGKILL))
             case FaultKind.STOP_PROCESS | FaultKind.STOP_AGENT:
                 process = self._process(planned)
                 self._note(planned, process.job_id)
-                with process.standing_still(agent=planned.kind is FaultKind.STOP_AGENT):
+                agent = planned.kind is FaultKind.STOP_AGENT
+                with process.standing_still(agent=agent) as stands_still:
+                    self._has_met(planned, stands_still)
                     await asyncio.sleep(planned.lasting)
             case FaultKind.IMPOSTOR:
                 job = self._job(planned, self._kept)
@@ -112,21 +115,25 @@ class Breaker:
                     self._note(planned, job.job_id)
                     several = len(self._cluster.replicas) > 1
                     stop = several and planned.lasting > 0.7 and not replica.fault.locked()
-                    await pretend(job, job.ear.hello, replica, self._servers, stop=stop)
+                    still = _alone_and_standing_still(replica) if stop else None
+                    to = replica.address
+                    lied = await pretend(job, job.ear.hello, to, self._servers, still)
+                    self._has_met(planned, lied)
             case FaultKind.CUT:
                 direction, place = rng.choice(list(Direction)), rng.choice(list(Place))
-                cut = Cut(direction, rng.randint(1, 12), place, rng.random() < 0.5)
+                cut = Cut(direction, rng.randint(1, 6), place, rng.random() < 0.5)
                 self._note(planned, f"{replica.address}: {cut}")
-                replica.proxy.cut = cut
+                replica.proxy.cuts.append(cut)
                 await asyncio.sleep(planned.lasting)
-                replica.proxy.cut = None
+                self._has_met(planned, cut not in replica.proxy.cuts)
+                with contextlib.suppress(ValueError):
+                    replica.proxy.cuts.remove(cut)
             case FaultKind.CLOCK:
                 offset = rng.choice(OFFSETS)
                 self._note(planned, f"{replica.address}: {offset:+g} s")
                 replica.clock.set(offset)
                 await asyncio.sleep(planned.lasting)
-                if rng.random() < 0.7:
-                    replica.clock.set(0.0)
+                replica.clock.set(0.0)
             case _:
                 async with replica.fault:
                     if time.monotonic() <= self._end:  # else the fault before took long
@@ -173,7 +180,7 @@ class Breaker:
     async def _crash(self, planned: Planned, replica: Replica, rng: random.Random) -> None:
         spec = f"{rng.choice(SERVER_POINTS)}=crash@{rng.randint(1, 12)}"
         self._note(planned, f"{replica.address}: {spec}")
-        await replica.crash(spec, 0.5 + planned.lasting)
+        self._has_met(planned, await replica.crash(spec, 0.5 + planned.lasting))
         replica.kill()
         await replica.restart(READY_SECONDS)
 
@@ -185,6 +192,17 @@ class Breaker:
 
     def _note(self, planned: Planned, target: str = "") -> None:
         self._servers.recorder.add(Fault(fault=planned.kind.value, target=target))
+
+    def _has_met(self, planned: Planned, something: bool) -> None:
+        if not something:
+            self._servers.recorder.add(Missed(fault=planned.kind.value))
+
+
+@contextlib.asynccontextmanager
+async def _alone_and_standing_still(replica: Replica) -> AsyncIterator[None]:
+    async with replica.fault:
+        with _standing_still(replica):
+            yield
 
 
 @contextlib.contextmanager

@@ -19,8 +19,8 @@ import structlog
 
 from tests.faults.engagement import NotSettledError, Setup, engage
 from tests.faults.history import History, recording
-from tests.faults.records import Fault, StoredJob, StoredUpdate
-from tests.faults.report import begun, unexpected
+from tests.faults.records import Missed, StoredJob, StoredUpdate
+from tests.faults.report import begun, done, lacking, late_lies, unexpected
 from tests.faults.validators import validate
 from tests.support.postgres import PostgresServer
 
@@ -33,6 +33,8 @@ class Result:
         setup: What it was like.
         seconds: What it took.
         faults: How often each fault was there.
+        missed: How often one was tried besides, and met nothing.
+        late_lies: How often an older session has told a lie.
         updates: Updates in the store at the end, by state.
         begun: Training processes, by how they began.
         troubles: What must not be, in words; empty: all is well.
@@ -42,6 +44,8 @@ class Result:
     setup: Setup
     seconds: float
     faults: Counter[str]
+    missed: Counter[str]
+    late_lies: int
     updates: Counter[str]
     begun: Counter[str]
     troubles: tuple[str, ...]
@@ -55,6 +59,8 @@ class Tally:
     runs: int = 0
     seconds: float = 0.0
     faults: Counter[str] = field(default_factory=Counter)
+    missed: Counter[str] = field(default_factory=Counter)
+    late_lies: int = 0
     updates: Counter[str] = field(default_factory=Counter)
     begun: Counter[str] = field(default_factory=Counter)
     bad: list[Result] = field(default_factory=list)
@@ -64,6 +70,8 @@ class Tally:
         self.runs += 1
         self.seconds += result.seconds
         self.faults += result.faults
+        self.missed += result.missed
+        self.late_lies += result.late_lies
         self.updates += result.updates
         self.begun += result.begun
         if result.troubles:
@@ -126,12 +134,16 @@ def have_run(setup: Setup, output: Path, *, keep: bool) -> Result:
     if any(history.of(StoredJob)):  # else nobody has looked into the store
         troubles += map(str, validate(history))
     troubles += (f"nobody should see: {failed}" for failed in unexpected(history))
+    if not troubles:
+        troubles += lacking(history)
     if not troubles and not keep:
         path.unlink()
     return Result(
         setup,
         time.monotonic() - start,
-        Counter(fault.fault for fault in history.of(Fault)),
+        done(history),
+        Counter(fault.fault for fault in history.of(Missed)),
+        late_lies(history),
         Counter(update.state for update in history.of(StoredUpdate)),
         begun(history),
         tuple(troubles),

@@ -36,11 +36,13 @@ class Kept:
         step: Steps done.
         values: The values in force.
         controller: What ``ParameterController.state_dict`` returned.
+        instance: The training process that saved it.
     """
 
     step: int
     values: Mapping[str, Number]
     controller: Mapping[str, Any]
+    instance: str
 
     @property
     def contains(self) -> tuple[tuple[int, int], ...]:
@@ -82,7 +84,12 @@ class Checkpoints:
         made = self._folder / f"checkpoint-{kept.step}"
         new = self._folder / "new"
         new.mkdir()
-        state = {"global_step": kept.step, "values": kept.values, "controller": kept.controller}
+        state = {
+            "global_step": kept.step,
+            "values": kept.values,
+            "controller": kept.controller,
+            "instance": kept.instance,
+        }
         for name in ("model.safetensors", "optimizer.pt"):
             (new / name).touch()
         (new / "trainer_state.json").write_text(json.dumps(state))
@@ -94,7 +101,7 @@ class Checkpoints:
     def read(self, path: Path) -> Kept:
         """Reads one."""
         state = json.loads((path / "trainer_state.json").read_text())
-        return Kept(state["global_step"], state["values"], state["controller"])
+        return Kept(state["global_step"], state["values"], state["controller"], state["instance"])
 
     def find(self, path: str, before: int | None) -> str:
         """The one to go back to.
@@ -156,6 +163,8 @@ def began(
         checkpoint=str(resume),
         contains=kept.contains,
         unverified=kept.unverified,
+        saved_by=kept.instance,
+        saved=dict(kept.values),
         roll_back=0 if left is None else left.update.revision,
     )
 

@@ -201,26 +201,37 @@ class Cluster:
             finally:
                 await asyncio.to_thread(self.postgres.start)
 
-    async def kill_backend(self, choice: int) -> None:
-        """Kills a process of the database that serves somebody, whereupon it restarts itself."""
-        assert self.postgres is not None
-        async with self.postgres_fault:
-            pid = await asyncio.to_thread(_backend, self.postgres, self.database, choice)
-            if pid is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+    async def kill_backend(self, choice: int) -> bool:
+        """Kills a process of the database that serves somebody, whereupon it restarts itself.
 
-    async def stop_backend(self, choice: int, lasting: float) -> None:
-        """Has a process of the database stand still that serves somebody."""
+        Returns:
+            Whether there was one.
+        """
         assert self.postgres is not None
         async with self.postgres_fault:
             pid = await asyncio.to_thread(_backend, self.postgres, self.database, choice)
-            if pid is not None:
-                with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError):
+                if pid is not None:
+                    os.kill(pid, signal.SIGKILL)
+                    return True
+        return False
+
+    async def stop_backend(self, choice: int, lasting: float) -> bool:
+        """Has a process of the database stand still that serves somebody.
+
+        Returns:
+            Whether there was one.
+        """
+        assert self.postgres is not None
+        async with self.postgres_fault:
+            pid = await asyncio.to_thread(_backend, self.postgres, self.database, choice)
+            with contextlib.suppress(ProcessLookupError):
+                if pid is not None:
                     os.kill(pid, signal.SIGSTOP)
-                await asyncio.sleep(lasting)
-                with contextlib.suppress(ProcessLookupError):
+                    await asyncio.sleep(lasting)
                     os.kill(pid, signal.SIGCONT)
+                    return True
+        return False
 
     @contextlib.asynccontextmanager
     async def locked_database(self) -> AsyncIterator[None]:

@@ -132,6 +132,7 @@ class _Engagement:
         self._recorder = recorder
         self._servers = Servers(cluster.addresses, recorder)
         self._jobs: dict[str, RecordedJob] = {}
+        self._always: list[asyncio.Task[None]] = []
         self._starts = self._rng("starts")
         self._specs = {
             f"light-{number:02d}": LightJobSpec(
@@ -185,9 +186,8 @@ class _Engagement:
             for process in self._processes:
                 await stack.enter_async_context(process.running())
             await self._until(self._all_served, "every job has a session", READY_SECONDS)
-            await stack.enter_async_context(_tasks([self._again()]))
-            watching = await stack.enter_async_context(
-                _tasks([watcher.run() for watcher in self._watchers])
+            self._always = await stack.enter_async_context(
+                _tasks([self._again(), *(watcher.run() for watcher in self._watchers)])
             )
             ended = asyncio.Event()
             sending = [asyncio.create_task(caller.run(ended)) for caller in self._callers]
@@ -198,7 +198,7 @@ class _Engagement:
                     await asyncio.gather(*sending)
                     # Nobody else ends a pause of a caller whose job went away meanwhile.
                     await self._resume_all()
-                await self._quiet(watching)
+                await self._quiet()
             except TimeoutError:
                 raise NotSettledError("callers got no answer though faults had ended") from None
             finally:
@@ -238,7 +238,14 @@ class _Engagement:
     async def _end_jobs(self) -> None:
         await asyncio.gather(*(job.kill() for job in self._jobs.values()))
 
+    def _fail_with_others(self) -> None:
+        """Raises what has ended somebody who is to go on for ever."""
+        for task in self._always:
+            if task.done():
+                task.result()
+
     def _all_served(self) -> bool:
+        self._fail_with_others()
         return all(job.connected for job in self._jobs.values())
 
     # ---------------------------------------------------------------------------------- faults
@@ -278,7 +285,7 @@ class _Engagement:
         for name in self._fleet.step:
             await self._callers[0].resume(name)
 
-    async def _quiet(self, watching: list[asyncio.Task[None]]) -> None:
+    async def _quiet(self) -> None:
         """Waits until everything is settled, stored and told of."""
         seconds = self._setup.settle
         await self._until(self._all_served, "every job has a session again", seconds)
@@ -299,9 +306,7 @@ class _Engagement:
                         last = max(positions.values())
                         self._recorder.add(Quiet(position=last, watchers=names))
                         return
-                for task in watching:
-                    if task.done():
-                        task.result()
+                self._fail_with_others()
                 await asyncio.sleep(_LOOK)
         finally:
             engine.dispose()

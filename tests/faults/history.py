@@ -43,7 +43,7 @@ class Recorder:
         Raises:
             OSError: The file can not be written.
         """
-        self._file = path.open("wb")
+        self._file = path.open("wb", buffering=0)
         self._begun = time.monotonic()
         self.records: list[AnyRecord] = []
         self._numbers = count(1)
@@ -90,8 +90,7 @@ class Trainer:
         Not what another process has done, of which it only tells: it is in its checkpoint, or was
         left to it. What is in its checkpoint, with the outcome still to come, counts as its own.
         """
-        unverified = self.began.unverified if self.began else ()
-        mine = settled.outcome.instance == self.instance or settled.revision in unverified
+        mine = settled.outcome.instance == self.instance or settled.revision in self.unverified
         return settled.outcome.result == "applied" and mine
 
     @cached_property
@@ -104,6 +103,11 @@ class Trainer:
         """Whether the checkpoint that it began from has an update in force."""
         ranges = self.began.contains if self.began else ()
         return any(first <= revision <= last for first, last in ranges)
+
+    @property
+    def unverified(self) -> tuple[int, ...]:
+        """What its checkpoint has in force besides, with the outcome still to come."""
+        return self.began.unverified if self.began else ()
 
     @property
     def went_back(self) -> int:
@@ -152,6 +156,16 @@ class History:
         return [(self.asked[a.call], a) for a in self.of(Answered) if a.call in self.asked]
 
     @cached_property
+    def requests(self) -> dict[tuple[str, int], Asked]:
+        """What was asked for first that an update was the answer to, by job and revision."""
+        found: dict[tuple[str, int], Asked] = {}
+        for asked, answered in self.answers:
+            if asked.method != "cancel":
+                for job, revision in answered.revisions.items():
+                    found.setdefault((job, revision), asked)
+        return found
+
+    @cached_property
     def stored(self) -> dict[tuple[str, int], StoredUpdate]:
         """Updates in the store, by job and revision."""
         return {(record.job, record.revision): record for record in self.of(StoredUpdate)}
@@ -192,6 +206,16 @@ class History:
                 case _:
                     pass
         return list(found.values())
+
+    def applied_by(self, trainer: Trainer) -> Trainer:
+        """A training process with all that it applied, also where only those after it say so."""
+        told = [
+            each
+            for other in self.trainers
+            for each in other.settled
+            if each.outcome.instance == trainer.instance or each.revision in trainer.unverified
+        ]
+        return replace(trainer, settled=[*trainer.settled, *told])
 
     @cached_property
     def trainer(self) -> dict[str, Trainer]:

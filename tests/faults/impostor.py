@@ -8,15 +8,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import signal
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import Coroutine
+from contextlib import AbstractAsyncContextManager
 from typing import Any, cast
 
 import grpc
 
 from midcourse.agent.v1 import session_pb2, session_pb2_grpc
 from tests.faults.callers import Servers
-from tests.faults.cluster import Replica
+from tests.faults.proxy import Proxy
 from tests.faults.records import Answered, Asked, Change
 from tests.faults.trainers import RecordedJob, eavesdropping
 
@@ -27,26 +27,40 @@ _STEPS_AHEAD = 200
 
 
 async def pretend(
-    job: RecordedJob, hello: session_pb2.Hello, replica: Replica, servers: Servers, *, stop: bool
-) -> None:
+    job: RecordedJob,
+    hello: session_pb2.Hello,
+    to: str,
+    servers: Servers,
+    standing_still: AbstractAsyncContextManager[None] | None = None,
+) -> bool:
     """Takes a job's session away, until its agent takes it back, and tells lies then.
 
     Args:
         job: The job.
         hello: What its agent has said.
-        replica: The server to say it to.
+        to: Address of the server to say it to.
         servers: Where an update can be asked for that the lie is about.
-        stop: Have that server stand still until the lie is on its way.
+        standing_still: Has that server stand still while the block runs, until the lie is on its
+            way; None: it does not.
+
+    Returns:
+        Whether it has lied. It may come too late, not be served, or be cut off.
     """
-    # How it ends does not matter: it may come too late, not be served, or be cut off.
     with contextlib.suppress(TimeoutError, asyncio.InvalidStateError, grpc.aio.AioRpcError):
         async with asyncio.timeout(_SECONDS):
-            await _pretend(job, hello, replica, servers, stop=stop)
+            return await _pretend(
+                job, hello, to, servers, standing_still or contextlib.nullcontext()
+            )
+    return False
 
 
 async def _pretend(
-    job: RecordedJob, hello: session_pb2.Hello, replica: Replica, servers: Servers, *, stop: bool
-) -> None:
+    job: RecordedJob,
+    hello: session_pb2.Hello,
+    to: str,
+    servers: Servers,
+    standing_still: AbstractAsyncContextManager[None],
+) -> bool:
     request_id = f"impostor-{servers.recorder.number()}"
     asked = Asked(
         caller="impostor",
@@ -60,26 +74,32 @@ async def _pretend(
     )
     answer = await servers.send(asked, random.Random(request_id))
     if not isinstance(answer, Answered):
-        return
+        return False
     lie = session_pb2.UpdateOutcome(revision=answer.revisions[job.job_id])
     lie.rejected.reason = LIE
-    async with eavesdropping(replica.address, servers.recorder, impostor=True) as ear:
+    async with (
+        Proxy(int(to.rpartition(":")[2])).running() as proxy,
+        eavesdropping(proxy.address, servers.recorder, impostor=True) as ear,
+    ):
         stub = session_pb2_grpc.AgentServiceStub(cast("grpc.aio.Channel", ear))
         call: Any = stub.Session()
         await call.write(session_pb2.SessionRequest(sequence=1, hello=hello))
         await call.read()
         if ear.epoch is None:
-            return
-        # Only after this is it a lie of one whose time is over.
-        async with _standing_still(replica) if stop else contextlib.nullcontext():
-            late = await _within(job.welcomed_after(ear.epoch), _STANDS_STILL)
-            if late:
+            return False
+        # It is not to hear that its time is over before it has said the next thing.
+        async with proxy.frozen():
+            async with standing_still:
+                late = await _within(job.welcomed_after(ear.epoch), _STANDS_STILL)
+                if late:
+                    await call.write(session_pb2.SessionRequest(sequence=2, outcome=lie))
+            if not late:  # perhaps the agent has knocked at the server that stood still
+                await job.welcomed_after(ear.epoch)
                 await call.write(session_pb2.SessionRequest(sequence=2, outcome=lie))
-        if not late:  # perhaps the agent has knocked at the server that stood still
-            await job.welcomed_after(ear.epoch)
-            await call.write(session_pb2.SessionRequest(sequence=2, outcome=lie))
-        while await call.read() is not grpc.aio.EOF:
-            pass
+        with contextlib.suppress(TimeoutError, grpc.aio.AioRpcError):
+            while await call.read() is not grpc.aio.EOF:
+                pass
+        return True
 
 
 async def _within(waiting: Coroutine[Any, Any, None], seconds: float) -> bool:
@@ -87,13 +107,3 @@ async def _within(waiting: Coroutine[Any, Any, None], seconds: float) -> bool:
         await asyncio.wait_for(waiting, seconds)
         return True
     return False
-
-
-@contextlib.asynccontextmanager
-async def _standing_still(replica: Replica) -> AsyncIterator[None]:
-    async with replica.fault:
-        replica.signal(signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            replica.signal(signal.SIGCONT)

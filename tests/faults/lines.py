@@ -16,10 +16,10 @@ from tests.faults.records import (
     Fault,
     Hello,
     InForce,
+    Missed,
     Quiet,
     Run,
     Saved,
-    SessionEnded,
     StoredBatch,
     StoredEvent,
     StoredJob,
@@ -37,6 +37,7 @@ from tests.faults.records import (
 AnyRecord = Annotated[
     Run
     | Fault
+    | Missed
     | Quiet
     | Asked
     | Answered
@@ -49,7 +50,6 @@ AnyRecord = Annotated[
     | Delivered
     | Told
     | Acknowledged
-    | SessionEnded
     | TrainerBegan
     | TrainerSettled
     | InForce

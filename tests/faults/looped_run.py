@@ -14,17 +14,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from grpc_runtime import failpoints
-from midcourse.agent.v1 import session_pb2
 from midcourse.link.v1 import link_pb2
 from tests.faults.checkpoints import Kept, began
-from tests.faults.lines import LINE, AnyRecord
+from tests.faults.notes import NotedLink, Notes
 from tests.faults.records import (
-    InForce,
     Number,
-    TrainerEnded,
-    TrainerSettled,
 )
-from tests.faults.told import outcome_of
 from trainer_agent.loop import Loop
 from trainer_agent.parameters.user import Parameter
 from trainer_agent.steering.links import Link, default_link
@@ -67,20 +62,6 @@ class Order:
         return self.directory / "end"
 
 
-class _Recorded:
-    """A link that writes down how updates ended before it carries that."""
-
-    def __init__(self, link: Link, told: Callable[[session_pb2.UpdateOutcome], None]) -> None:
-        self._link = link
-        self._told = told
-        self.start, self.poll, self.wait, self.close = link.start, link.poll, link.wait, link.close
-
-    def send(self, message: link_pb2.TrainerMessage) -> None:
-        if message.HasField("outcome"):
-            self._told(message.outcome)
-        self._link.send(message)
-
-
 def train(order: Order) -> None:
     """Trains, from the checkpoint on if there is one, until it is told to end."""
     log = os.open(order.directory / "trainer.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -95,23 +76,26 @@ def train(order: Order) -> None:
 class _Run:
     def __init__(self, order: Order) -> None:
         self._order = order
-        self._records = os.open(order.records, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._notes = Notes(order.records, order.job)
         self._values = dict(FIRST_VALUES)
-        self._instance = ""
 
     def go(self) -> None:
         saved = self._order.checkpoint
         state: dict[str, Any] = json.loads(saved.read_text()) if saved.exists() else {}
         self._values = state.get("values", self._values)
-        kept = Kept(state["step"], self._values, state["loop"]["controller"]) if state else None
+        kept = (
+            Kept(state["step"], self._values, state["loop"]["controller"], state["instance"])
+            if state
+            else None
+        )
 
         def make(
             *, job_id: str, hello: Callable[[], link_pb2.TrainerHello], control_plane: str
         ) -> Link:
-            self._instance = hello().instance_id
-            self._note(began(job_id, self._instance, self._values, kept, saved if kept else None))
+            instance = self._notes.instance = hello().instance_id
+            self._notes.add(began(job_id, instance, self._values, kept, saved if kept else None))
             link = default_link(job_id=job_id, hello=hello, control_plane=control_plane)
-            return cast("Link", _Recorded(link, self._settled))
+            return cast("Link", NotedLink(link, self._notes))
 
         with Loop(
             job=self._order.job, control_plane=self._order.control_plane, link_factory=make
@@ -124,8 +108,7 @@ class _Run:
                 time.sleep(_STEP_SECONDS)  # a step of a real model takes time
                 signal = loop.step(step, loss=1.0 / step)
                 if seen != self._values:
-                    values = dict(self._values)
-                    self._note(InForce(job=self._order.job, instance=self._instance, values=values))
+                    self._notes.in_force(self._values, step)
                 if signal.evaluate:
                     loop.report({"eval_loss": 2.0 / step})
                 if signal.save or step % _SAVE_EVERY == 0:
@@ -133,27 +116,18 @@ class _Run:
                     loop.saved(saved)
                 if signal.stop or self._order.end.exists():
                     break
-        values = dict(self._values)
-        self._note(TrainerEnded(job=self._order.job, instance=self._instance, values=values))
-
-    def _settled(self, outcome: session_pb2.UpdateOutcome) -> None:
-        self._note(
-            TrainerSettled(
-                job=self._order.job,
-                instance=self._instance,
-                revision=outcome.revision,
-                outcome=outcome_of(outcome),
-            )
-        )
+        self._notes.ended(self._values)
 
     def _save(self, loop: Loop, step: int) -> None:
-        state = {"step": step, "values": self._values, "loop": loop.state_dict()}
+        state = {
+            "step": step,
+            "values": self._values,
+            "loop": loop.state_dict(),
+            "instance": self._notes.instance,
+        }
         new = self._order.checkpoint.with_suffix(".new")
         new.write_text(json.dumps(state))
         new.replace(self._order.checkpoint)
-
-    def _note(self, record: AnyRecord) -> None:
-        os.write(self._records, LINE.dump_json(record) + b"\n")
 
 
 def _parameter(name: str, values: dict[str, Number]) -> Parameter:

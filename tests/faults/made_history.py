@@ -61,6 +61,7 @@ class _Checkpoint:
     step: int = 10
     values: Mapping[str, Number] = field(default_factory=lambda: {"rate": 1.0, "decay": 2.0})
     in_force: frozenset[int] = frozenset()
+    saved_by: str = ""
 
 
 @dataclass
@@ -97,14 +98,14 @@ class MadeHistory:
 
     def __init__(self) -> None:
         self.records: list[AnyRecord] = []
-        self._jobs = {name: _Job(name) for name in JOBS}
+        self.jobs = {name: _Job(name) for name in JOBS}
         self._events: list[StoredEvent] = []
         self._batches: list[StoredBatch] = []
         self._numbers = 0
         for watcher, only in WATCHERS.items():
             self.records.append(WatchBegan(watcher=watcher, to="x", job=only))
             self.records.append(Watched(watcher=watcher, event="bookmark", position=0))
-        for job in self._jobs.values():
+        for job in self.jobs.values():
             self._event(job, None)
             self.records.append(
                 TrainerBegan(job=job.name, instance=job.instance, values=dict(job.values))
@@ -113,7 +114,7 @@ class MadeHistory:
 
     def update(self, kind: Kind, name: str, factor: float) -> None:
         """One request, and what becomes of it."""
-        job = self._jobs[name]
+        job = self.jobs[name]
         changes: tuple[Change, ...] = (Change("rate", "multiply", factor),)
         if kind == "two":
             changes += (Change("decay", "set", factor),)
@@ -152,16 +153,12 @@ class MadeHistory:
         """All of it, with the store at the end."""
         last = self._events[-1].position
         self.records.append(Quiet(position=last, watchers=tuple(WATCHERS)))
-        for job in self._jobs.values():
+        for job in self.jobs.values():
             self.records.append(
                 TrainerEnded(job=job.name, instance=job.instance, values=dict(job.values))
             )
-        for job in self._jobs.values():
-            self.records.append(
-                StoredJob(
-                    job=job.name, revision=job.revision, epoch=job.epoch, instance=job.instance
-                )
-            )
+        for job in self.jobs.values():
+            self.records.append(StoredJob(job=job.name, revision=job.revision, epoch=job.epoch))
             self.records += job.updates
         return [*self.records, *self._batches, *self._events]
 
@@ -209,12 +206,12 @@ class MadeHistory:
         )
         self.records.append(asked)
         name = f"batches/{self._next()}"
-        self._batches.append(StoredBatch(batch=name, request_id=request_id, updates=len(JOBS)))
+        self._batches.append(StoredBatch(batch=name, request_id=request_id))
         each = [
             (job, self._accept(job, f"of-{name}", changes, batch=name))
-            for job in self._jobs.values()
+            for job in self.jobs.values()
         ]
-        revisions = {job.name: job.revision for job in self._jobs.values()}
+        revisions = {job.name: job.revision for job in self.jobs.values()}
         self.records.append(Answered(call=asked.call, revisions=revisions, batch=name))
         for job, stored in each:
             self._apply(job, stored)
@@ -288,6 +285,8 @@ class MadeHistory:
                 values=dict(kept.values),
                 checkpoint=kept.path,
                 contains=tuple((each, each) for each in sorted(kept.in_force)),
+                saved_by=kept.saved_by,
+                saved=dict(kept.values) if kept.saved_by else {},
                 roll_back=roll_back,
             )
         )
@@ -295,7 +294,9 @@ class MadeHistory:
 
     def _save(self, job: _Job) -> str:
         path = f"checkpoint-{self._next()}"
-        job.checkpoint = _Checkpoint(path, job.step, dict(job.values), frozenset(job.in_force))
+        job.checkpoint = _Checkpoint(
+            path, job.step, dict(job.values), frozenset(job.in_force), job.instance
+        )
         self.records.append(Saved(job=job.name, instance=job.instance, checkpoint=path))
         return path
 
@@ -338,7 +339,9 @@ class MadeHistory:
         path = self._save(job) if saves else checkpoint
         outcome = Outcome("applied", job.instance, job.step, tuple(moves), checkpoint=path)
         self.records += [
-            InForce(job=job.name, instance=job.instance, values=dict(job.values)),
+            InForce(
+                job=job.name, instance=job.instance, values=dict(job.values), step=job.step - 1
+            ),
             TrainerSettled(
                 job=job.name, instance=job.instance, revision=stored.revision, outcome=outcome
             ),

@@ -114,6 +114,20 @@ async def gone_back_and_killed(place: Place, recorder: Recorder) -> None:
         await stage.quiet()
 
 
+async def saved_before_a_step(place: Place, recorder: Recorder) -> None:
+    """A job goes on from a checkpoint that was saved before a step had used a change in it."""
+    checkpoints = Checkpoints(place.directory / "checkpoints")
+    async with one_server(place, recorder) as (stage, _):
+        job = await stage.job(checkpoints=checkpoints)
+        await stage.update(DECAY)
+        await stage.update(HALVE, action="save_checkpoint")
+        await eventually(stage._at_rest, "that is stored", SECONDS)
+        await job.kill()
+        await stage.job(checkpoints=checkpoints, resume=checkpoints.newest)
+        await stage.update(HALVE)
+        await stage.quiet()
+
+
 def _coarse(values: dict[str, Value], _step: Callable[[], int]) -> dict[str, Parameter]:
     def put(value: Value) -> None:
         values["learning_rate"] = round(cast("float", value), 3)
@@ -294,6 +308,7 @@ SCENES: dict[str, Scene] = {
     "rolled-back-sent-again": gone_back_and_killed,
     "nothing-sent-again": gone_back_and_killed,
     "checkpoint-forgotten": gone_back_and_killed,
+    "in-force-not-saved": saved_before_a_step,
     "no-read-back": a_script_that_rounds,
     "no-verification": a_script_that_writes_too,
     "no-undo": a_second_change_that_fails,

@@ -298,6 +298,11 @@ MUTANTS: dict[str, Mutant] = {
         "once",
         in_training.forgets_its_checkpoint,
     ),
+    "in-force-not-saved": Mutant(
+        "saves a checkpoint that does not say what is in force there",
+        "once",
+        in_training.saves_nothing_of_what_is_in_force,
+    ),
     "no-read-back": Mutant(
         "reports what was asked for as what is in force, without reading it back",
         "truthful",

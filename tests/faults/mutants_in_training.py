@@ -86,5 +86,15 @@ def sends_nothing_again() -> Patch:
     return mock.patch.object(admission, "redelivered", return_value=False)
 
 
+@contextlib.contextmanager
+def saves_nothing_of_what_is_in_force() -> Iterator[None]:
+    state_dict = Lineage.state_dict
+    with (
+        mock.patch.object(InForce, "state_dict", return_value=[]),
+        mock.patch.object(Lineage, "state_dict", lambda self: {**state_dict(self), "in_force": []}),
+    ):
+        yield
+
+
 def forgets_its_checkpoint() -> Patch:
     return mock.patch.object(Lineage, "from_state_dict", side_effect=lambda _: Lineage())

@@ -90,24 +90,23 @@ class ProcessJob:
             self._take_records()
             self.signal_agent(signal.SIGKILL)
 
-    def kill(self, away: float) -> None:
-        """Kills the training process; the next one begins after so many seconds."""
+    def kill(self, away: float) -> bool:
+        """Kills the training process, if it runs; the next one begins after so many seconds."""
         self._away = away
-        self._signal(signal.SIGKILL)
+        return self._signal(signal.SIGKILL)
 
     @contextlib.contextmanager
-    def standing_still(self, *, agent: bool) -> Iterator[None]:
-        """Its training process, or its agent, stands still while the block runs."""
+    def standing_still(self, *, agent: bool) -> Iterator[bool]:
+        """Its training process, or its agent, stands still while the block runs, if it is there."""
         send = self.signal_agent if agent else partial(_send, [self._pid])
-        send(signal.SIGSTOP)
         try:
-            yield
+            yield send(signal.SIGSTOP)
         finally:
             send(signal.SIGCONT)
 
-    def signal_agent(self, number: int) -> None:
-        """Sends its agents a signal: those that end, and the one that serves it."""
-        _send(agents_of(self.job_id), number)
+    def signal_agent(self, number: int) -> bool:
+        """Sends its agents a signal, if any: those that end, and the one that serves it."""
+        return _send(agents_of(self.job_id), number)
 
     async def _go(self) -> None:
         resume: Path | None = None
@@ -157,12 +156,15 @@ class ProcessJob:
     def _has_ended(self) -> bool:
         return self._process is None or self._process.exitcode is not None
 
-    def _signal(self, number: int) -> None:
-        if not self._has_ended():
-            _send([self._pid], number)
+    def _signal(self, number: int) -> bool:
+        return not self._has_ended() and _send([self._pid], number)
 
 
-def _send(pids: list[int], number: int) -> None:
+def _send(pids: list[int], number: int) -> bool:
+    """Sends a signal to those that are there; returns whether any is."""
+    sent = False
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
+            sent = True
+    return sent

@@ -11,12 +11,11 @@ import os
 import signal
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from midcourse.agent.v1 import session_pb2
 from midcourse.control.v1 import update_pb2
 from midcourse.link.v1 import link_pb2
 from tests.faults.checkpoints import (
@@ -28,17 +27,12 @@ from tests.faults.checkpoints import (
     began,
     settled_already,
 )
-from tests.faults.lines import LINE, AnyRecord
+from tests.faults.notes import NotedLink, Notes
 from tests.faults.records import (
-    Confirmed,
-    InForce,
     Number,
     Saved,
-    TrainerEnded,
-    TrainerSettled,
 )
 from tests.faults.serving import begin_process
-from tests.faults.told import outcome_of
 from trainer_agent.identity import new_instance_id
 from trainer_agent.parameters import Boundary, Value
 from trainer_agent.simulate.parameters import DEFAULT_VALUES, light_parameters
@@ -115,39 +109,12 @@ def train(order: Order) -> None:
     _Run(order).go()
 
 
-class _Recorded:
-    """A link that writes down how updates ended before it carries that, and what is on disk."""
-
-    def __init__(
-        self,
-        link: Link,
-        told: Callable[[session_pb2.UpdateOutcome], None],
-        stored: Callable[[Sequence[int]], None],
-    ) -> None:
-        self._link = link
-        self._told = told
-        self._stored = stored
-        self.start, self.wait, self.close = link.start, link.wait, link.close
-
-    def send(self, message: link_pb2.TrainerMessage) -> None:
-        if message.HasField("outcome"):
-            self._told(message.outcome)
-        self._link.send(message)
-
-    def poll(self) -> Sequence[link_pb2.AgentMessage]:
-        messages = self._link.poll()
-        for message in messages:
-            if message.HasField("stored"):
-                self._stored(message.stored.revisions)
-        return messages
-
-
 class _Run:
     def __init__(self, order: Order) -> None:
         self._order = order
-        self._records = os.open(order.records, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._status = Status(order.directory)
         self._instance = new_instance_id()
+        self._notes = Notes(order.records, order.job, self._instance)
         self._kept = None if order.resume is None else order.checkpoints.read(order.resume)
         self._values: dict[str, Value] = dict(self._kept.values if self._kept else DEFAULT_VALUES)
         self._step = self._kept.step if self._kept else 0
@@ -162,15 +129,16 @@ class _Run:
         """Trains to the end."""
         order, controller = self._order, self._controller
         signal.signal(signal.SIGTERM, self._end)
-        self._note(
+        self._notes.add(
             began(order.job, self._instance, self._seen, self._kept, order.resume, order.left)
         )
         if self._kept is not None:
             controller.load_state_dict(self._kept.controller, checkpoint=str(order.resume))
         if order.left is not None:
             controller.going_back.go_on(order.left, self._boundary())
+            self._look()
         for outcome in settled_already(controller, order.left):
-            self._settled(outcome)
+            self._notes.settled(outcome)
         session = SteeringSession(
             Identity(order.job, self._instance, order.control_plane, "sft", {}),
             controller,
@@ -220,38 +188,23 @@ class _Run:
         self, *, job_id: str, hello: Callable[[], link_pb2.TrainerHello], control_plane: str
     ) -> Link:
         link = default_link(job_id=job_id, hello=hello, control_plane=control_plane)
-        return cast("Link", _Recorded(link, self._settled, self._stored))
-
-    def _settled(self, outcome: session_pb2.UpdateOutcome) -> None:
-        self._note(
-            TrainerSettled(
-                job=self._order.job,
-                instance=self._instance,
-                revision=outcome.revision,
-                outcome=outcome_of(outcome),
-            )
-        )
-
-    def _stored(self, revisions: Sequence[int]) -> None:
-        told = tuple(revisions)
-        self._note(Confirmed(job=self._order.job, instance=self._instance, revisions=told))
+        return cast("Link", NotedLink(link, self._notes))
 
     def _save(self) -> str:
-        kept = Kept(self._step, self._numbers(), self._controller.state_dict())
+        kept = Kept(self._step, self._numbers(), self._controller.state_dict(), self._instance)
         path = str(self._order.checkpoints.save(kept))
-        self._note(Saved(job=self._order.job, instance=self._instance, checkpoint=path))
+        self._notes.add(Saved(job=self._order.job, instance=self._instance, checkpoint=path))
         return path
 
     def _look(self) -> None:
         now = self._numbers()
         if now != self._seen:
             self._seen = now
-            self._note(InForce(job=self._order.job, instance=self._instance, values=now))
+            self._notes.in_force(now, self._step)
 
     def _end(self, *_: object) -> None:
         """Is looked at for the last time, and ends without a word to anybody."""
-        values = self._numbers()
-        self._note(TrainerEnded(job=self._order.job, instance=self._instance, values=values))
+        self._notes.ended(self._numbers())
         os._exit(0)
 
     def _boundary(self) -> Boundary:
@@ -259,6 +212,3 @@ class _Run:
 
     def _numbers(self) -> dict[str, Number]:
         return {name: cast("Number", value) for name, value in self._values.items()}
-
-    def _note(self, record: AnyRecord) -> None:
-        os.write(self._records, LINE.dump_json(record) + b"\n")

@@ -7,17 +7,20 @@ from collections.abc import Iterator
 
 from tests.faults.history import History
 from tests.faults.records import (
+    OPEN,
     Acknowledged,
     Asked,
     Confirmed,
     Failed,
+    Outcome,
     StoredBatch,
     StoredUpdate,
     Told,
 )
 from tests.faults.violations import Violation
 
-_OPEN = ("pending", "delivered")
+_NOT_LOOKED_AT = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "RESOURCE_EXHAUSTED")
+"""Codes that say nothing of whether a request was carried out, now or before."""
 
 
 def durable(history: History) -> Iterator[Violation]:
@@ -33,7 +36,7 @@ def durable(history: History) -> Iterator[Violation]:
                 asked.action,
             ):
                 yield Violation("durable", f"{job}/{revision} is not what was asked for", records)
-            elif asked.method == "cancel" and answered.state not in (*_OPEN, stored.state):
+            elif asked.method == "cancel" and answered.state not in (*OPEN, stored.state):
                 what = f"{job}/{revision} was {answered.state} and is {stored.state}"
                 yield Violation("durable", what, records)
     told: defaultdict[int, list[Told]] = defaultdict(list)
@@ -49,6 +52,9 @@ def durable(history: History) -> Iterator[Violation]:
                 if stored is None or stored.outcome is None:
                     what = f"the outcome of {job}/{each.revision} was acknowledged and is gone"
                     yield Violation("durable", what, (each, record, *([stored] if stored else [])))
+                elif not _is_kept(each.outcome, stored):
+                    what = f"another outcome of {job}/{each.revision} was acknowledged"
+                    yield Violation("durable", what, (each, record, stored))
             told[record.session] = [t for t in told[record.session] if t.number > record.number]
         elif isinstance(record, Confirmed):
             for revision in record.revisions:
@@ -56,6 +62,17 @@ def durable(history: History) -> Iterator[Violation]:
                 if stored is None or stored.outcome is None:
                     what = f"the outcome of {record.job}/{revision} was confirmed and is gone"
                     yield Violation("durable", what, (record, *([stored] if stored else [])))
+
+
+def _is_kept(told: Outcome, stored: StoredUpdate) -> bool:
+    """Whether the store has an outcome that was acknowledged."""
+    if told.result == "withdrawn":
+        return True  # it is stored as what the caller asked for who had it withdrawn
+    if told.result == "applied" and not told.instance:
+        return True  # how is not known any more; it was told before
+    if told.result != "applied" and stored.state == "applied":
+        return True  # only putting it in force again has come to nothing
+    return told in (stored.outcome, *stored.reapplied)
 
 
 def idempotent(history: History) -> Iterator[Violation]:
@@ -92,10 +109,22 @@ def idempotent(history: History) -> Iterator[Violation]:
             if there.request_id != asked.request_id:
                 what = f"{job}/{revision} was made by {there.request_id!r}"
                 yield Violation("idempotent", what, (asked, answered, there))
+    for failed in history.of(Failed):
+        again = history.asked.get(failed.call)
+        if again is None or again.method == "cancel" or failed.code in _NOT_LOOKED_AT:
+            continue
+        taken = contents.get(again.request_id)
+        if taken is not None and _content(taken) == _content(again):
+            what = f"{again.request_id!r} was answered, and refused"
+            yield Violation("idempotent", what, (taken, again, failed))
+        kept = made.get((again.jobs[0], again.request_id))
+        if kept is not None and (kept.changes, kept.action) == (again.changes, again.action):
+            what = f"{again.request_id!r} was refused, and stored"
+            yield Violation("idempotent", what, (again, failed, kept))
 
 
 def _content(asked: Asked) -> tuple[object, ...]:
-    when = asked.at_step, asked.max_step
+    when = asked.at_step, asked.max_step, asked.deadline
     return asked.method, asked.jobs, asked.changes, asked.action, asked.checkpoint, when
 
 

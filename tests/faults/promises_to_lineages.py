@@ -32,10 +32,37 @@ def once_in_a_lineage(history: History) -> Iterator[Violation]:
         trainers[trainer.job].append(trainer)
     for job, line in trainers.items():
         for at, trainer in enumerate(line):
+            yield from _says_what_it_has(history, trainer)
             if trainer.went_back:
                 yield from _stays_away(history, line, at)
         if history.of(Quiet):
             yield from _stands(history, job, line[-1])
+
+
+def _says_what_it_has(history: History, trainer: Trainer) -> Iterator[Violation]:
+    """What a checkpoint says of updates is what the values in it have come from."""
+    began = trainer.began
+    saver = history.trainer.get(began.saved_by) if began is not None else None
+    if began is None or saver is None:
+        return
+    saver = history.applied_by(saver)
+    there = [each.revision for each in history.updates_of.get(trainer.job, []) if each.changes]
+    says = {each for each in there if trainer.contains(each) or each in trainer.unverified}
+    begun = {each for each in there if saver.contains(each)} - {*saver.unverified}
+    led_there = [
+        {each.revision for each in saver.applied[:count] if each.outcome.moves}
+        for count, values in enumerate(saver.values())
+        if values == began.saved
+    ]
+    untold = {*saver.unverified, *trainer.unverified} - {each.revision for each in saver.applied}
+    if not led_there and untold:
+        return  # nobody has lived to tell of these
+    if not any(begun | applied == says for applied in led_there):
+        what = (
+            f"{trainer.job}: {began.checkpoint} says that {sorted(says)} are in force, which is "
+            "not what has led to its values"
+        )
+        yield Violation("once", what, (*([saver.began] if saver.began else []), began))
 
 
 def _stays_away(history: History, line: list[Trainer], at: int) -> Iterator[Violation]:

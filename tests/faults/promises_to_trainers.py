@@ -10,6 +10,7 @@ from itertools import pairwise
 from tests.faults.history import History, Trainer
 from tests.faults.promises_to_lineages import applications, once_in_a_lineage, saved_as_told
 from tests.faults.records import (
+    OPEN,
     Asked,
     Change,
     Move,
@@ -34,24 +35,12 @@ def ordered(history: History) -> Iterator[Violation]:
             yield Violation("ordered", what, (stored_job,))
     for job in history.updates_of.keys() - {each.job for each in history.of(StoredJob)}:
         yield Violation("ordered", f"{job} has updates and is not there")
-    scheduled = {
-        (job, revision)
-        for asked, answered in history.answers
-        for job, revision in answered.revisions.items()
-        if asked.at_step is not None
-    }
-    known = {
-        (job, revision)
-        for asked, answered in history.answers
-        for job, revision in answered.revisions.items()
-        if asked.method != "cancel"
-    }
-    first_given: dict[tuple[str, int], Asked] = {}
+    due = {where for where, asked in history.requests.items() if asked.at_step is None}
     for asked, answered in history.answers:
         if asked.method == "cancel":
             continue
         for job, revision in answered.revisions.items():
-            given = first_given.setdefault((job, revision), asked)
+            given = history.requests[job, revision]
             if given.request_id != asked.request_id:
                 what = f"{job}/{revision} was given to two requests"
                 yield Violation("ordered", what, (given, asked, answered))
@@ -64,7 +53,7 @@ def ordered(history: History) -> Iterator[Violation]:
         at_once = [
             each
             for each in trainer.applied
-            if (trainer.job, each.revision) in known - scheduled
+            if (trainer.job, each.revision) in due
             and each.outcome.step
             and each.revision != trainer.went_back
         ]
@@ -118,6 +107,9 @@ def once(history: History) -> Iterator[Violation]:
         if len(set(by)) != len(by):
             what = f"{stored.job}/{stored.revision} was applied twice by one process"
             yield Violation("once", what, (stored,))
+        if stored.action and not stored.changes and stored.reapplied:
+            what = f"{stored.job}/{stored.revision} is nothing but an action, and was done again"
+            yield Violation("once", what, (stored,))
     yield from once_in_a_lineage(history)
 
 
@@ -129,6 +121,8 @@ def truthful(history: History) -> Iterator[Violation]:
         yield from _trainer_says(history, job, trainer)
     for trainer in history.trainers:
         yield from _as_asked(history, trainer)
+        yield from _when_asked(history, trainer)
+        yield from _when_said(trainer)
     yield from saved_as_told(history)
 
 
@@ -143,6 +137,8 @@ def _store_says(history: History, stored: StoredUpdate) -> Iterator[Violation]:
         if each.revision == stored.revision
     ]
     outcome = stored.outcome
+    if stored.state not in (OPEN if outcome is None else (outcome.result,)):
+        yield Violation("truthful", f"{name} is called {stored.state}, which it is not", (stored,))
     rejected = [outcome] if outcome is not None and outcome.result == "rejected" else []
     for said in (*applications(stored), *rejected):
         if said not in [each.outcome for each in told]:
@@ -178,6 +174,41 @@ def _as_asked(history: History, trainer: Trainer) -> Iterator[Violation]:
                 if move.parameter == change.parameter and not _fulfils(move, change):
                     what = f"{trainer.job}/{each.revision} did not do what it was asked to"
                     yield Violation("truthful", what, (stored, each))
+
+
+def _when_asked(history: History, trainer: Trainer) -> Iterator[Violation]:
+    """No update is applied before its step or after its last one, nor expires without a limit."""
+    for each in trainer.settled:
+        asked = history.requests.get((trainer.job, each.revision))
+        stored = history.stored.get((trainer.job, each.revision))
+        if asked is None or stored is None:
+            continue
+        step, limits = each.outcome.step, {"deadline": asked.deadline, "max_step": asked.max_step}
+        wrong = each.outcome.result == "expired" and limits.get(each.outcome.reason, 0) is None
+        if trainer.has_applied(each) and step:
+            wrong = step < (asked.at_step or 0)
+            # What was applied before and is put in force again is so at whatever hour.
+            if asked.max_step is not None and each.outcome not in stored.reapplied:
+                wrong |= step > asked.max_step
+        if wrong:
+            what = f"{trainer.job}/{each.revision} ended at another time than was asked for"
+            yield Violation("truthful", what, (asked, each))
+
+
+def _when_said(trainer: Trainer) -> Iterator[Violation]:
+    """Values are in force from the boundary on before the step that is said to be the first."""
+    states = trainer.values()
+    if not _told_all_it_did(trainer):
+        return
+    at = 0
+    for seen in trainer.in_force:
+        alike = [count for count in range(at, len(states)) if states[count] == seen.values]
+        # What was told at once: that with which it began.
+        here = [n for n in alike if n == 0 or trainer.applied[n - 1].outcome.step - 1 == seen.step]
+        if seen.step is not None and alike and not here:
+            what = f"{trainer.job} was seen with new values at another step than it says"
+            yield Violation("truthful", what, (seen, trainer.applied[alike[0] - 1]))
+        at = next(iter(here or alike), at)
 
 
 def _fulfils(move: Move, change: Change) -> bool:
@@ -225,15 +256,21 @@ def _at_rest(history: History) -> set[str]:
     return {record.instance for record in records if isinstance(record, TrainerEnded)}
 
 
+def _told_all_it_did(trainer: Trainer) -> bool:
+    """Whether nothing was in force for a while that it does not tell of.
+
+    What no step has used when training ends is taken back; held at a boundary, it can be seen.
+    Where it goes back to a checkpoint it is not even taken back: nothing comes after it.
+    """
+    return all(each.outcome.reason not in ("job_ended", "ROLLED_BACK") for each in trainer.settled)
+
+
 def _never_between(trainer: Trainer, *, rested: bool) -> Iterator[Violation]:
     """Whatever was seen in force is a state between two updates, and time does not go back."""
     states = trainer.values()
     # One that was killed may have applied what it could not tell any more.
     told_all = rested or (trainer.ended is not None and trainer.ended.values == states[-1])
-    # What no step has used when training ends is taken back; held at a boundary, it can be seen.
-    # Where it goes back to a checkpoint it is not even taken back: nothing comes after it.
-    unused = ("job_ended", "ROLLED_BACK")
-    told_all &= all(each.outcome.reason not in unused for each in trainer.settled)
+    told_all &= _told_all_it_did(trainer)
     at = 0
     for seen in trainer.in_force:
         found = next((i for i in range(at, len(states)) if states[i] == seen.values), None)

@@ -45,6 +45,22 @@ def watchable(history: History) -> Iterator[Violation]:
             due = [e.position for e in events if e.position <= mark.position and job in ("", e.job)]
             if due and last < due[-1]:
                 yield Violation("watchable", f"{watcher} was not told of the end", (mark,))
+            yield from _as_it_ended(history, watcher, watched[watcher])
+        told_of = {(event.job, event.revision) for event in events}
+        for where, stored in history.stored.items():
+            if where not in told_of:
+                what = f"{stored.job}/{stored.revision} is in no event"
+                yield Violation("watchable", what, (stored,))
+
+
+def _as_it_ended(history: History, watcher: str, seen: Iterable[Watched]) -> Iterator[Violation]:
+    """What a watcher was told last of each update is how it stands."""
+    newest = {(each.job, each.revision): each for each in seen if each.revision is not None}
+    for (job, revision), last in newest.items():
+        stored = history.stored.get((job, revision or 0))
+        if stored is not None and stored.state != last.state:
+            what = f"{watcher} was told that {job}/{revision} is {last.state}"
+            yield Violation("watchable", what, (last, stored))
 
 
 def _in_order(watcher: str, seen: Iterable[Watched]) -> Iterator[Violation]:

@@ -36,7 +36,7 @@ class Cut:
 
     Attributes:
         direction: Who speaks.
-        number: Of the message, on its connection, from 1.
+        number: Of the message, from 1: of those that begin on its connection from now on.
         place: Where the last byte goes through.
         reset: By RST and not by FIN.
     """
@@ -71,6 +71,7 @@ class _Way:
         self._link = link
         self._counter = MessageCounter(preface=direction is Direction.UP)
         self._gone = 0
+        self._since: dict[Cut, int] = {}
 
     async def run(self) -> None:
         """Hands on what comes, until that ends."""
@@ -79,16 +80,18 @@ class _Way:
             await proxy.thawed.wait()
             if self._direction in proxy.silent:
                 continue  # nobody hears of it, and nobody is told so
-            if (cut := proxy.cut) is not None and cut.direction is self._direction:
-                place = self._place(cut, data)
-                if place is not None and proxy.cut is cut:
-                    proxy.cut = None
+            begun = len(self._counter.messages)
+            cuts = [cut for cut in proxy.cuts if cut.direction is self._direction]
+            self._since = {cut: self._since.get(cut, begun) for cut in cuts}
+            self._count(data)
+            for cut in cuts:
+                place = self._place(cut, self._gone + len(data))
+                if place is not None:
+                    proxy.cuts.remove(cut)
                     self._writer.write(data[: max(0, place - self._gone)])
                     await self._link.end(reset=cut.reset)
                     proxy.has_cut.set()
                     return
-            else:
-                self._count(data)
             await self._hand_on(data)
             self._gone += len(data)
         await proxy.thawed.wait()
@@ -101,13 +104,9 @@ class _Way:
             self._link.proxy.seen[self._direction], len(self._counter.messages)
         )
 
-    def _place(self, cut: Cut, data: bytes) -> int | None:
-        """The byte at which the connection is to be cut; None: not in what comes now."""
-        self._count(data)
-        end = self._gone + len(data)
-        for message in self._counter.messages:
-            if message.number != cut.number:
-                continue
+    def _place(self, cut: Cut, end: int) -> int | None:
+        """The byte at which the connection is to be cut; None: it is not there yet."""
+        for message in self._counter.messages[self._since[cut] + cut.number - 1 :]:
             place = {
                 Place.BEFORE: message.begin,
                 Place.INSIDE: (message.begin + message.end) // 2,
@@ -157,8 +156,8 @@ class Proxy:
         thawed: While it is not set, nothing goes through; all of it does later.
         silent: What is said in these directions is lost.
         trickle: How slowly bytes go through; None: as fast as they come.
-        cut: Where to cut a connection next; None: nowhere.
-        has_cut: Whether that was done.
+        cuts: Where to cut a connection; what was done is taken out.
+        has_cut: Whether any was done.
         seen: How many messages a single connection has carried, at most, in each direction.
     """
 
@@ -169,7 +168,7 @@ class Proxy:
         self.thawed.set()
         self.silent: frozenset[Direction] = frozenset()
         self.trickle: Trickle | None = None
-        self.cut: Cut | None = None
+        self.cuts: list[Cut] = []
         self.has_cut = asyncio.Event()
         self.seen = {Direction.UP: 0, Direction.DOWN: 0}
         self._upstream = upstream

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Number = int | float
@@ -210,14 +210,6 @@ class Acknowledged(Record):
     number: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SessionEnded(Record):
-    """A session's stream is closed."""
-
-    kind: Literal["session_ended"] = "session_ended"
-    session: int
-
-
 # ----------------------------------------------------------------------------------- trainers
 
 
@@ -230,6 +222,8 @@ class TrainerBegan(Record):
         contains: Revisions that are in force there, as pairs of first and last.
         unverified: Revisions that are in force there as well, the outcome of which is this
             process's to tell: `values` are those from before them.
+        saved_by: The training process that saved it; empty: it is not known.
+        saved: The values that were in force when it was saved, whatever it says of updates.
         roll_back: Revision of the roll back that it comes from; 0: it comes from none.
     """
 
@@ -240,6 +234,8 @@ class TrainerBegan(Record):
     checkpoint: str = ""
     contains: tuple[tuple[int, int], ...] = ()
     unverified: tuple[int, ...] = ()
+    saved_by: str = ""
+    saved: dict[str, Number] = field(default_factory=dict)
     roll_back: int = 0
 
 
@@ -256,12 +252,17 @@ class TrainerSettled(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InForce(Record):
-    """Looking at a training process from outside, other values were in force than before."""
+    """Looking at a training process from outside, other values were in force than before.
+
+    Attributes:
+        step: Steps done, where it is looked at after each of them; None: it is not.
+    """
 
     kind: Literal["in_force"] = "in_force"
     job: str
     instance: str
     values: dict[str, Number]
+    step: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -319,6 +320,14 @@ class Fault(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Missed(Record):
+    """A fault that was tried has broken nothing, as what it was to meet did not come."""
+
+    kind: Literal["missed"] = "missed"
+    fault: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Quiet(Record):
     """Faults and requests have ended; all updates are settled, and these watchers are told so."""
 
@@ -342,7 +351,6 @@ class StoredJob(Record):
     job: str
     revision: int
     epoch: int
-    instance: str
     floor: int = 0
 
 
@@ -367,14 +375,17 @@ class StoredUpdate(Record):
     rolled_back_by: int | None = None
 
 
+OPEN = ("pending", "delivered")
+"""States of an update that has not ended."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredBatch(Record):
-    """A batch, and how many updates it consists of."""
+    """A batch."""
 
     kind: Literal["stored_batch"] = "stored_batch"
     batch: str
     request_id: str
-    updates: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,9 +18,12 @@ from tests.faults.records import (
     Failed,
     Fault,
     InForce,
+    Missed,
+    Quiet,
     Run,
     Saved,
     StoredEvent,
+    StoredJob,
     StoredUpdate,
     Told,
     TrainerBegan,
@@ -47,6 +50,41 @@ def unexpected(history: History) -> list[Failed | WatchEnded]:
     """Errors that no fault excuses."""
     failed = [each for each in history.of(Failed) if each.code in UNEXPECTED]
     return [*failed, *(each for each in history.of(WatchEnded) if each.code not in PASSING)]
+
+
+def lacking(history: History) -> list[str]:
+    """What a history does not have without which it shows nothing, in words."""
+    there = {
+        "it did not come to rest": any(history.of(Quiet)),
+        "nobody looked into the store": any(history.of(StoredJob)),
+        "no update was applied": any(each.state == "applied" for each in history.stored.values()),
+        "no watcher was told of anything": any(
+            each.position is not None and each.event != "bookmark" for each in history.of(Watched)
+        ),
+    }
+    return [f"nothing to tell from: {what}" for what, is_there in there.items() if not is_there]
+
+
+def done(history: History) -> Counter[str]:
+    """Faults by kind, without those that have met nothing."""
+    tried = Counter(each.fault for each in history.of(Fault))
+    return tried - Counter(each.fault for each in history.of(Missed))
+
+
+def late_lies(history: History) -> int:
+    """How often an impostor has said how an update ended once its job had a newer session."""
+    lies, newest = 0, Counter[str]()
+    for record in history.records:
+        match record:
+            case Welcomed():
+                job = history.job_of(record.session)
+                newest[job] = max(newest[job], record.epoch)
+            case Told() if history.hellos[record.session].impostor:
+                epoch = history.epochs.get(record.session)
+                lies += epoch is not None and epoch < newest[history.job_of(record.session)]
+            case _:
+                pass
+    return lies
 
 
 def begun(history: History) -> Counter[str]:
@@ -86,6 +124,8 @@ def show_tally(tally: Tally, seconds: float, commands: Sequence[str], console: C
     table.add_column("of which")
     table.add_row("schedules", str(tally.runs), "")
     table.add_row("faults", str(tally.faults.total()), _listed(tally.faults))
+    table.add_row("faults that met nothing", str(tally.missed.total()), _listed(tally.missed))
+    table.add_row("lies told late", str(tally.late_lies), "")
     table.add_row("updates", str(tally.updates.total()), _listed(tally.updates))
     table.add_row("training processes", str(tally.begun.total()), _listed(tally.begun))
     each = f"{tally.seconds / tally.runs:.1f} for each" if tally.runs else ""
@@ -114,8 +154,11 @@ def _title(history: History) -> str:
 
 
 def _rows(history: History) -> Iterator[tuple[str, int, Counter[str]]]:
-    faults = Counter(fault.fault for fault in history.of(Fault))
+    faults = done(history)
     yield "faults", faults.total(), faults
+    missed = Counter(each.fault for each in history.of(Missed))
+    yield "faults that met nothing", missed.total(), missed
+    yield "lies told late", late_lies(history), Counter()
     asked = Counter(asked.action or str(asked.method) for asked in history.of(Asked))
     yield "requests sent", asked.total(), asked
     yield "requests answered OK", len(history.of(Answered)), Counter()

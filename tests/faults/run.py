@@ -54,8 +54,10 @@ def main() -> int:
                 bar.advance(task)
                 _complain(result, console)
         except KeyboardInterrupt:
-            interrupted = True  # what has been found by now is told all the same
-    show_tally(tally, time.monotonic() - begun, [_command(each) for each in tally.bad], console)
+            interrupted = True
+        finally:  # what has been found by now is told, whatever ends it: a worker may be killed
+            commands = [_command(each) for each in tally.bad]
+            show_tally(tally, time.monotonic() - begun, commands, console)
     return 1 if tally.bad else _INTERRUPTED if interrupted else 0
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from tests.faults.history import History
 from tests.faults.lines import AnyRecord
-from tests.faults.made_history import EVERY_KIND, made
+from tests.faults.made_history import EVERY_KIND, MadeHistory, made
 from tests.faults.records import (
     Acknowledged,
     Answered,
@@ -17,6 +17,7 @@ from tests.faults.records import (
     Hello,
     InForce,
     Outcome,
+    Quiet,
     Record,
     Saved,
     StoredBatch,
@@ -122,6 +123,75 @@ def applied_twice(settled: TrainerSettled) -> Records:
     return spoilt(settled, settled, again)
 
 
+def saved_without(*revisions: int) -> Records:
+    """A checkpoint has forgotten what is in force there, so that it is applied again."""
+    history = MadeHistory()
+    for kind in ("one", "two", "save_checkpoint"):
+        history.update(kind, "a", 1.5)
+    job = history.jobs["a"]
+    job.checkpoint = replace(job.checkpoint, in_force=frozenset(job.in_force) - {*revisions})
+    history.update("resumed", "a", 1.5)
+    return history.end()
+
+
+def asked_otherwise(**fields: Any) -> Records:
+    stored = the(StoredUpdate, _applied)
+    return changed(History(GOOD).requests[stored.job, stored.revision], **fields)
+
+
+def said_otherwise(say: Callable[[Outcome], Outcome]) -> Records:
+    """Trainer, session and store say something else of an update, all of them the same."""
+    outcome = _moved(
+        the(StoredUpdate, lambda u: _applied(u) and not u.reapplied and not u.rolled_back_by)
+    )
+
+    def told(record: AnyRecord) -> AnyRecord:
+        match record:
+            case TrainerSettled() | StoredUpdate() | Told() if record.outcome == outcome:
+                return replace(record, outcome=say(outcome))
+            case _:
+                return record
+
+    return [told(record) for record in GOOD]
+
+
+def expired_without_a_limit() -> Records:
+    cancelled = the(StoredUpdate, lambda u: u.state == "cancelled")
+    last = the(TrainerSettled, lambda s: s.job == cancelled.job)
+    outcome = Outcome("expired", reason="max_step")
+    return spoilt(last, last, replace(last, revision=cancelled.revision, outcome=outcome))
+
+
+def acknowledged_and_another() -> Records:
+    cancelled = the(StoredUpdate, lambda u: u.state == "cancelled")
+    session = the(Hello, lambda h: h.job == cancelled.job).session
+    outcome = Outcome("rejected", reason="X")
+    return spoilt(
+        (quiet := the(Quiet)),
+        Told(session=session, number=99, revision=cancelled.revision, outcome=outcome),
+        Acknowledged(session=session, number=99),
+        quiet,
+    )
+
+
+def refused_again(*, answered: bool) -> Records:
+    one = the(Answered, lambda a: not a.batch and a.state == "")
+    asked = History(GOOD).asked[one.call]
+    failed = Failed(call=900, code="INVALID_ARGUMENT", reason="X")
+    return spoilt(one, *([one] if answered else []), replace(asked, call=900), failed)
+
+
+def never_written(where: Callable[[Watched], bool]) -> Records:
+    """Events are left out, of the record and so of what watchers were told."""
+    gone = {r.position for r in GOOD if isinstance(r, Watched) and where(r)} - {None}
+    assert gone
+    return [r for r in GOOD if not (isinstance(r, Watched | StoredEvent) and r.position in gone)]
+
+
+def _first(watched: Watched) -> bool:
+    return (watched.job, watched.revision) == ("a", 1)
+
+
 SPOILT: dict[str, tuple[str, Callable[[], Records]]] = {
     "an answered update is gone": ("durable", lambda: spoilt(the(StoredUpdate, _applied))),
     "an update is not what was asked for": (
@@ -139,6 +209,11 @@ SPOILT: dict[str, tuple[str, Callable[[], Records]]] = {
     "a confirmed outcome is gone": (
         "durable",
         lambda: changed((one := the(Confirmed)), revisions=(*one.revisions, 99)),
+    ),
+    "another outcome was acknowledged than is stored": ("durable", acknowledged_and_another),
+    "what was applied again is not kept": (
+        "durable",
+        lambda: changed(the(StoredUpdate, lambda u: bool(u.reapplied)), reapplied=()),
     ),
     "another action is stored than was asked for": (
         "durable",
@@ -187,6 +262,23 @@ SPOILT: dict[str, tuple[str, Callable[[], Records]]] = {
         "once",
         lambda: changed(the(TrainerBegan, _resumed), contains=((1, 99),)),
     ),
+    "a checkpoint has forgotten what is in force": ("once", lambda: saved_without(1)),
+    "a checkpoint has forgotten everything": ("once", lambda: saved_without(1, 2, 3)),
+    "a checkpoint has what was not in force there": (
+        "once",
+        lambda: changed(
+            (one := the(TrainerBegan, _resumed)),
+            saved={name: value * 2 for name, value in one.saved.items()},
+        ),
+    ),
+    "an action was carried out again": (
+        "once",
+        lambda: changed(
+            (one := the(StoredUpdate, lambda u: u.action == "save_checkpoint")),
+            changes=(),
+            reapplied=(_moved(one, instance="another"),),
+        ),
+    ),
     "what was rolled back is applied again": ("once", rolled_back_and_applied),
     "what was rolled back is in force at the end": (
         "once",
@@ -203,6 +295,17 @@ SPOILT: dict[str, tuple[str, Callable[[], Records]]] = {
     "the store has another step": (
         "truthful",
         lambda: changed((one := the(StoredUpdate, _applied)), outcome=_moved(one, step=77)),
+    ),
+    "everybody says another step": (
+        "truthful",
+        lambda: said_otherwise(lambda o: replace(o, step=o.step + 5)),
+    ),
+    "an update was applied too early": ("truthful", lambda: asked_otherwise(at_step=10_000)),
+    "an update was applied too late": ("truthful", lambda: asked_otherwise(max_step=1)),
+    "an update expired that has no limit": ("truthful", expired_without_a_limit),
+    "a state and an outcome contradict": (
+        "truthful",
+        lambda: changed(the(StoredUpdate, _applied), state="cancelled"),
     ),
     "the store has another value": (
         "truthful",
@@ -253,6 +356,14 @@ SPOILT: dict[str, tuple[str, Callable[[], Records]]] = {
         "idempotent",
         lambda: spoilt((one := the(StoredBatch)), one, replace(one, batch="batches/900")),
     ),
+    "a request was refused after it was answered": (
+        "idempotent",
+        lambda: refused_again(answered=True),
+    ),
+    "a request was refused that is stored": (
+        "idempotent",
+        lambda: refused_again(answered=False),
+    ),
     "a repeated request had another answer": (
         "idempotent",
         lambda: changed(
@@ -289,6 +400,20 @@ SPOILT: dict[str, tuple[str, Callable[[], Records]]] = {
     "a watcher was told of another update": (
         "watchable",
         lambda: changed(_watched(9), revision=99),
+    ),
+    "an event was never written": (
+        "watchable",
+        lambda: never_written(lambda w: _first(w) and w.state == "applied"),
+    ),
+    "an update is in no event": ("watchable", lambda: never_written(_first)),
+    "everybody was told of another end": (
+        "watchable",
+        lambda: [
+            replace(r, state="expired")
+            if isinstance(r, Watched) and r.position and _first(r) and r.state == "applied"
+            else r
+            for r in GOOD
+        ],
     ),
     "a watcher saw an update come back": (
         "watchable",

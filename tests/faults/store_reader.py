@@ -51,7 +51,6 @@ def stored_records(engine: Engine) -> Iterator[AnyRecord]:
                 job=row.id,
                 revision=row.revision,
                 epoch=row.session.epoch if row.session else 0,
-                instance=row.session.instance_id if row.session else "",
                 floor=row.replay_floor,
             )
         query = select(found).order_by(found.c.job_key, found.c.revision)
@@ -69,11 +68,7 @@ def stored_records(engine: Engine) -> Iterator[AnyRecord]:
                 rolled_back_by=_rolled_back_by(row.outcome, row.reapplied),
             )
         for row in connection.execute(select(batches).order_by(batches.c.key)):
-            yield StoredBatch(
-                batch=batch_name(row.key),
-                request_id=row.request_id,
-                updates=row.total - row.refused,
-            )
+            yield StoredBatch(batch=batch_name(row.key), request_id=row.request_id)
         for row in connection.execute(select(events).order_by(events.c.position)):
             yield StoredEvent(
                 position=row.position, event=row.kind.value, job=row.job_id, revision=row.revision

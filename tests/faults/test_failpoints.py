@@ -27,6 +27,7 @@ from tests.faults.records import (
     Answered,
     Asked,
     Change,
+    Quiet,
     StoredUpdate,
 )
 from tests.faults.serving import PRELOADED
@@ -163,6 +164,8 @@ async def have(point: str, forked: Forked, directory: Path) -> History:
                 await until_settled(servers, job)
             await servers.close()
             assert trainer.starts == 1 + point.startswith("trainer.")
+        # What the trainer says last is how it was at rest.
+        recorder.add(Quiet(position=0, watchers=()))
         for line in order.records.read_bytes().splitlines():
             recorder.add(LINE.validate_json(line))
         engine = engine_of(database)

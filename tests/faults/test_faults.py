@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.faults.engagement import Setup, engage
+from tests.faults.callers import Servers
+from tests.faults.engagement import Setup, _Engagement, engage
 from tests.faults.history import History, recording
+from tests.faults.impostor import pretend
+from tests.faults.mutant_stage import Place, one_server
 from tests.faults.records import Answered, Confirmed, Fault, StoredUpdate, Watched
-from tests.faults.report import unexpected
+from tests.faults.report import lacking, late_lies, unexpected
 from tests.faults.schedule import FaultKind, kinds, schedule
 from tests.faults.validators import validate
 
@@ -32,6 +36,7 @@ def check(history: History) -> None:
     found = validate(history)
     assert not found, "\n".join(map(str, found[:10]))
     assert not unexpected(history)
+    assert not lacking(history)
     faults = {fault.fault for fault in history.of(Fault)}
     assert {FaultKind.KILL_REPLICA, FaultKind.IMPOSTOR} <= faults
     assert len(history.of(Answered)) > 10
@@ -66,6 +71,35 @@ async def test_training_processes_and_agents_that_fail(tmp_path: Path) -> None:
 @pytest.mark.parametrize("seed", range(100, 104))
 async def test_more_courses_of_faults(seed: int, tmp_path: Path) -> None:
     check(await run(_setup(seed, 40.0), tmp_path))
+
+
+async def test_an_impostor_lies_once_its_time_is_over(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    with recording(path) as recorder:
+        async with one_server(Place(tmp_path, ""), recorder) as (stage, plane):
+            job = await stage.job(step_time=0.002)  # the lie is about something some steps ahead
+            await stage.watch()
+            assert job.ear is not None
+            assert job.ear.hello is not None
+            servers = Servers([plane.address], recorder)
+            assert await pretend(job, job.ear.hello, plane.address, servers)
+            await servers.close()
+            await stage.quiet()
+    history = History.load(path)
+    assert late_lies(history) == 1
+    assert not validate(history)
+    assert not lacking(history)
+
+
+async def test_what_has_ended_somebody_is_told_at_once() -> None:
+    async def breaks() -> None:
+        raise OSError("no checkpoint")
+
+    engagement = _Engagement.__new__(_Engagement)
+    engagement._always = [asyncio.create_task(breaks())]
+    await asyncio.wait(engagement._always)
+    with pytest.raises(OSError, match="no checkpoint"):
+        engagement._all_served()
 
 
 def test_a_seed_is_a_course_of_faults() -> None:

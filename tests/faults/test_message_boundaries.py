@@ -35,7 +35,7 @@ class Course:
         self.name = name
         self.proxy = proxy
         self.servers = servers
-        proxy.cut = cut
+        proxy.cuts += [] if cut is None else [cut]
         self.must_cut = cut is not None
         spec = LightJobSpec(
             job_id=name, control_plane=proxy.address, step_time=0.02, report_every=0.1
@@ -117,6 +117,9 @@ async def have(cuts: list[Cut | None], directory: Path, recorder: Recorder) -> l
     return proxies
 
 
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+
 def every_cut(resets: tuple[bool, ...], places: tuple[Place, ...]) -> list[Cut | None]:
     return [
         Cut(direction, number, place, reset)
@@ -155,22 +158,61 @@ async def test_connections_cut_everywhere(tmp_path: Path, *, reset: bool) -> Non
     await check(every_cut((reset,), tuple(Place)), tmp_path)
 
 
+def frame(kind: int, payload: bytes) -> bytes:
+    return len(payload).to_bytes(3) + bytes([kind, 0]) + (1).to_bytes(4) + payload
+
+
+def message(body: bytes) -> bytes:
+    return b"\0" + len(body).to_bytes(4) + body
+
+
+@pytest.mark.parametrize(("place", "last"), [(Place.BEFORE, 2), (Place.AFTER, 3)])
+async def test_a_cut_counts_from_when_it_is_set(place: Place, last: int) -> None:
+    """Also on a connection that has carried more messages by then."""
+    sent = [_PREFACE, *(frame(0, message(bytes([n]) * 9)) for n in range(1, 5))]
+    came: list[bytes] = []
+    news = asyncio.Condition()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            data = await reader.read(1_000)
+            async with news:
+                came.append(data)
+                news.notify_all()
+            if not data:
+                writer.close()
+                return
+
+    async def until_there(data: bytes) -> None:
+        async with news, asyncio.timeout(SECONDS):
+            await news.wait_for(lambda: b"".join(came) == data)
+
+    async with (
+        await asyncio.start_server(serve, "127.0.0.1", 0) as server,
+        Proxy(server.sockets[0].getsockname()[1]).running() as proxy,
+    ):
+        reader, writer = await asyncio.open_connection(*proxy.address.split(":"))
+        writer.write(b"".join(sent[:3]))
+        await until_there(b"".join(sent[:3]))
+        proxy.cuts.append(Cut(Direction.UP, 1, place, reset=False))
+        writer.write(b"".join(sent[3:]))
+        async with asyncio.timeout(SECONDS):
+            assert await reader.read() == b""
+        await until_there(b"".join(sent[: last + 1]))
+        assert proxy.has_cut.is_set()
+        assert not proxy.cuts
+        writer.close()
+
+
 @pytest.mark.parametrize("size", [1, 7, 1_000])
 async def test_messages_are_found_however_the_bytes_come(size: int) -> None:
-    def frame(kind: int, payload: bytes) -> bytes:
-        return len(payload).to_bytes(3) + bytes([kind, 0]) + (1).to_bytes(4) + payload
-
-    def message(body: bytes) -> bytes:
-        return b"\0" + len(body).to_bytes(4) + body
-
-    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
     first, two, part = message(b"hello"), message(b"") + message(b"xy"), message(b"z" * 300)
-    sent = preface + frame(4, b"settings") + frame(0, first) + frame(0, two)
+    sent = _PREFACE + frame(4, b"settings") + frame(0, first) + frame(0, two)
     sent += frame(0, part[:3]) + frame(8, b"grow") + frame(0, part[3:])
     counter = MessageCounter(preface=True)
     for at in range(0, len(sent), size):
         counter.feed(sent[at : at + size])
-    at = len(preface) + 9 + 8
+    at = len(_PREFACE) + 9 + 8
     assert [each.number for each in counter.messages] == [1, 2, 3, 4]
     assert (counter.messages[0].begin, counter.messages[0].end) == (at, at + 9 + len(first))
     assert counter.messages[1].begin == at + 9 + len(first)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,16 +12,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.faults import campaign, check, run
+from tests.faults.engagement import Setup
 from tests.faults.history import History, recording
 from tests.faults.lines import AnyRecord
 from tests.faults.made_history import histories, made
 from tests.faults.records import (
+    Failed,
+    Quiet,
     StoredBatch,
     StoredEvent,
     StoredJob,
     StoredUpdate,
     TrainerBegan,
     TrainerSettled,
+    WatchBegan,
     Watched,
 )
 from tests.faults.spoilt_history import GOOD, SPOILT, Records
@@ -127,6 +134,57 @@ def test_what_is_in_another_order_is_noticed(records: Records, data: st.DataObje
     swapped = list(records)
     swapped[first], swapped[second] = swapped[second], swapped[first]
     assert validate(History(swapped)), (records[first], records[second])
+
+
+def checked(records: Iterable[AnyRecord], path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    with recording(path) as recorder:
+        for record in records:
+            recorder.add(record)
+    monkeypatch.setattr("sys.argv", ["check", str(path)])
+    return check.main()
+
+
+def test_a_history_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert checked(GOOD, tmp_path / "good", monkeypatch) == 0
+    bad: dict[str, Records] = {
+        "empty": [],
+        "spoilt": SPOILT["an update was applied twice"][1](),
+        "without an end": [r for r in GOOD if not isinstance(r, Quiet)],
+        "without a store": [r for r in GOOD if not r.kind.startswith("stored_")],
+        "without watchers": [
+            replace(r, watchers=()) if isinstance(r, Quiet) else r
+            for r in GOOD
+            if not isinstance(r, Watched | WatchBegan)
+        ],
+        "with a fault of ours": [*GOOD, Failed(call=0, code="INTERNAL", reason="")],
+    }
+    for what, records in bad.items():
+        assert checked(records, tmp_path / what, monkeypatch) == 1, what
+
+
+def test_what_was_seen_is_in_the_file_at_once(tmp_path: Path) -> None:
+    with recording(tmp_path / "history") as recorder:
+        recorder.add(GOOD[0])
+        assert History.load(tmp_path / "history").records == recorder.records
+
+
+def test_what_was_found_is_told_though_a_worker_dies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nothing = Counter[str]()
+    result = campaign.Result(
+        Setup(seed=77), 1.0, nothing, nothing, 0, nothing, nothing, ("it is broken",), None
+    )
+
+    def dying(*_: object, **__: object) -> Iterator[campaign.Result]:
+        yield result
+        raise BrokenProcessPool("one was killed")
+
+    monkeypatch.setattr(run, "campaign", dying)
+    monkeypatch.setattr("sys.argv", ["run", f"--output={tmp_path}"])
+    with pytest.raises(BrokenProcessPool):
+        run.main()
+    assert "seeds 77" in capsys.readouterr().out
 
 
 def test_a_history_is_the_same_once_it_was_written(tmp_path: Path) -> None:

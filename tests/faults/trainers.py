@@ -30,7 +30,6 @@ from tests.faults.records import (
     InForce,
     Number,
     Saved,
-    SessionEnded,
     Told,
     TrainerEnded,
     TrainerSettled,
@@ -85,11 +84,6 @@ class Eavesdropper:
             response_deserializer=deserialize,
             **options,
         )
-
-    def ended(self) -> None:
-        """The session is over."""
-        if self.hello is not None:
-            self._recorder.add(SessionEnded(session=self.session))
 
     def _said(self, request: session_pb2.SessionRequest) -> None:
         outcomes: list[session_pb2.UpdateOutcome] = []
@@ -146,11 +140,7 @@ async def eavesdropping(
 ) -> AsyncIterator[Eavesdropper]:
     """A channel of its own to one server."""
     async with own_channel(to) as channel:
-        ear = Eavesdropper(channel, to, recorder, impostor=impostor)
-        try:
-            yield ear
-        finally:
-            ear.ended()
+        yield Eavesdropper(channel, to, recorder, impostor=impostor)
 
 
 class RecordedJob(LightJob):
@@ -265,6 +255,7 @@ class RecordedJob(LightJob):
 
     def _reach(self, step: int) -> None:
         super()._reach(step)
+        self._look()
         if self._checkpoints is not None and self._stepping and step >= self._saved + SAVE_STEPS:
             self._save(self._checkpoints)
 
@@ -294,7 +285,7 @@ class RecordedJob(LightJob):
 
     def _save(self, checkpoints: Checkpoints) -> str:
         self._saved = self._step
-        kept = Kept(self._step, self._numbers(), self._controller.state_dict())
+        kept = Kept(self._step, self._numbers(), self._controller.state_dict(), self.instance_id)
         path = str(checkpoints.save(kept))
         self._recorder.add(Saved(job=self.job_id, instance=self.instance_id, checkpoint=path))
         return path
@@ -305,7 +296,9 @@ class RecordedJob(LightJob):
         now = self._numbers()
         if now != self._seen:
             self._seen = now
-            self._recorder.add(InForce(job=self.job_id, instance=self.instance_id, values=now))
+            self._recorder.add(
+                InForce(job=self.job_id, instance=self.instance_id, values=now, step=self._step)
+            )
 
     def _numbers(self) -> dict[str, Number]:
         return {name: cast("Number", value) for name, value in self.values.items()}

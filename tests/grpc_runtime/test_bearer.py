@@ -9,8 +9,6 @@ from typing import Any
 
 import grpc
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from grpc_runtime.auth import (
     AnonymousAuthenticator,
@@ -21,7 +19,13 @@ from grpc_runtime.auth import (
     Principal,
     current_call,
 )
-from grpc_runtime.bearer import BearerAuthenticator, bearer_metadata, digest, is_secret, new_secret
+from grpc_runtime.bearer import (
+    BearerAuthenticator,
+    bearer_metadata,
+    digest,
+    hide_secrets,
+    new_secret,
+)
 from grpc_runtime.errors import StatusError, from_rpc_error
 from grpc_runtime.observing import FinishedCall
 from grpc_runtime.policy import ANY_CALLER, ANYBODY, Policy
@@ -56,18 +60,9 @@ def caller(secret: str | None, **auth_context: list[bytes]) -> Caller:
 def test_secrets_can_be_told_from_other_texts_and_from_each_other() -> None:
     made = {new_secret() for _ in range(100)}
     assert len(made) == 100
-    assert all(is_secret(each) and len(each) == 46 for each in made)
+    assert {hide_secrets(each) for each in made} == {"mc_…"}
+    assert {len(each) for each in made} == {46}
     assert len({digest(each) for each in made}) == 100
-
-
-@given(st.text())
-def test_no_other_text_is_a_secret(text: str) -> None:
-    assert is_secret(text) == (
-        len(text) == 46
-        and text.startswith("mc_")
-        and text.isascii()
-        and text[3:].replace("-", "").replace("_", "").isalnum()
-    )
 
 
 async def test_whose_a_secret_is_is_remembered_for_a_moment() -> None:

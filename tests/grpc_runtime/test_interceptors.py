@@ -11,6 +11,7 @@ from google.rpc import status_pb2
 
 from grpc_runtime.auth import Caller, Principal, current_principal
 from grpc_runtime.errors import FieldViolation, StatusError, from_rpc_error
+from grpc_runtime.limits import TOO_MANY_STRANGERS, Strangers
 
 CODE = grpc.StatusCode
 KINDS = ("UnaryUnary", "UnaryStream", "StreamUnary", "StreamStream")
@@ -368,6 +369,35 @@ async def test_the_principal_is_known_while_a_call_is_served(
     caller = authenticator.callers[0]
     assert caller.method == f"/test.Echo/{kind}"
     assert caller.peer.startswith("ipv4:127.0.0.1:")
+
+
+async def test_what_strangers_send_is_hardly_looked_at(serve: Any) -> None:
+    """Reading may take long, for what a caller chooses to send."""
+    read: list[int] = []
+    told: list[Any] = []
+
+    def deserialize(raw: bytes) -> bytes:
+        read.append(len(raw))
+        return raw
+
+    handler: Any = grpc.unary_unary_rpc_method_handler(
+        unary_unary, request_deserializer=deserialize
+    )
+    options = {"authenticator": TokenAuthenticator(), "strangers": Strangers(2.0, clock=lambda: 0)}
+    async with serve(service=options, Echo=handler) as (server, channel):
+        server.observe(lambda call: told.append((call.reason, call.request)))
+        call = channel.unary_unary("/test.Echo/Echo")
+        for request in (b"small", bytes(20_000), b"beyond"):
+            await fail(call(request))
+        right = (("authorization", "Bearer right"),)
+        assert await call(bytes(20_000), metadata=right) == bytes(20_000)
+    assert told == [
+        ("TOKEN_INVALID", b"small"),
+        ("TOKEN_INVALID", None),
+        (TOO_MANY_STRANGERS, None),
+        ("", bytes(20_000)),
+    ]
+    assert read == [5, 20_000]
 
 
 def test_there_is_no_principal_outside_a_call() -> None:

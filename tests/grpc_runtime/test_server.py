@@ -344,6 +344,71 @@ async def test_a_server_that_cannot_be_opened_again(monkeypatch: pytest.MonkeyPa
     assert drain.steps == ["on_stopped"]
 
 
+async def fail() -> None:
+    raise LookupError("the disk is gone")
+
+
+async def end() -> None:
+    pass
+
+
+@pytest.mark.parametrize(("chore", "why"), [(fail, "the disk is gone"), (end, "it ended")])
+async def test_a_chore_that_ends_is_the_end_of_the_service(
+    events: list[Any], chore: Any, why: str
+) -> None:
+    drain = Drain()
+    server = service()
+    server.on_stopped(drain.on_stopped)
+    await server.start()
+    server.rely_on(asyncio.create_task(chore(), name="upkeep"))
+    with pytest.raises(ServerCrashedError, match=f"the background task 'upkeep' failed: {why}"):
+        await asyncio.wait_for(server.wait(), 30)
+    assert drain.steps == ["on_stopped"]
+    assert [event["task"] for event in events if event["log_level"] == "critical"] == ["upkeep"]
+
+
+async def test_a_cancelled_chore_is_no_failure() -> None:
+    server = service()
+    await server.start()
+    chore = asyncio.create_task(asyncio.Event().wait())
+    server.rely_on(chore)
+    chore.cancel()
+    await asyncio.gather(chore, return_exceptions=True)
+    await server.stop()
+    await server.wait()
+
+
+@pytest.mark.parametrize("is_opening", [False, True])
+async def test_a_service_told_to_stop_while_it_starts_serves_nobody(
+    monkeypatch: pytest.MonkeyPatch, is_opening: bool
+) -> None:
+    server = service(health_address=f"127.0.0.1:{free_port()}")
+    opened: list[Any] = []
+    really_open = server._open
+
+    async def stop_and_open() -> Any:
+        server.rely_on(asyncio.create_task(fail(), name="upkeep"))
+        while not server._is_draining():  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0)
+        opened.append(await really_open())
+        return opened[-1]
+
+    monkeypatch.setattr(server, "_open", stop_and_open)
+    if not is_opening:
+        server._drain_once(0)
+    await server.start()
+    if is_opening:
+        with pytest.raises(ServerCrashedError, match="the disk is gone"):
+            await asyncio.wait_for(server.wait(), 30)
+    else:
+        await asyncio.wait_for(server.wait(), 30)
+    assert len(opened) == is_opening
+    async with grpc.aio.insecure_channel(str(server.address)) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await health_of(channel)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
 async def test_a_service_starts_once() -> None:
     server = service()
     with pytest.raises(RuntimeError, match="has not been started"):

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grpc_runtime.errors import from_rpc_error
-from grpc_runtime.texts import field_with_nul, replace_nul
+from grpc_runtime.texts import MOST_PARTS, TooManyPartsError, field_with_nul, replace_nul
 
 INFO = error_details_pb2.ErrorInfo
 BAD = error_details_pb2.BadRequest
@@ -58,6 +58,39 @@ def test_exactly_those_that_have_one(metadata: dict[str, str], reason: str, doma
     replace_nul(message)
     assert field_with_nul(message) == ""
     assert message.reason == reason.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        BAD(field_violations=[VIOLATION(description="\0")] + [VIOLATION()] * MOST_PARTS),
+        struct_pb2.ListValue(
+            values=[
+                struct_pb2.Value(list_value=struct_pb2.ListValue(values=[struct_pb2.Value()] * 500))
+            ]
+            * (MOST_PARTS // 500)
+        ),
+        error_details_pb2.DebugInfo(stack_entries=[""] * (MOST_PARTS + 1)),
+    ],
+    ids=["in a row", "within each other", "texts"],
+)
+def test_one_with_too_many_parts_is_not_searched(message: Message) -> None:
+    for search in (field_with_nul, replace_nul):
+        with pytest.raises(TooManyPartsError, match="more than 100,000 items in lists"):
+            search(message)
+
+
+async def test_a_request_with_too_many_parts_is_refused(serve: Any) -> None:
+    async def unary(request: Any, context: Any) -> Any:
+        return request
+
+    handler: Any = grpc.unary_unary_rpc_method_handler(unary, request_deserializer=BAD.FromString)
+    async with serve(Unary=handler) as (_, channel):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await channel.unary_unary("/test.Echo/Unary")(b"\n\0" * (MOST_PARTS + 1))
+    error = from_rpc_error(refused.value)
+    assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "more than 100,000 items" in error.message
 
 
 async def test_a_request_with_one_is_refused_and_a_stream_of_requests_goes_on(serve: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,7 @@ import pytest
 
 from examples.demo.processes import last_lines
 from examples.demo.scenarios import SCENARIOS
+from examples.demo.stage import perform
 from examples.offline import METHODS
 
 ROOT = Path(__file__).parents[2]
@@ -60,3 +62,15 @@ def test_of_a_progress_bar_the_last_state_is_told(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_bytes("begun\n 0%|\r 50%|▌\r100%|█\r\nended\n".encode())
     assert last_lines(log, 2) == "100%|█\nended"
+
+
+def test_settings_of_services_elsewhere_are_for_nobody_in_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setenv("MIDCOURSE_TLS_CA", "/no/such/file")
+    monkeypatch.setenv("MIDCOURSE_TOKEN_FILE", "/no/such/file")
+    seen: list[str] = []
+    assert perform(lambda *_: seen.extend(os.environ)) == 0
+    assert "PATH" in seen
+    assert not [each for each in seen if each.startswith("MIDCOURSE_")]

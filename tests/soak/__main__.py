@@ -75,17 +75,18 @@ def main() -> int:
         load = Load(on, asked.jobs, asked.rate, asked.seed)
         courses = uvloop.run(soak(on, load, asked.minutes * 60, asked.every, progress))
         logs = {service.name: service.process.tail() for service in on.services}
-    judgements = judge(courses)
+    judgements = judge(courses, postgres=asked.postgres)
     for name, log in logs.items():
         if log:
             console.print(f"{name} has logged:\n{log}", markup=False)
-    show(judgements, load.done, load.errors, console)
+    errors = load.all_errors()
+    show(judgements, load.done, errors, console)
     setup = {**vars(asked), "output": str(asked.output), "load_average_before": load_average}
-    write(asked.output / "soak.json", courses, judgements, setup, load.done, load.errors)
+    write(asked.output / "soak.json", courses, judgements, setup, load.done, errors)
     draw(asked.output / "soak.svg", courses, judgements)
     console.print(f"written: {asked.output}/soak.json, soak.svg, soak.png")
     grows = [each.name for each in judgements if each.verdict is Verdict.GROWS]
-    return 1 if grows or load.errors else 0
+    return 1 if grows or errors else 0
 
 
 def _options() -> argparse.Namespace:

@@ -16,6 +16,7 @@ from control_plane.client import (
     FailedPreconditionError,
     MidcourseError,
     NotFoundError,
+    UnauthenticatedError,
 )
 from grpc_runtime.client.credentials import Credentials
 from grpc_runtime.client.retry import RetryPolicy
@@ -30,10 +31,10 @@ GONE_SECONDS = 20.0
 """Mean time from a job's end until it is deleted."""
 TEAMS = ("nlp", "vision", "speech")
 MODEL = "gpt-6-luna"
-_EXPECTED = frozenset(
-    {"FAILED_PRECONDITION", "NOT_FOUND", "ABORTED", "UNAUTHENTICATED", "CANCELLED"}
-)
-"""Jobs end, tokens are revoked and callers give up meanwhile; anything else is an error."""
+_EXPECTED = frozenset({"FAILED_PRECONDITION", "NOT_FOUND", "ABORTED", "CANCELLED"})
+"""Jobs end and callers give up meanwhile; anything else is an error."""
+_MOST_REFUSED = 10
+"""What is refused more often than this has to be done more often than it is refused."""
 
 
 class Load:
@@ -42,6 +43,7 @@ class Load:
     Attributes:
         done: How often what was done.
         errors: What nobody should see, with how often.
+        refused: How often what was refused for a reason that there may be.
         latencies: Seconds that updates took to be accepted, since somebody took them last.
     """
 
@@ -63,6 +65,7 @@ class Load:
         self._waiting: set[asyncio.Task[None]] = set()
         self.done: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
         self.latencies: list[float] = []
 
     async def run(self) -> None:
@@ -170,7 +173,7 @@ class Load:
     async def _once(self, name: str, what: Callable[[], Awaitable[None]]) -> None:
         with self._noting(name):
             await what()
-        self.done[name] += 1
+            self.done[name] += 1
 
     @contextlib.contextmanager
     def _noting(self, name: str) -> Iterator[None]:
@@ -183,8 +186,19 @@ class Load:
 
     def _note(self, name: str, error: MidcourseError) -> None:
         code = error.code.name if error.code else "no code"
-        if code not in _EXPECTED:
+        if code in _EXPECTED:
+            self.refused[name] += 1
+        else:
             self.errors[f"{name}: {code} {error.reason}: {error}"] += 1
+
+    def all_errors(self) -> Counter[str]:
+        """What nobody should see, and what was mostly refused."""
+        mostly = {
+            f"{name}: {count} refused, {self.done[name]} done": count
+            for name, count in self.refused.items()
+            if count > max(_MOST_REFUSED, self.done[name])
+        }
+        return self.errors + Counter(mostly)
 
     def _job(self) -> str:
         return self._chance.choice(sorted(self._live))
@@ -276,9 +290,10 @@ class Load:
             watch = visitor.watch_jobs()
             await anext(aiter(watch))
             await self._plane.revoke_token(made.token.name)
-            async with asyncio.timeout(60):
-                async for _ in watch:
-                    pass
+            with contextlib.suppress(UnauthenticatedError):
+                async with asyncio.timeout(60):
+                    async for _ in watch:
+                        pass
 
     async def _ask(self) -> None:
         """A question, in a session of its own or with one more; some are given up."""

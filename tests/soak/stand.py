@@ -22,7 +22,9 @@ from tests.support.processes import ROOT, Process, free_port, serve, until
 
 RETAIN_DAYS = 60 / 86_400
 """A minute: what is forgotten after some time has to be forgotten often while the soak runs."""
-_RETAINED = {f"retain_{what}_days": RETAIN_DAYS for what in ("samples", "events", "audit")}
+_RETAINED = {
+    f"retain_{what}_days": RETAIN_DAYS for what in ("samples", "events", "audit", "tokens")
+}
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,8 @@ def _analytics(
             *("-m", "control_plane.cli", "analytics", "serve", f"--listen=127.0.0.1:{port}"),
             *(f"--database={database}", f"--catalogue={catalogue}", "--auth=token"),
             *(f"--control-plane={control_plane}", f"--metrics-listen=127.0.0.1:{metrics}"),
-            *(f"--retain-sessions-days={RETAIN_DAYS}", "--log-level=warning"),
+            *(f"--retain-{what}-days={RETAIN_DAYS}" for what in ("sessions", "audit", "usage")),
+            "--log-level=warning",
         ],
         directory,
         OPENAI_API_KEY="sk-soak",

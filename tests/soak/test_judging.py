@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
+import grpc
+import pytest
+
+from control_plane.client import FailedPreconditionError
 from tests.soak.judging import DAY, Verdict, trend
+from tests.soak.load import Load
+from tests.soak.measuring import Courses
+from tests.soak.report import BOUNDS, BY_DESIGN, ON_POSTGRES, judge
 
 SECONDS = [float(second) for second in range(0, 3_600, 5)]
 
@@ -53,6 +62,37 @@ def test_one_outlier_does_not_matter() -> None:
     found = trend(SECONDS, values)
     assert found is not None
     assert found.slope == found.high == 0.0
+
+
+def _flat(names: Iterable[str]) -> Courses:
+    courses = Courses()
+    for second in SECONDS[:10]:
+        courses.add(second, {(name, ""): 1.0 for name in names})
+    return courses
+
+
+@pytest.mark.parametrize(("postgres", "bounds"), [(False, BOUNDS), (True, ON_POSTGRES)])
+def test_what_has_a_bound_is_measured(*, postgres: bool, bounds: Mapping[str, float]) -> None:
+    judged = judge(_flat([*bounds, *BY_DESIGN]), postgres=postgres)
+    assert {each.name: each.bound for each in judged if each.bound is not None} == bounds
+    with pytest.raises(ValueError, match="'control plane: table samples'"):
+        judge(_flat(bounds.keys() - {"control plane: table samples"}), postgres=postgres)
+
+
+async def test_what_is_refused_is_not_done() -> None:
+    class Refusing:
+        async def label_job(self, *_: object) -> None:
+            raise FailedPreconditionError("nobody may", code=grpc.StatusCode.FAILED_PRECONDITION)
+
+    load = Load(cast("Any", None), jobs=1, rate=1.0, seed=0)
+    load._plane = cast("Any", Refusing())
+    load._live = {"a"}
+    for _ in range(10):
+        await load._once("label", load._label)
+    assert not load.all_errors()
+    await load._once("label", load._label)
+    assert load.all_errors() == {"label: 11 refused, 0 done": 11}
+    assert not load.done
 
 
 def test_nothing_is_said_of_nothing() -> None:

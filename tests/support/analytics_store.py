@@ -111,6 +111,13 @@ def turn(
     )
 
 
+async def next_turn(store: Store, **fields: Any) -> NewTurn:
+    """A turn in the session as it stands."""
+    found = await store.get_session("s")
+    assert found is not None
+    return turn(found, is_new=False, **fields)
+
+
 def call(call_id: str | None = None, **fields: Any) -> UsageRecord:
     """A running call that reserves a dollar; ids ascend."""
     return replace(

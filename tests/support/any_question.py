@@ -12,7 +12,7 @@ import grpc
 
 from analytics_service.usage.records import UsageFilter, UsageGroup
 from midcourse.analytics.v1 import analytics_pb2
-from tests.support.analytics import RunningAnalytics, running_analytics
+from tests.support.analytics import RunningAnalytics, running_analytics, until
 from tests.support.any_request import Served, methods_of
 from tests.support.fake_provider_script import Reply, text
 
@@ -30,10 +30,13 @@ class Questioned(Served):
 
     async def state(self) -> object:
         """What a change would change."""
+        chat = self.running.service.chat
+        # An answer that was left is still being recorded.
+        await until(lambda: not chat._running and not chat._beginning)
         store: Any = self.running.service._store
         everything = UsageFilter()
         return (
-            await store.list_sessions(None, None, 100_000),
+            await store.list_sessions("anonymous", None, 100_000),
             await store.sum_usage(everything, UsageGroup.ALL),
             await store.list_budgets(self.running.service._clock()),
         )

@@ -45,6 +45,10 @@ class PlainLoop:
         self.outcomes: list[session_pb2.UpdateOutcome] = []
         self.controller = self.new_controller(extra)
 
+    def held(self) -> list[int]:
+        """Return the revisions that the controller holds for a later step."""
+        return list(self.controller._held)
+
     def new_controller(self, extra: dict[str, LiveParameter] | None = None) -> ParameterController:
         """Return a controller over this loop's optimizer, as for a new training process."""
         parameters: dict[str, LiveParameter] = {

@@ -80,7 +80,7 @@ class Place:
             result = what() or "ok"
         except SkippedError as why:
             result = f"skipped: {why}"
-        except (FailedError, OSError, subprocess.SubprocessError) as error:
+        except (FailedError, OSError, subprocess.SubprocessError, ValueError, SyntaxError) as error:
             self.failed = True
             result = "FAILED"
             print(textwrap.indent(str(error), "    "), flush=True)

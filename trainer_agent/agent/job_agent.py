@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from enum import Enum, auto
@@ -17,6 +18,7 @@ from trainer_agent.agent.relay import Relay
 from trainer_agent.agent.trainer_watch import TrainerWatch
 from trainer_agent.link.protocol import PROTOCOL_VERSION
 from trainer_agent.link.server import LinkServer, TrainerConnection
+from trainer_agent.link.spawn import cut_log
 
 if TYPE_CHECKING:
     from grpc_runtime.client.credentials import Credentials
@@ -32,6 +34,8 @@ _LAST_WORDS_TIMEOUT: Final = 0.5
 _STOP_TIMEOUT: Final = 5.0
 _LONGEST_LOOK_AT_PACE: Final = 1.0
 _SHORTEST_LOOK_AT_PACE: Final = 0.05
+_LOOK_AT_LOG: Final = 60.0
+_STDERR: Final = 2
 
 
 class _End(Enum):
@@ -92,6 +96,7 @@ class JobAgent:
         try:
             if self._trainer_fd is not None:
                 self._adopted = self._server.adopt(self._trainer_fd)
+                self._background.start(_bound_log())
             await self._background.until(lambda: self._ending is not None)
             self._server.stop_listening()
             return await self._finish()
@@ -213,6 +218,7 @@ class JobAgent:
             pid=os.getpid(),
         )
         relay.greet(connection, welcome, hello.state.outcomes, stored)
+        self._background.changed()
 
     def _served(self, connection: TrainerConnection, instance_id: str) -> Served:
         if self._relay is None:
@@ -304,3 +310,14 @@ class JobAgent:
                 _log.info("trainer_stalled", job=self._job_id, idle=round(idle, 1))
                 ledger.stalled(idle, time.time_ns())
                 relay.wake()
+
+
+async def _bound_log() -> None:
+    """Keeps the log of an agent that its trainer started bounded: it is a file that nobody turns.
+
+    What fails again and again, such as to reach a control plane that is away, is logged each time.
+    """
+    while True:
+        await asyncio.sleep(_LOOK_AT_LOG)
+        with contextlib.suppress(OSError):  # there is no place to tell of it
+            cut_log(_STDERR)

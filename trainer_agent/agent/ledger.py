@@ -51,6 +51,8 @@ class Ledger:
         pace: Step times.
         urgent: Something happened that must not wait for the next heartbeat; reset by
             :meth:`heartbeat`.
+        offers_anew: Other than what the control plane was told can be changed or done; reset by
+            :meth:`full_state`.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Ledger:
         self._max_samples = 1
         self.pace = Pace(now)
         self.urgent = False
+        self.offers_anew = False
         self._keep(hello.state.outcomes)
         for local in hello.state.local_updates:
             self._locals.take(local)
@@ -254,6 +257,7 @@ class Ledger:
     def full_state(self, sequence: int) -> session_pb2.FullState:
         """Returns full state, which goes out in the message of this number."""
         self._outcomes.all_sent(sequence)
+        self.offers_anew = False
         state = self._state.full(self._outcomes.items(), self._locals.all(sequence))
         state.phase = self.phase
         state.newest_revision = max(state.newest_revision, max(self._settled, default=0))
@@ -343,7 +347,7 @@ class Ledger:
 
     def _replace(self, state: session_pb2.FullState, now: float) -> list[int]:
         was_paused = self._paused
-        self._state.replace(state)
+        self.offers_anew |= self._state.replace(state)
         if was_paused and not self._paused:
             self.pace.resume(now)
         if self._stalled and self._state.phase in _RESTING:

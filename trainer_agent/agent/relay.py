@@ -219,10 +219,11 @@ class Relay:
 
     def _tell_welcome(self) -> None:
         """Tells the trainer that it is served, or why it is not."""
-        assert self.trainer is not None
-        self.trainer.send(link_pb2.AgentMessage(welcome=self._welcome))
+        trainer = self.trainer  # which sending may end
+        assert trainer is not None
+        trainer.send(link_pb2.AgentMessage(welcome=self._welcome))
         if self.detached is not None:
-            self.trainer.send(link_pb2.AgentMessage(detached=self.detached))
+            trainer.send(link_pb2.AgentMessage(detached=self.detached))
 
     # -------------------------------------------------------------------- the control plane's end
 
@@ -257,14 +258,15 @@ class Relay:
 
     def updates_arrived(self) -> None:
         """Passes on what the trainer has not been given yet."""
-        if self.trainer is None or not self.trainer.is_open:
+        trainer = self.trainer  # which sending may end
+        if trainer is None or not trainer.is_open:
             return
         messages, replies = self._deliveries.pass_on()
         if messages:
-            self.trainer.attend()  # an outcome is to be passed on at once
+            trainer.attend()  # an outcome is to be passed on at once
         for message in messages:
             reached("agent.pass_on")
-            self.trainer.send(message)
+            trainer.send(message)
             reached("agent.passed_on")
         self._reply(replies)
 

@@ -253,7 +253,7 @@ class Session:
             return None
         if self._replies:
             request.reply.CopyFrom(self._replies.popleft())
-        elif self._state_requested:
+        elif self._state_requested or ledger.offers_anew:
             self._state_requested = False
             request.state.CopyFrom(ledger.full_state(sequence))
             self._tell_held(request.state)

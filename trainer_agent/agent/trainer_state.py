@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from midcourse.agent.v1 import session_pb2
 from midcourse.control.v1 import job_pb2, parameter_pb2, update_pb2
-from trainer_agent.agent.revisions import RevisionSet
+from trainer_agent.steering.lineage import RevisionSet
 
 if TYPE_CHECKING:
     from midcourse.link.v1 import link_pb2
@@ -37,13 +37,15 @@ class TrainerState:
         """What the trainer is doing, by its own words."""
         return self._state.phase
 
-    def replace(self, state: session_pb2.FullState) -> None:
-        """Takes full state anew."""
+    def replace(self, state: session_pb2.FullState) -> bool:
+        """Takes full state anew; returns whether other than before can be changed or done."""
+        before = self._offer()
         self._state.CopyFrom(state)
         self._state.ClearField("outcomes")
         self._state.ClearField("local_updates")
-        self._in_force = RevisionSet(state.in_force)
+        self._in_force = RevisionSet.covering((each.first, each.last) for each in state.in_force)
         self._held = set(state.held)
+        return self._offer() != before
 
     def step(self, report: link_pb2.StepReport) -> bool:
         """Takes a step.
@@ -99,11 +101,21 @@ class TrainerState:
         state = session_pb2.FullState()
         state.CopyFrom(self._state)
         del state.in_force[:]
-        state.in_force.extend(self._in_force.ranges())
+        for first, last in self._in_force:
+            state.in_force.add(first=first, last=last)
         state.held[:] = sorted(self._held)
         state.outcomes.extend(outcomes)
         state.local_updates.extend(local_updates)
         return state
+
+    def _offer(self) -> session_pb2.FullState:
+        """Returns what can be changed and done, whatever the values in force are."""
+        offer = session_pb2.FullState(
+            parameters=self._state.parameters, actions=self._state.actions
+        )
+        for spec in offer.parameters:
+            spec.ClearField("current_value")
+        return offer
 
     def _read(self, readings: Iterable[update_pb2.ParameterReading]) -> None:
         for reading in readings:

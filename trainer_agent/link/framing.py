@@ -46,11 +46,6 @@ class FrameDecoder:
         self._buffer = bytearray()
         self._max_bytes = max_bytes
 
-    @property
-    def pending_bytes(self) -> int:
-        """Bytes of a message that is not complete yet; 0 at the border of two messages."""
-        return len(self._buffer)
-
     def feed(self, data: bytes | bytearray | memoryview) -> list[bytes]:
         """Takes what came in and returns the messages that are complete now.
 

@@ -15,7 +15,7 @@ from typing import Final
 
 import midcourse.link.v1
 
-_LOG_LIMIT_BYTES: Final = 4 * 1024 * 1024
+LOG_LIMIT_BYTES: Final = 4 * 1024 * 1024
 _BACKOFF_FIRST: Final = 0.2
 _BACKOFF_LAST: Final = 30.0
 _BACKOFF_FACTOR: Final = 2.0
@@ -123,8 +123,7 @@ class AgentSpawner:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         log = os.open(self._log, flags, 0o600)
         try:
-            if os.fstat(log).st_size > _LOG_LIMIT_BYTES:
-                os.ftruncate(log, 0)
+            cut_log(log)
             # -P: a file of the training script's directory must not stand in for a module.
             command = [sys.executable, "-P", "-m", "trainer_agent", *self._arguments]
             return subprocess.Popen(  # noqa: S603 - no shell, and the arguments are ours
@@ -139,6 +138,16 @@ class AgentSpawner:
             )
         finally:
             os.close(log)
+
+
+def cut_log(log: int) -> None:
+    """Empties a file that an agent's log goes to, where it has grown large.
+
+    Args:
+        log: A descriptor that appends.
+    """
+    if os.fstat(log).st_size > LOG_LIMIT_BYTES:
+        os.ftruncate(log, 0)
 
 
 def agent_environment() -> dict[str, str]:

@@ -46,6 +46,7 @@ _CONNECT_INTERVAL: Final = 0.05
 _FAILURE_BACKOFF_LAST: Final = 30.0
 _DETACHED_RETRY: Final = 60.0
 _PROVEN_AFTER: Final = 10.0
+_MOST_LOGGED: Final = 16  # troubles; some name what differs each time
 _NEVER: Final = math.inf
 
 _NOTHING: Final[tuple[link_pb2.AgentMessage, ...]] = ()
@@ -54,8 +55,8 @@ _NOTHING: Final[tuple[link_pb2.AgentMessage, ...]] = ()
 class TrainerLink:
     """Connects a training process with its agent, and starts an agent where there is none.
 
-    ``send`` and ``poll`` return at once and raise nothing: whatever fails shows in ``status`` and,
-    once per kind of trouble, in the log. All waiting, reconnecting and starting of agents is done
+    ``send`` and ``poll`` return at once and raise nothing: whatever fails shows in ``status``, and
+    once until an agent answers in the log. All waiting, reconnecting and starting of agents is done
     in small pieces by ``poll``, so call it at every step. Not for use by several threads at once.
 
     Messages that were given to an agent which then died are gone. So the hello of each new
@@ -109,6 +110,7 @@ class TrainerLink:
         self._welcome: link_pb2.AgentWelcome | None = None
         self._detached: link_pb2.Detached | None = None
         self._trouble = ""
+        self._logged: set[str] = set()
         self._connections = 0
         self._unsendable = 0
         self._failures = 0
@@ -156,6 +158,7 @@ class TrainerLink:
                 directory=self._address.directory,
                 log=self._address.log,
             )
+            _logger.info("job %s: the agent's log is %s", self._job_id, self._address.log)
         self._maintain()
 
     def wait_ready(self, timeout: float) -> bool:
@@ -378,7 +381,8 @@ class TrainerLink:
         self._waiting = bool(self._outbox)
 
     def _note(self, trouble: str) -> None:
-        if trouble != self._trouble:
+        if trouble not in self._logged and len(self._logged) < _MOST_LOGGED:
+            self._logged.add(trouble)
             _logger.warning("job %s: %s; training goes on", self._job_id, trouble)
         self._trouble = trouble
 
@@ -438,6 +442,7 @@ class TrainerLink:
         self._state = LinkState.CONNECTED
         self._detached = None
         self._trouble = ""
+        self._logged.clear()
         self._connections += 1
         self._failures = 0
 

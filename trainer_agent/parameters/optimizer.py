@@ -327,8 +327,6 @@ class WeightDecay(GroupValue):
         """Return each group's share of a value for the first one, ratios kept."""
         if len(targets) == 1:
             return {targets[0]: value}
-        if len(targets) == 1:
-            return {targets[0]: value}
         in_force = [float(now[name] or 0.0) for name in targets]
         # Nothing keeps a ratio to 0; nor does what is next to it.
         for decays in (in_force, list(self._decays.values())):

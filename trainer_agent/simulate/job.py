@@ -413,9 +413,6 @@ class LightJob:
         if len(self.outcomes) > _OUTCOMES_KEPT:
             del self.outcomes[next(iter(self.outcomes))]
 
-    def closed(self, error: str | None) -> None:
-        """The trainer has said goodbye."""
-
     def _changed(self) -> None:
         self._background.changed()
         self._tell()

@@ -28,9 +28,6 @@ class LinkEvents(Protocol):
     def settled(self, outcome: session_pb2.UpdateOutcome) -> None:
         """The trainer has said how an update ended."""
 
-    def closed(self, error: str | None) -> None:
-        """The trainer has said goodbye."""
-
 
 class DirectLink:
     """Carries messages by handing them over; fulfils :class:`~trainer_agent.steering.links.Link`.
@@ -92,8 +89,7 @@ class DirectLink:
         """Does not wait: a light job goes on by itself when something arrives."""
 
     def close(self, error: str | None = None, timeout: float = CLOSE_TIMEOUT) -> bool:
-        """Says goodbye."""
-        self._events.closed(error)
+        """Has nothing to close: a light job ends its agent's part by itself."""
         return True
 
 

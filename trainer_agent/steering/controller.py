@@ -317,10 +317,6 @@ class ParameterController:
             for first, last in self._settled.lineage.in_force
         ]
 
-    def held(self) -> list[int]:
-        """Return the revisions held for a later step."""
-        return list(self._held)
-
     @property
     def has_unsettled(self) -> bool:
         """Whether ``unsettled`` has something to return, or what was done by itself is open."""

@@ -30,6 +30,18 @@ class RevisionSet:
             self._firsts.append(first)
             self._lasts.append(last)
 
+    @classmethod
+    def covering(cls, ranges: Iterable[tuple[int, int]]) -> RevisionSet:
+        """Return a set of all that is in ranges, whatever their order and overlap."""
+        made = cls()
+        for first, last in sorted(ranges):
+            if made._lasts and first <= made._lasts[-1] + 1:
+                made._lasts[-1] = max(made._lasts[-1], last)
+            elif first <= last:
+                made._firsts.append(first)
+                made._lasts.append(last)
+        return made
+
     def __contains__(self, revision: int) -> bool:
         index = bisect.bisect_right(self._firsts, revision) - 1
         return index >= 0 and revision <= self._lasts[index]

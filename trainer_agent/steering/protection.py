@@ -105,20 +105,22 @@ class LossWatch:
 
     Args:
         trainer: The transformers trainer; its ``training_step`` is watched.
+        next_step: The optimizer step that comes next.
     """
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: Any, next_step: int) -> None:
         self._trainer = trainer
-        self._step = 1
+        self._step = next_step
         self._pending: deque[tuple[int, Any, Any]] = deque()
         self._found: tuple[int, float] | None = None
         self._failure: Exception | None = None
         self._training_step = trainer.training_step
+        self._was_its_own = "training_step" in vars(trainer)
         trainer.training_step = self._watched
 
     @classmethod
-    def of(cls, trainer: Any) -> LossWatch:
-        """Watch a trainer.
+    def of(cls, trainer: Any, next_step: int) -> LossWatch:
+        """Watch a trainer from an optimizer step on.
 
         Raises:
             TypeError: There is none to watch.
@@ -128,7 +130,7 @@ class LossWatch:
                 "protection needs a trainer whose training_step can be watched; switch it on with "
                 "attach(trainer, protection=...)"
             )
-        return cls(trainer)
+        return cls(trainer, next_step)
 
     def _watched(self, *args: Any, **kwargs: Any) -> Any:
         loss = self._training_step(*args, **kwargs)
@@ -150,14 +152,24 @@ class LossWatch:
             host.copy_(loss.detach(), non_blocking=True)
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch has no type for it
             copied.record()
-            self._pending.append((self._step, host, copied))
-            if len(self._pending) > _MOST_PENDING:
-                self._pending.popleft()
+            self._await(host, copied)
         else:
             raise RuntimeError(
                 f"protection against a loss that is not finite can not watch losses on "
                 f"{loss.device.type}, only on cpu and cuda"
             )
+
+    def _await(self, host: Any, copied: Any) -> None:
+        """Look later at a loss that is on its way, and now at those that have arrived."""
+        self._look_at_arrived()
+        self._pending.append((self._step, host, copied))
+        if len(self._pending) > _MOST_PENDING:
+            self._pending.popleft()
+
+    def _look_at_arrived(self) -> None:
+        while self._pending and self._pending[0][2].query():
+            step, host, _ = self._pending.popleft()
+            self._judge(step, host)
 
     def _judge(self, step: int, loss: Any) -> None:
         value = float(loss)
@@ -176,9 +188,7 @@ class LossWatch:
         if self._failure is not None:
             self._pending.clear()
             raise self._failure
-        while self._pending and self._pending[0][2].query():
-            step, host, _ = self._pending.popleft()
-            self._judge(step, host)
+        self._look_at_arrived()
         self._step = next_step
         found, self._found = self._found, None
         return found
@@ -187,4 +197,6 @@ class LossWatch:
         """Watch no more."""
         if self._trainer.__dict__.get("training_step") == self._watched:
             del self._trainer.training_step
+            if self._was_its_own:
+                self._trainer.training_step = self._training_step
         self._pending.clear()

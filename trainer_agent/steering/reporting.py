@@ -115,7 +115,8 @@ class Reporter:
         if max_steps != self._reported_max_steps and max_steps is not None:
             self._reported_max_steps = max_steps
             self._batch.plan(max_steps)
-        if at_once or now - self._sent_nanos >= REPORT_INTERVAL_NANOS:
+        # Negative where the clock was set back.
+        if at_once or not 0 <= now - self._sent_nanos < REPORT_INTERVAL_NANOS:
             self.send_steps()
 
     # Now and then.

@@ -23,6 +23,7 @@ from analytics_service.chat.tools.updates import UPDATE_HISTORY
 from analytics_service.chat.tools.values import plain_json
 from analytics_service.ports import Clock
 from analytics_service.providers.base import ToolRequest, ToolSpec
+from analytics_service.threads import Threads
 from control_plane.client import Client, MidcourseError, job_id
 
 TOOLS: Final[Mapping[str, Tool[Any]]] = {
@@ -75,6 +76,7 @@ class Toolbox:
     def __init__(
         self,
         client: Client,
+        threads: Threads,
         jobs: Sequence[str] = (),
         clock: Clock | None = None,
         *,
@@ -84,6 +86,7 @@ class Toolbox:
 
         Args:
             client: Of the control plane, with the caller's credentials.
+            threads: Where it is asked.
             jobs: Ids of the jobs that the question is about; empty: whichever. They say where
                 `digest` looks; the tools may read others too.
             clock: Tells the time that results say they were read at; None: they do not say.
@@ -91,6 +94,7 @@ class Toolbox:
         """
         self.specs: tuple[ToolSpec, ...] = tuple(tool.spec for tool in TOOLS.values())
         self._client = client
+        self._threads = threads
         self._jobs = tuple(dict.fromkeys(job_id(each) for each in jobs))
         self._clock = clock
         self._timeout = timeout
@@ -134,7 +138,7 @@ class Toolbox:
         if not jobs:
             try:
                 async with asyncio.timeout(self._timeout):
-                    jobs = await asyncio.to_thread(jobs_in_question, self._client, question)
+                    jobs = await self._threads.run(jobs_in_question, self._client, question)
             except (MidcourseError, TimeoutError):
                 jobs = ()
             if not jobs:  # says that there are none, or why they could not be listed
@@ -162,7 +166,7 @@ class Toolbox:
                 "send one JSON object"
             )
         async with self._slots, asyncio.timeout(self._timeout):
-            return await asyncio.to_thread(tool.read, self._client, request.arguments)
+            return await self._threads.run(tool.read, self._client, request.arguments)
 
     def _stamped(self, result: Mapping[str, Any]) -> Mapping[str, Any]:
         if self._clock is None:

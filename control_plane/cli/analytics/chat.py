@@ -10,20 +10,13 @@ import typer
 from control_plane.cli.analytics.options import ModelOption, SessionOption
 from control_plane.cli.analytics.session import AnalyticsSession, both_services_verb, chat_failure
 from control_plane.cli.completion import complete_job
-from control_plane.cli.durations import parse_duration
 from control_plane.cli.exits import CommandError, ExitCode
+from control_plane.cli.sending import duration
 
 if TYPE_CHECKING:
     from analytics_service.client import ChatOptions, Client
     from control_plane.cli.analytics.views import View
     from midcourse.analytics.v1 import session_pb2
-
-
-def _timeout(text: str) -> float:
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
 
 
 @both_services_verb
@@ -75,7 +68,7 @@ def chat(
         float | None,
         typer.Option(
             "--timeout",
-            parser=_timeout,
+            parser=duration,
             metavar="DURATION",
             help="How long an answer may take; by default 10m.",
         ),

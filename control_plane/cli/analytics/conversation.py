@@ -94,8 +94,6 @@ class Conversation:
             session = self._analytics.get_session(name)
             self._model = session.model_id
             title = printable.line(session.title) or "no title"
-            for message in self._analytics.list_messages(name, page_size=1_000):
-                self._proposals = proposals_of(message) or self._proposals
             self._dim(
                 f"session {words.session_id(session.name)}: {title},"
                 f" {words.plural(session.message_count, 'message')}"
@@ -210,6 +208,9 @@ class Conversation:
         self._console.print(tables.usage("model", used.summaries, used.total))
 
     def _apply(self, which: str) -> None:
+        if not self._proposals and (name := self._options.get("session")):
+            for message in self._analytics.list_messages(name):
+                self._proposals = proposals_of(message) or self._proposals
         if not self._proposals:
             raise CommandError(
                 "nothing is proposed; ask for a change of a running job first", ExitCode.USAGE

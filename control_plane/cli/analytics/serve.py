@@ -32,12 +32,14 @@ def _serve(context: typer.Context, settings: Any) -> None:
     with needs(AnalyticsServeCommand.invocation, AnalyticsServeCommand.extra):
         server = importlib.import_module("analytics_service.server")
         refusals = importlib.import_module("analytics_service.errors")
+        from grpc_runtime.server import ServerCrashedError
+
         catalogue = importlib.import_module("analytics_service.catalogue.problems")
     try:
         server.serve(settings)
     except AddressError as error:
         raise CommandError(str(error), ExitCode.USAGE) from error
-    except (ListenError, DatabaseOpenError) as error:
+    except (ListenError, ServerCrashedError, DatabaseOpenError) as error:
         raise CommandError(str(error), ExitCode.FAILURE) from error
     except refusals.Refusal as error:  # of a model that the settings name
         raise CommandError(error.message, ExitCode.USAGE) from error

@@ -38,7 +38,7 @@ def show_session(session: AnalyticsSession, name: SessionArgument) -> None:
 
     with session.connect() as analytics:
         if session.output.is_json:
-            messages = list(analytics.list_messages(name, page_size=1_000))
+            messages = list(analytics.list_messages(name))
             session.output.message(analytics_pb2.ListMessagesResponse(messages=messages))
             return
         from control_plane.cli.analytics import transcript

@@ -176,14 +176,14 @@ def budgets(listing: Iterable[usage_pb2.Budget]) -> FittingTable:
         say_so=True,
     )
     for budget in listing:
-        guessed = words.amount(budget.estimated)
+        is_bound = bool(words.amount(budget.estimated))
         limited = budget.HasField("limit")
         table.add_row(
             printable.line(budget.principal) or "everybody",
             printable.line(budget.model_id) or "all",
             words.period(budget),
             words.money(budget.limit) if limited else "none",
-            ("≈ " if guessed else "") + words.money(budget.spent or "0"),
+            ("≤ " if is_bound else "") + words.money(budget.spent or "0"),
             words.money(budget.reserved or "0"),
             words.dollars(words.left(budget)),
             _bar(words.share_used(budget)),

@@ -21,6 +21,7 @@ from analytics_service.chat.prompt import Prompt
 from analytics_service.chat.tools import Toolbox
 from analytics_service.errors import Refusal
 from analytics_service.providers.base import AssistantTurn, ToolTurn, Turn, UserTurn
+from analytics_service.threads import Threads
 from control_plane.client import Client
 
 BOUNDARY = new_boundary()
@@ -38,7 +39,7 @@ def count(turn: Turn) -> int:
 def plan(*, tools: bool = True, window: int = 100_000, jobs: tuple[str, ...] = ()) -> Plan:
     model = CatalogueModel("m", "M", "p", "m-2026", window, 8_000, tools, Tier.SMALL)
     with Client("127.0.0.1:1") as client:
-        toolbox = Toolbox(client)
+        toolbox = Toolbox(client, Threads(4, "tools"))
     choice = ModelChoice("m", ModelSource.REQUEST, "m")
     question = Question("why?", jobs=jobs, temperature=0.5)
     return Plan(question, choice, model, (), (), toolbox, BOUNDARY, 4_000)

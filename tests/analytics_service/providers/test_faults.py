@@ -113,7 +113,10 @@ def test_retry_after(headers: dict[str, str], seconds: float | None) -> None:
     ],
 )
 def test_faults(status: int | None, body: object, fault: Fault) -> None:
-    assert ENDPOINT.refusal(body, words="Failed", status=status).fault is fault
+    error = ENDPOINT.refusal(body, words="Failed", status=status)
+    assert error.fault is fault
+    # A status that is only told of in a stream says nothing of what was read and written before.
+    assert error.is_unbilled is (status is not None)
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,6 @@ constraints_ = st.builds(
     need_tools=st.booleans(),
     budget_left=st.sampled_from([None, None, *map(Decimal, ("-1", "0.01", "0.05", "1"))]),
     max_band=st.sampled_from([None, None, None, *BANDS]),
-    allow_deprecated=st.booleans(),
 )
 scores = st.floats(0, 1)
 
@@ -114,7 +113,6 @@ def test_the_best_fulfils_every_constraint_in_the_simplest_of_terms(
         return
     assert best.available
     assert best.stage is not Stage.RETIRED
-    assert asked.allow_deprecated or best.stage is Stage.ACTIVE
     assert best.supports_tools or not asked.need_tools
     if best.context_window is not None:
         assert asked.input_tokens + asked.max_output_tokens <= best.context_window
@@ -178,7 +176,6 @@ def test_loosening_never_makes_the_best_dearer(
         need_tools=asked.need_tools and other.need_tools,
         budget_left=None if None in budgets else max(b for b in budgets if b is not None),
         max_band=None if None in bands else max((b for b in bands if b), key=BANDS.index),
-        allow_deprecated=asked.allow_deprecated or other.allow_deprecated,
     )
     before, after = (best_of(chosen(score, models, c)) for c in (asked, looser))
     if before is not None:
@@ -239,8 +236,6 @@ def test_where_none_fits_doing_what_is_said_helps(
         match violation.rule:
             case Rule.AVAILABILITY:
                 mended = [replace(m, unavailable_reason=None) for m in models]
-            case Rule.LIFECYCLE:
-                loosened = replace(loosened, allow_deprecated=True)
             case Rule.TOOLS:
                 loosened = replace(loosened, need_tools=False)
             case Rule.CONTEXT:
@@ -249,6 +244,8 @@ def test_where_none_fits_doing_what_is_said_helps(
                 loosened = replace(loosened, budget_left=None)
             case Rule.COST_BAND:
                 loosened = replace(loosened, max_band=None)
+            case Rule.LIFECYCLE:
+                raise AssertionError("nothing brings back what is retired")
     assert chosen(score, mended, loosened).best is not None
 
 
@@ -296,12 +293,6 @@ def test_ties_go_by_display_name() -> None:
             ASKED,
             Rule.LIFECYCLE,
             "its provider has retired it",
-        ),
-        (
-            replace(SMALL, stage=Stage.DEPRECATED),
-            replace(ASKED, allow_deprecated=False),
-            Rule.LIFECYCLE,
-            "its provider is going to shut it down",
         ),
         (
             replace(SMALL, unavailable_reason="set ACME_API_KEY"),

@@ -199,7 +199,8 @@ async def test_without_a_usage_report_the_cost_is_unknown_not_zero(
     assert usage.total.unknown_cost_calls == 1
     assert Decimal(usage.total.cost) == 0
     budget = await analytics.client.get_budget("day")
-    assert Decimal(budget.spent) == Decimal(budget.estimated) == Decimal(record.estimated_cost)
+    # As much as it may have cost.
+    assert Decimal(budget.spent) == Decimal(budget.estimated) > Decimal(record.estimated_cost)
 
 
 async def test_another_model_than_asked_for_is_said_and_charged(

@@ -96,7 +96,7 @@ async def check_books(analytics: RunningAnalytics) -> None:
     budget = await store.get_budget(_DAY, now)
     assert budget.reserved == 0
     assert budget.spent == sum(call.charge for call in calls)
-    for session in await store.list_sessions(None, None, 10):
+    for session in await store.list_sessions("anonymous", None, 10):
         message = await store.get_message(session.id, None)
         assert message is not None
         assert message.state in (MessageState.CANCELLED, MessageState.COMPLETE)

@@ -207,6 +207,14 @@ async def test_a_default_that_is_retired_is_logged_at_the_start(tmp_path: Path) 
     )  # fmt: skip
 
 
+async def test_no_retired_model_takes_over(tmp_path: Path) -> None:
+    async with running_analytics(tmp_path, failover=[RETIRED, OTHER], attempts=1) as analytics:
+        analytics.fake.fail(503)
+        analytics.fake.reply(text("hi"))
+        answer = await analytics.client.ask("hello?")
+        assert answer.model.used_model == OTHER
+
+
 async def test_a_session_created_with_a_retired_model_tells_of_it_with_each_answer(
     analytics: RunningAnalytics,
 ) -> None:

@@ -156,7 +156,7 @@ async def check_interrupted(client: AsyncClient, session: str) -> session_pb2.Me
     assert Decimal(record.estimated_cost) > 0
     budget = await client.get_budget("day")
     assert Decimal(budget.reserved) == 0
-    assert Decimal(budget.estimated) == Decimal(record.estimated_cost)
+    assert Decimal(budget.estimated) > Decimal(record.estimated_cost)  # what it may have cost
     read = await client.get_session(session)
     assert read.unknown_cost_calls == answer.unknown_cost_calls == 1
     return answer
@@ -224,7 +224,7 @@ async def test_told_to_stop_in_the_middle_of_a_stream(place: Place) -> None:
             assert Decimal(record.estimated_cost) > 0
             budget = await after.get_budget("day")
             assert Decimal(budget.reserved) == 0
-            assert Decimal(budget.spent) == Decimal(record.estimated_cost)
+            assert Decimal(budget.spent) > Decimal(record.estimated_cost)  # what it may have cost
 
 
 async def refused_while_draining(client: AsyncClient) -> None:

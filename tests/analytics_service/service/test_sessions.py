@@ -23,6 +23,7 @@ from analytics_service.client import (
     NotFoundError,
     PermissionDeniedError,
 )
+from analytics_service.rpc import servicer
 from grpc_runtime.errors import StatusError, from_rpc_error
 from midcourse.analytics.v1 import analytics_pb2 as pb
 from midcourse.analytics.v1 import analytics_pb2_grpc, session_pb2
@@ -238,6 +239,76 @@ async def test_what_is_others_is_not_seen_and_not_touched(tmp_path: Path) -> Non
         await ann.ask("hello?", request_id="r")
         answer = await eve.ask("hello?", request_id="r")
         assert not answer.replayed
+
+
+async def test_a_question_knows_what_changed_while_it_was_being_asked(
+    analytics: RunningAnalytics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, store = analytics.client, analytics.service._store
+    session = (await client.create_session(title="Old", model=OPENAI_MODEL)).name
+    plain = store.begin_turn
+
+    async def too_late(*args: Any) -> Any:
+        monkeypatch.undo()
+        # Somebody else asks, and renames the session, between the look and the question.
+        await client.ask("first?", session=session)
+        await client.update_session(session, title="New", model=ANTHROPIC_MODEL)
+        return await plain(*args)
+
+    monkeypatch.setattr(store, "begin_turn", too_late)
+    answer = await client.ask("second?", session=session)
+    assert answer.model.used_model == ANTHROPIC_MODEL
+    after = await client.get_session(session)
+    assert (after.title, after.model_id) == ("New", ANTHROPIC_MODEL)
+    said = str(analytics.fake.requests[-1].body)
+    assert said.index("first?") < said.index("hi") < said.index("second?")
+
+
+async def test_a_page_of_records_sums_up_once_and_the_next_not_at_all(
+    analytics: RunningAnalytics, stub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(2):
+        await analytics.client.ask("hello?", model=OPENAI_MODEL)
+    store, summed = analytics.service._store, []
+    plain = store.sum_usage
+
+    async def noted(*args: Any) -> Any:
+        summed.append(args)
+        return await plain(*args)
+
+    monkeypatch.setattr(store, "sum_usage", noted)
+    first = await stub.GetUsage(pb.GetUsageRequest(page_size=1))
+    assert first.summaries == [first.total]
+    assert (first.total.calls, len(summed)) == (2, 1)
+    rest = pb.GetUsageRequest(page_size=1, page_token=first.next_page_token)
+    second = await stub.GetUsage(rest)
+    assert (len(first.records), len(second.records), second.next_page_token) == (1, 1, "")
+    assert not second.HasField("total")
+    assert not second.summaries
+    assert len(summed) == 1
+
+
+async def test_a_page_of_messages_is_cut_where_it_gets_large(
+    analytics: RunningAnalytics, stub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servicer, "PAGE_BYTES", 5_000)
+    session = (await analytics.client.ask("x" * 6_000)).session
+    for _ in range(3):
+        await analytics.client.ask("y" * 2_000, session=session)
+    request = pb.ListMessagesRequest(parent=session, page_size=1_000)
+    pages: list[list[session_pb2.Message]] = []
+    while not pages or request.page_token:
+        page = await stub.ListMessages(request)
+        pages.append(list(page.messages))
+        request.page_token = page.next_page_token
+    assert [each.name for page in pages for each in page] == [
+        f"{session}/messages/{number}" for number in range(1, 9)
+    ]
+    # The first is too large for any page, and is one.
+    assert len(pages[0]) == 1
+    sizes = [sum(each.ByteSize() for each in page) for page in pages]
+    assert sizes[0] > servicer.PAGE_BYTES
+    assert max(sizes[1:]) <= servicer.PAGE_BYTES < sum(sizes[1:])
 
 
 async def test_usage_of_a_span_ends_before_its_end(analytics: RunningAnalytics) -> None:

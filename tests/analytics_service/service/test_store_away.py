@@ -16,7 +16,7 @@ import pytest
 from analytics_service import upkeep
 from analytics_service.chat import finish
 from analytics_service.chat.conversation import MessageState
-from analytics_service.client import AsyncClient, RetryPolicy, UnavailableError
+from analytics_service.client import AsyncClient, MidcourseError, RetryPolicy, UnavailableError
 from analytics_service.errors import Reason, Refusal
 from grpc_runtime.sql import DatabaseOpenError
 from midcourse.analytics.v1 import session_pb2, usage_pb2
@@ -161,6 +161,56 @@ async def test_a_turn_that_may_be_on_record_is_ended(
     assert (record.outcome, record.cost) == (usage_pb2.CALL_OUTCOME_FAILED, "0")
     assert Decimal((await analytics.client.get_budget("day")).reserved) == 0
     assert analytics.fake.requests == []
+
+
+async def test_an_answer_that_can_not_be_kept_ends_all_the_same(
+    analytics: RunningAnalytics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, store = analytics.client, analytics.service._store
+    end_call, end_turn = store.end_call, store.end_turn
+
+    async def no_call(call: Any, answer: Any = None) -> None:
+        if answer is not None:
+            raise ValueError("no database keeps that")
+        await end_call(call)
+
+    async def no_turn(answer: Any) -> Any:
+        if answer.parts:
+            raise ValueError("no database keeps that")
+        return await end_turn(answer)
+
+    await client.set_budget(5, "day")
+    monkeypatch.setattr(store, "end_call", no_call)
+    monkeypatch.setattr(store, "end_turn", no_turn)
+    analytics.fake.reply(text("It spiked."))
+    chat = client.chat("what happened?")
+    with pytest.raises(MidcourseError) as failed:
+        await chat.result()
+    assert failed.value.reason == "CHAT_FAILED"
+    assert chat.started is not None
+    _, answer = [m async for m in client.list_messages(chat.started.session)]
+    assert answer.state == session_pb2.MESSAGE_STATE_FAILED
+    assert answer.error.reason == "CHAT_FAILED"
+    assert Decimal((await client.get_budget("day")).reserved) == 0
+    monkeypatch.undo()
+    analytics.fake.reply(text("yes"))
+    assert (await client.ask("and?", session=chat.started.session)).text == "yes"
+
+
+async def test_what_can_not_be_written_late_either_does_not_hold_up_the_rest() -> None:
+    backlog = finish.Backlog()
+    written: list[str] = []
+
+    async def never() -> None:
+        raise ValueError("no database keeps that")
+
+    async def good() -> None:
+        written.append("good")
+
+    backlog.add("bad", never)
+    backlog.add("good", good)
+    await backlog.flush()
+    assert (written, len(backlog)) == (["good"], 0)
 
 
 async def test_a_store_that_is_closed_is_an_error_too(analytics: RunningAnalytics) -> None:

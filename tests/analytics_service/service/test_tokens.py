@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -25,7 +27,7 @@ from grpc_runtime.bearer import bearer_metadata
 from grpc_runtime.client.credentials import CredentialsError
 from tests.support.analytics import RunningAnalytics, running_analytics
 from tests.support.domain_values import job
-from tests.support.fake_provider import Request
+from tests.support.fake_provider import BOUND, Request
 from tests.support.fake_provider_script import Reply, Stall, text, tool_call
 from tests.support.secured import SecuredPlane, secured_plane
 
@@ -71,6 +73,31 @@ async def test_a_question_is_answered_with_the_callers_own_rights(tmp_path: Path
         (told,) = results
         assert "run-nlp" in told
         assert "run-cv" not in told
+
+
+async def test_neither_tokens_nor_tools_need_the_threads_that_look_up_addresses(
+    tmp_path: Path,
+) -> None:
+    loop, over = asyncio.get_running_loop(), threading.Event()
+    few = ThreadPoolExecutor(1)
+    async with both(tmp_path) as here:
+        here.analytics.fake.reply(text("hello"))
+        here.analytics.fake.reply(tool_call("list_jobs", {}, "call_a"))
+        here.analytics.fake.reply(text("done"))
+        who, other = [await here.secured.caller("viewer") for _ in range(2)]
+        # The SDK too needs them for its first call.
+        await here.analytics.client.with_metadata(other).ask("hello?")
+        client = here.analytics.client.with_metadata(who)
+        loop.set_default_executor(few)
+        busy = loop.run_in_executor(None, over.wait)
+        try:
+            async with asyncio.timeout(BOUND):
+                answer = await client.ask("which runs?")
+        finally:
+            over.set()
+        await busy
+    (part, _) = answer.message.parts
+    assert part.tool_call.result["jobs"]
 
 
 async def test_who_may_not_is_told_so(tmp_path: Path) -> None:

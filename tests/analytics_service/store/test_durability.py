@@ -22,6 +22,7 @@ from tests.support.analytics_store import (
     all_usage,
     call,
     finish,
+    next_turn,
     run_sql,
     turn,
 )
@@ -36,7 +37,7 @@ from tests.support.analytics_store import ALL_DAY, NOW, call, turn
 async def main():
     store = await open_store(sys.argv[1])
     await store.beat("r1", NOW)
-    await store.set_budget(ALL_DAY, Decimal("1.5"), NOW)
+    await store.set_budget(ALL_DAY, Decimal("2.5"), NOW)
     await store.begin_turn(turn(request_id="q"), call("u1", estimated_cost=Decimal("0.125")))
     print("begun", flush=True)
     await asyncio.to_thread(sys.stdin.read)
@@ -71,19 +72,19 @@ async def check_recovery(address: str | Path) -> None:
     assert begun.replayed
     assert begun.answer.state is MessageState.RUNNING
     budget = await store.get_budget(ALL_DAY, NOW)
-    assert budget.limit == Decimal("1.5")
+    assert budget.limit == Decimal("2.5")
     assert budget.reserved == 1
     # Alive as far as anybody knows, then silent for too long.
     later = NOW + timedelta(minutes=1)
-    assert await store.recover("r2", NOW, later) == 0
-    assert await store.recover("r2", NOW + timedelta(seconds=30), later) == 2
+    assert await store.recover("r2", {}, later) == 0
+    assert await store.recover("r2", {"r1": NOW}, later) == 2
     budget = await store.get_budget(ALL_DAY, NOW)
-    assert budget.spent == Decimal("0.125")
+    assert budget.spent == 1
     assert budget.reserved == 0
     [settled] = await all_usage(store)
     assert settled.outcome is CallOutcome.INTERRUPTED
     again = await store.begin_turn(
-        turn(is_new=False, request_id="q2", replica="r2"), call("u3", replica="r2")
+        await next_turn(store, request_id="q2", replica="r2"), call("u3", replica="r2")
     )
     assert again.answer.number == 4
     assert (await finish(store, again)).state is MessageState.COMPLETE

@@ -109,7 +109,7 @@ async def test_who_counts_waits_for_a_call_that_is_being_recorded(
     else:
         # Something else that is dead, so that there is something to do.
         await store.begin_call(call(replica="dead"))
-        counting = asyncio.create_task(other.recover("r2", NOW + DAY, NOW))
+        counting = asyncio.create_task(other.recover("r2", {}, NOW))
 
     def waits(session: psycopg.Connection[Any]) -> bool:
         found = session.execute(WAITING).fetchone()

@@ -18,7 +18,17 @@ from analytics_service.store import usage as usage_queries
 from analytics_service.store.schema import metadata
 from analytics_service.store.store import SqlStore
 from analytics_service.usage.records import BudgetKey, Period, UsageFilter, UsageGroup
-from tests.support.analytics_store import ALL_DAY, DAY, NOW, call, ended, finish, run_sql, turn
+from tests.support.analytics_store import (
+    ALL_DAY,
+    DAY,
+    NOW,
+    call,
+    ended,
+    finish,
+    run_sql,
+    session,
+    turn,
+)
 
 
 def differences(connection: Connection) -> list[Any]:
@@ -62,7 +72,7 @@ WHICH = UsageFilter(NOW - DAY, NOW)
 CURSOR = SessionCursor(NOW, "s")
 OLD = NOW - timedelta(days=400)
 REPLAYED = turn(request_id="q")
-NEXT = turn(is_new=False, request_id="q2")
+NEXT = turn(session(version=2), is_new=False, request_id="q2")
 
 
 def prune(connection: Connection, before: datetime) -> None:
@@ -80,7 +90,6 @@ def begin_next(connection: Connection, of: NewTurn) -> None:
         (lambda c: sessions.get(c, "s"), "sqlite_autoindex_sessions_1"),
         (lambda c: sessions.listing(c, "ann", CURSOR, 9), "sessions_by_principal (principal=? AND"),
         (lambda c: sessions.listing(c, "ann", None, 9), "sessions_by_principal (principal=?)"),
-        (lambda c: sessions.listing(c, None, CURSOR, 9), "sessions_by_updated ("),
         (lambda c: sessions.next_messages(c, "s", 1, 9), "(session_id=? AND number>?)"),
         (lambda c: sessions.last_messages(c, "s", 9), "(session_id=?)"),
         (lambda c: sessions.cancels_requested(c, "r1"), "messages_running (replica=?)"),
@@ -90,8 +99,8 @@ def begin_next(connection: Connection, of: NewTurn) -> None:
             lambda c: calls.end(c, ended(call("u1")), None),
             "budget_windows_1 (budget=? AND start=?)",
         ),
-        (lambda c: recovery.recover(c, "r9", NOW, NOW), "usage USING INDEX usage_running"),
-        (lambda c: recovery.recover(c, "r9", NOW, NOW), "messages USING INDEX messages_running"),
+        (lambda c: recovery.recover(c, "r9", {}, NOW), "usage USING INDEX usage_running"),
+        (lambda c: recovery.recover(c, "r9", {}, NOW), "messages USING INDEX messages_running"),
         (lambda c: usage_queries.listing(c, UsageFilter(), "u9", 9), "autoindex_usage_1 (id<?)"),
         (
             lambda c: usage_queries.listing(c, UsageFilter(principal="ann"), "u9", 9),
@@ -114,7 +123,6 @@ def begin_next(connection: Connection, of: NewTurn) -> None:
             lambda c: budgets.get(c, BudgetKey("x", None, Period.DAY), NOW),
             "(principal=? AND time>?",
         ),
-        (lambda c: budgets.left(c, "ann", "m", NOW), "budgets_1 (principal=? AND model_id=?)"),
         (lambda c: prune(c, OLD), "usage_by_time (time<?)"),
         (lambda c: prune(c, OLD), "sessions_by_updated (updated<?)"),
         (lambda c: prune(c, OLD), "budget_windows_by_start (start<?)"),

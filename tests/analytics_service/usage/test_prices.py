@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from analytics_service.catalogue.load import load_catalogue, parse_catalogue
 from analytics_service.catalogue.model import CatalogueModel, CostBand, Stage
-from analytics_service.usage.prices import CATALOGUE_FILE, PriceBook, band
+from analytics_service.usage.prices import CATALOGUE_FILE, PriceBook, band, list_source
 from analytics_service.usage.records import Rates
 from analytics_service.usage.tokens import UNKNOWN, TokenUsage
 
@@ -140,7 +140,6 @@ def test_prices_rise_with_the_length_of_the_whole_prompt_cached_tokens_included(
     assert short.rates is not None
     assert long.rates is not None
     assert (short.rates.input, long.rates.input) == (Decimal("0.1"), Decimal("0.5"))
-    assert BOOK.rates(haiku, None, AT, prompt_tokens=100_001) == long.rates
 
 
 def test_prices_are_those_of_the_time_of_the_call() -> None:
@@ -149,8 +148,9 @@ def test_prices_are_those_of_the_time_of_the_call() -> None:
     model = loaded.catalogue.find("timed")
     assert model is not None
     book = PriceBook(loaded.catalogue, loaded.prices)
-    before = book.rates(model, None, datetime(2026, 4, 29, 23, 59, tzinfo=UTC))
-    after = book.rates(model, None, datetime(2026, 4, 30, tzinfo=UTC))
+    one = TokenUsage(1, 1)
+    before = book.cost(model, None, one, datetime(2026, 4, 29, 23, 59, tzinfo=UTC)).rates
+    after = book.cost(model, None, one, datetime(2026, 4, 30, tzinfo=UTC)).rates
     assert before is not None
     assert after is not None
     assert (before.input, after.input) == (Decimal(2), Decimal("1.25"))
@@ -207,7 +207,6 @@ def test_what_served_without_a_known_price_costs_something_unknown(used: str, se
     costed = BOOK.cost(find(used), served, TokenUsage(1, 1), AT)
     assert (costed.cost, costed.rates) == (None, None)
     assert f"says that {served} has served" in costed.unknown_reason
-    assert BOOK.rates(find(used), served, AT) is None
 
 
 OWN = """
@@ -242,10 +241,10 @@ def test_own_prices_go_before_the_list_and_follow_what_served() -> None:
     assert book.cost(a, "b", million, AT).cost == 10 + 20 + 10 + 10
     assert book.cost(a, "c", million, AT).cost is None
     assert book.cost(gpt, "gpt-4o-2024-05-13", million, AT).cost == 4
-    rates = book.rates(gpt, None, AT)
+    rates = book.cost(gpt, None, million, AT).rates
     assert rates is not None
     assert rates.source == CATALOGUE_FILE
-    assert book.source == f"genai-prices {genai_prices.__version__}"
+    assert list_source() == f"genai-prices {genai_prices.__version__}"
 
 
 def rates(input_rate: str, output_rate: str) -> Rates:

@@ -2,8 +2,30 @@
 
 from __future__ import annotations
 
+import io
+import time
+
+import pytest
+from rich.console import Console
+
+from control_plane.cli import audit_tables
 from control_plane.client import Client
+from midcourse.control.v1 import access_pb2
 from tests.support.midcourse_command import Midcourse
+
+
+def test_times_are_those_of_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = access_pb2.AuditRecord(principal="ada")
+    record.time.FromJsonString("2026-03-01T02:00:00Z")
+    written = io.StringIO()
+    monkeypatch.setenv("TZ", "EST5")
+    time.tzset()
+    try:
+        Console(file=written, width=200).print(audit_tables.records([record]))
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert "2026-02-28 21:00:00" in written.getvalue()
 
 
 def test_who_changed_what(address: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -15,7 +16,10 @@ from control_plane.cli.exits import ExitCode
 from control_plane.cli.main import app
 from control_plane.cli.output import Output
 from control_plane.client import Client, FailedPreconditionError, NotFoundError
+from midcourse.control.v1 import job_pb2, parameter_pb2
 from tests.support.applying_agent import ScriptedAgent
+from tests.support.fake_control_plane import FakeControlPlane, make_job
+from tests.support.midcourse_command import Midcourse
 
 
 @pytest.fixture
@@ -105,6 +109,83 @@ def test_what_comes_back_from_a_batch(
     assert withdrawn.startswith(f"{name}: 1 ")
     run("batch", name, "--reason", "a slip", code=ExitCode.USAGE)
     run("batch", "batches/99999", code=ExitCode.NOT_FOUND)
+
+
+class Silence:
+    """A watch that hears of nothing until it is closed."""
+
+    def __init__(self, *_: object) -> None:
+        self._closed = threading.Event()
+
+    def __iter__(self) -> Iterator[Any]:
+        assert self._closed.wait(30)
+        return iter(())
+
+    def close(self) -> None:
+        self._closed.set()
+
+
+def test_a_batch_that_nothing_is_heard_of(
+    run: Any, agents: dict[str, ScriptedAgent], team: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for agent in agents.values():
+        agent.silent = True
+    monkeypatch.setattr(Client, "watch_batch", Silence)
+    asked = ("set", "-l", f"team={team}", "learning_rate=4e-5", "--wait", "--timeout", "50ms")
+    late = run(*asked, code=ExitCode.TIMEOUT)
+    assert "3 of 3 jobs have not settled it after 0.05 s" in late.stderr
+    for name in agents:
+        assert name in late.stdout
+
+
+def test_values_are_read_as_jobs_have_them_that_can_take_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And not as one that has ended, or that has not begun, which may have none."""
+    sent: list[Any] = []
+    monkeypatch.setattr(
+        fleet, "send", lambda _session, _plane, _to, changes, *_: sent.extend(changes)
+    )
+    flag = parameter_pb2.ParameterSpec(name="flag", kind=parameter_pb2.PARAMETER_KIND_BOOLEAN)
+    with FakeControlPlane() as server:
+        for state in (job_pb2.JOB_STATE_FINISHED, job_pb2.JOB_STATE_PENDING):
+            labels = {"team": "nlp"}
+            server.add(job_pb2.Job(name=f"jobs/a-{state}", state=state, labels=labels))
+        live = make_job("live")
+        live.parameters.append(flag)
+        server.add(live)
+        Midcourse(server.address)("set", "-l", "team=nlp", "flag=on")
+    assert [change.set.value.boolean for change in sent] == [True]
+
+
+def test_a_batch_whose_jobs_were_deleted(
+    run: Any, agents: dict[str, ScriptedAgent], team: str, plane: Client
+) -> None:
+    first, *others = agents
+    for agent in agents.values():
+        agent.silent = True
+    number = plane.batch_set(f"team={team}", {"learning_rate": 5e-5}).batch.name
+
+    def delete(name: str) -> None:
+        agents[name].close()
+        with plane.watch_jobs(job=name) as watch:
+            seen = (event.job for event in watch if event.HasField("job"))
+            next(job for job in seen if not job.session.connected)
+        plane.delete_job(name)
+
+    delete(first)
+    shown = run("batch", number).stdout
+    assert first not in shown
+    assert all(name in shown for name in others)
+    assert "1 deleted" in shown
+    for name in others:
+        delete(name)
+    assert "3 deleted" in run("batch", number).stdout
+    assert "items" not in json.loads(run("batch", number, "-o", "json").stdout)
+    watched = run("batch", number, "--watch", code=ExitCode.NOT_APPLIED)
+    assert watched.stderr == (
+        "midcourse: 3 of 3 jobs were deleted, and what became of it there is not known\n"
+    )
 
 
 def test_all_or_those_that_take_it(

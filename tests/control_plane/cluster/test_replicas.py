@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from control_plane.domain.errors import Reason, Refusal
 from control_plane.domain.job import JobState, Progress
 from control_plane.domain.parameter import MultiplyChange
 from control_plane.domain.selector import parse
+from control_plane.domain.session import Phase, TrainerEvent
 from control_plane.domain.update import Cancelled, Reading, UpdateSpec, UpdateState
 from control_plane.services.bus import JOBS, session_topic
 from control_plane.services.ports import Transaction
@@ -241,7 +243,7 @@ async def test_the_jobs_of_a_dead_replica_are_lost_and_those_of_a_living_one_are
     await b.sessions.open(1, hello("on-b"))
     alive = Talk(await c.sessions.open(1, hello("on-c")))
     for plane in (a, b, c):
-        await plane.sessions.find_lost(100)
+        await look(plane, 100)
     await a.submit(set_rate(), "on-a")
     await cluster[0].die()
     for second in range(40):
@@ -251,7 +253,7 @@ async def test_the_jobs_of_a_dead_replica_are_lost_and_those_of_a_living_one_are
         for plane in (b, c):
             if plane is b:
                 b.telemetry.seen((await b.job("on-b")).key)
-            await plane.sessions.find_lost(100 + second)
+            await look(plane, 100 + second)
         if second == 10:
             assert (await b.job("on-a")).state is JobState.RUNNING
             assert await connected(b, "on-a")
@@ -268,6 +270,12 @@ async def test_the_jobs_of_a_dead_replica_are_lost_and_those_of_a_living_one_are
     assert cancelled.outcome == Cancelled("ann", "")
 
 
+async def look(plane: UseCases, since_start: float) -> None:
+    """What a server does once a second."""
+    await plane.sessions.beat()
+    await plane.sessions.find_lost(since_start)
+
+
 async def connected(plane: UseCases, job_id: str) -> bool:
     session = (await plane.jobs.get(job_id)).job.session
     assert session is not None
@@ -279,16 +287,16 @@ async def test_a_replica_that_was_taken_for_dead_takes_its_jobs_back(
 ) -> None:
     a, b, _ = planes
     served = await serve(a)
-    await b.sessions.find_lost(100)
+    await look(b, 100)
     for second in range(20):
         clock.advance(1)
-        await b.sessions.find_lost(100 + second)
+        await look(b, 100 + second)
 
     assert (await b.job()).state is JobState.LOST
     # It hears of that, and says otherwise before it sends anything.
     await until_connected(b)
-    await a.sessions.find_lost(120)
-    await b.sessions.find_lost(120)
+    await look(a, 120)
+    await look(b, 120)
     assert await connected(b, "j")
     await served.talk.session.heartbeat(served.talk.next(), heartbeat(7))
     assert (await b.job()).state is JobState.RUNNING
@@ -306,24 +314,85 @@ async def until_connected(plane: UseCases) -> None:
     subscription.close()
 
 
+async def test_a_finished_job_whose_server_died_can_be_deleted(
+    cluster: list[Replica], clock: Clock
+) -> None:
+    a, b, c = (replica.cases for replica in cluster)
+    for plane, name in ((a, "on-a"), (c, "on-c")):
+        talk = Talk(await plane.session(name))
+        await talk.session.event(talk.next(), TrainerEvent(Phase.FINISHED, "", NOW))
+    await look(a, 100)
+    await cluster[0].die()
+    for second in range(40):
+        for plane in (b, c):
+            await look(plane, 100 + second)
+        clock.advance(1)
+    assert (await b.job("on-a")).state is JobState.FINISHED
+    await b.jobs.delete("on-a", "")
+    assert await connected(b, "on-c"), "its agent is there still"
+    with pytest.raises(Refusal) as refused:
+        await b.jobs.delete("on-c", "")
+    assert refused.value.reason is Reason.JOB_HAS_LIVE_SESSION
+
+
+async def test_a_hello_whose_commit_nobody_knew_of_holds_no_job(
+    planes: list[UseCases], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, _ = planes
+    write = a.store.write
+
+    async def unknown(work: Callable[[Transaction], Any]) -> Any:
+        await write(work)
+        raise Refusal(Reason.STORE_UNAVAILABLE, "the connection was lost during the commit")
+
+    monkeypatch.setattr(a.store, "write", unknown)
+    with pytest.raises(Refusal, match="lost during"):
+        await a.session()
+    monkeypatch.undo()
+    for second in range(20):
+        await look(a, 100 + second)
+        await look(b, 100 + second)
+        clock.advance(1)
+    assert (await b.job()).state is JobState.LOST
+    assert not await connected(b, "j")
+
+
+async def test_nobody_is_lost_before_it_was_looked_who_is_alive(
+    planes: list[UseCases], clock: Clock
+) -> None:
+    """The database is back, and the chore that looks for silence is the first to see it."""
+    a, b, c = planes
+    await a.session("on-a")
+    await look(a, 100)
+    await look(b, 100)
+    b.store.away = True
+    clock.advance(60)
+    with pytest.raises(Refusal):
+        await b.sessions.beat()
+    b.store.away = False
+    await b.sessions.find_lost(160)
+    await c.sessions.find_lost(160)
+    assert (await b.job("on-a")).state is JobState.RUNNING
+
+
 async def test_nobody_is_lost_for_the_time_that_the_database_was_away(
     planes: list[UseCases], clock: Clock
 ) -> None:
     a, b, _ = planes
     await a.session()
-    await a.sessions.find_lost(100)
-    await b.sessions.find_lost(100)
+    await look(a, 100)
+    await look(b, 100)
     b.store.away = True
     clock.advance(60)
     with pytest.raises(Refusal):
-        await b.sessions.find_lost(160)
+        await look(b, 160)
     b.store.away = False
-    await b.sessions.find_lost(161)
+    await look(b, 161)
     clock.advance(10)
-    await b.sessions.find_lost(171)
+    await look(b, 171)
     assert (await b.job()).state is JobState.RUNNING
     clock.advance(10)
-    await b.sessions.find_lost(181)
+    await look(b, 181)
     assert (await b.job()).state is JobState.LOST
 
 
@@ -334,11 +403,14 @@ async def test_chores_may_be_done_by_all_at_once(planes: list[UseCases], clock: 
         for number in range(3):
             due = set_rate(deadline=clock.now + (3 - number) * SECOND)
             await a.submit(due, name)
-    clock.advance(60)
+    await asyncio.gather(*(plane.sessions.beat() for plane in planes))
+    clock.advance(10)
+    await asyncio.gather(*(plane.sessions.beat() for plane in planes))
+    clock.advance(10)
     await asyncio.gather(*(plane.updates.expire_due() for plane in planes for _ in range(2)))
     for name in ("a", "b", "c"):
         assert await a.states(name) == ["expired"] * 3
-    await asyncio.gather(*(plane.sessions.find_lost(1_000) for plane in planes for _ in range(2)))
+    await asyncio.gather(*(look(plane, 1_000) for plane in planes for _ in range(2)))
     lost = replace((await a.job("a")), key=0)
     assert lost.state is JobState.LOST
     events = await a.store.read(lambda tx: tx.events(after=0, limit=1_000))

@@ -167,6 +167,55 @@ def test_what_follows_is_told_too(coupling: Coupling, rate: float) -> None:
     assert unknown[1] == Transition(*RATE, 2e-5, None), "no size in force, no factor"
 
 
+BATCH = ("global_batch_size", "")
+SIZE = ("per_device_train_batch_size", "")
+IN_FORCE: dict[tuple[str, str], Value] = {RATE: 2e-5, STEPS: 8, BATCH: 64, SIZE: 2}
+FIRST = ("learning_rate", "0")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            [SetChange(RATE[0], 1e-4), SetChange(BATCH[0], 128, coupling=Coupling.LINEAR)],
+            {RATE: (2e-5, 2e-4), BATCH: (64, 128)},
+        ),
+        (
+            [SetChange(BATCH[0], 128, coupling=Coupling.LINEAR), MultiplyChange(RATE[0], 2)],
+            {BATCH: (64, 128), RATE: (2e-5, 8e-5)},
+        ),
+        (
+            [SetChange(name, 4, coupling=Coupling.LINEAR) for name in (STEPS[0], SIZE[0])],
+            {STEPS: (8, 4), RATE: (2e-5, 2e-5), SIZE: (2, 4)},
+        ),
+        # Another batch size was moved by the first, and by how much is not known here.
+        (
+            [SetChange(STEPS[0], 4), SetChange(BATCH[0], 128, coupling=Coupling.LINEAR)],
+            {STEPS: (8, 4), BATCH: (64, 128), RATE: (2e-5, None)},
+        ),
+        (
+            [SetChange(RATE[0], 1e-4, mode="peak"), MultiplyChange(RATE[0], 2, "0")],
+            {RATE: (2e-5, None), FIRST: (2e-5, None)},
+        ),
+        # The first group's is what is shown for all.
+        (
+            [SetChange(RATE[0], 1e-4, "0"), MultiplyChange(RATE[0], 2)],
+            {FIRST: (2e-5, 1e-4), RATE: (2e-5, None)},
+        ),
+        (
+            [MultiplyChange(RATE[0], 2, "0"), MultiplyChange(RATE[0], 2, "1")],
+            {FIRST: (2e-5, 4e-5), (RATE[0], "1"): (1e-5, 2e-5)},
+        ),
+    ],
+)
+def test_each_change_sees_what_those_before_it_did(
+    changes: list[Change], expected: dict[tuple[str, str], tuple[Any, Any]]
+) -> None:
+    in_force = {**IN_FORCE, FIRST: 2e-5, (RATE[0], "1"): 1e-5}
+    found = expected_transitions(UpdateSpec(changes=tuple(changes)), job(), in_force)
+    assert found == tuple(Transition(*key, *values) for key, values in expected.items())
+
+
 def test_what_has_become_of_it_at_a_job() -> None:
     would = (Transition("learning_rate", "", 2e-5, 1e-5),)
     waiting = item_of(update(3), would)

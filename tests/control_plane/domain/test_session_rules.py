@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,6 +60,19 @@ def test_an_instance_whose_place_was_taken_is_refused() -> None:
         check_instance(hello(instance_id="old"), runs, served)
     assert refused.value.reason is Reason.INSTANCE_SUPERSEDED
     assert "process 77 on gpu-07" in refused.value.message
+
+
+def test_one_that_ended_before_it_was_heard_of_takes_nobodys_place() -> None:
+    runs = [Run(1, "new", 0)]
+    gone = hello(instance_id="old", phase=Phase.EXITED)
+    check_instance(gone, [], job(session=None))
+    for state in (JobState.LOST, JobState.FAILED, JobState.FINISHED):
+        check_instance(gone, runs, job(session=SESSION, state=state))
+    served = job(session=SESSION, state=JobState.RUNNING)
+    check_instance(replace(gone, instance_id="new"), runs, served)
+    with pytest.raises(Refusal) as refused:
+        check_instance(gone, runs, served)
+    assert refused.value.reason is Reason.INSTANCE_SUPERSEDED
 
 
 @pytest.mark.parametrize(

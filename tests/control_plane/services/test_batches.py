@@ -9,17 +9,28 @@ from typing import Any
 import pytest
 
 from control_plane.domain import batch as rules
+from control_plane.domain.access import scope_of
 from control_plane.domain.batch import BatchItem
 from control_plane.domain.errors import Reason, Refusal
 from control_plane.domain.parameter import MultiplyChange
 from control_plane.domain.selector import parse
 from control_plane.domain.session import Phase, TrainerEvent
-from control_plane.domain.update import GUARD, Rejected, Transition, UpdateSpec, UpdateState
+from control_plane.domain.update import (
+    GUARD,
+    Cancelled,
+    Rejected,
+    Transition,
+    UpdateSpec,
+    UpdateState,
+)
 from control_plane.services import batches, upkeep
 from control_plane.services.agent_session import AgentSession
 from control_plane.services.batch_admission import BatchSubmission
 from control_plane.services.batches import BatchNews
 from control_plane.services.outbox import Delivery
+from control_plane.services.ports import Transaction
+from control_plane.services.scoped import ScopedStore
+from tests.control_plane.store.helpers import connection_of
 from tests.support.domain_values import NOW, set_rate, settled
 from tests.support.use_cases import Talk, UseCases, only
 
@@ -233,6 +244,14 @@ async def test_a_watch_tells_all_then_what_changes_then_ends(
     assert [i.job_id for i in again.items] == ["a", "b"], "one that is settled is told and ends"
 
 
+async def test_a_batch_none_of_whose_jobs_is_left_is_told_of_too(plane: UseCases) -> None:
+    await plane.sessions.close((await fleet(plane, 1))["a"])
+    key = (await send(plane, "job")).view.batch.key
+    await plane.jobs.delete("a", "")
+    [news] = [each async for each in plane.batches.watch(key)]
+    assert (news.items, news.view) == ((), await plane.batches.get(key))
+
+
 async def test_a_watch_ends_with_its_server(plane: UseCases) -> None:
     await fleet(plane)
     watch = plane.batches.watch((await send(plane, "job")).view.batch.key)
@@ -263,6 +282,28 @@ async def test_withdrawing_a_batch(plane: UseCases) -> None:
         await plane.batches.cancel(key, "ops", "x" * 1001)
 
 
+async def test_withdrawing_from_many_asks_at_once_what_is_open(plane: UseCases) -> None:
+    for session in (await fleet(plane)).values():
+        await plane.sessions.close(session)
+    batch = (await send(plane, "job")).view.batch
+    asked: list[str] = []
+
+    def withdraw(tx: Transaction) -> None:
+        members = tx.batch_members(batch)
+        driver = connection_of(tx).connection.driver_connection
+        assert driver is not None
+        driver.set_trace_callback(asked.append)
+        batches._cancel_all(tx, members, Cancelled("ops"), NOW)
+        driver.set_trace_callback(None)
+
+    await plane.store.write(withdraw)
+    # Of each job: what is settled is written, and what its updates wanted is read.
+    assert len(asked) == 2 + 2 * 3
+    for name in "abc":
+        assert (await plane.job(name)).settled_revision == 1
+        assert await plane.states(name) == ["cancelled"]
+
+
 async def test_what_is_settled_can_not_be_withdrawn(plane: UseCases) -> None:
     talk = Talk((await fleet(plane, 1))["a"])
     key = (await send(plane, "job")).view.batch.key
@@ -283,6 +324,20 @@ async def test_pages_of_batches(plane: UseCases) -> None:
         if (beyond := page.next_beyond) is None:
             break
     assert found == [[keys[4], keys[3]], [keys[2], keys[1]], [keys[0]]]
+
+
+async def test_a_page_costs_the_same_however_few_batches_the_caller_may_see(
+    plane: UseCases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "_SCAN", 2)
+    monkeypatch.setattr(batches, "MOST_SCANNED", 4)
+    await fleet(plane, 2)
+    own, *others = [(await send(plane, jobs=(job,))).view.batch.key for job in "abbbbb"]
+    plane.batches._store = ScopedStore(plane.store, lambda: scope_of("", ("a",)), lambda: "me")
+    page = await plane.batches.list(beyond=None, limit=1)
+    assert (page.batches, page.next_beyond) == ((), others[1])
+    page = await plane.batches.list(beyond=page.next_beyond, limit=1)
+    assert ([view.batch.key for view in page.batches], page.next_beyond) == ([own], None)
 
 
 async def test_a_listing_does_not_count_what_has_ended_again(

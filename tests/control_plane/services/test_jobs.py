@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 
 from control_plane.domain import selector
+from control_plane.domain.access import scope_of
 from control_plane.domain.errors import Reason, Refusal
 from control_plane.domain.job import JobState
 from control_plane.domain.session import Phase
+from control_plane.services import jobs
 from control_plane.services.jobs import new_job
 from control_plane.services.ports import Transaction
+from control_plane.services.scoped import ScopedStore
 from tests.support.domain_values import NOW, set_rate
 from tests.support.use_cases import UseCases, eventually, use_cases
 
@@ -28,6 +31,25 @@ async def names(plane: UseCases, text: str = "", states: Iterable[JobState] = ()
         found += [view.job.id for view in page.jobs]
         after = page.next_after
     return found
+
+
+async def test_a_page_costs_the_same_however_few_jobs_are_wanted(
+    plane: UseCases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "_SCAN", 2)
+    monkeypatch.setattr(jobs, "MOST_SCANNED", 4)
+    for name in "abcdefghi":
+        await plane.jobs.create(name, {"team": "nlp"} if name in "fi" else {}, "")
+    page = await plane.jobs.list(selector.parse("team"), (), after="", limit=1)
+    assert (page.jobs, page.next_after) == ((), "d")
+    page = await plane.jobs.list(selector.parse("team"), (), after="d", limit=1)
+    assert ([view.job.id for view in page.jobs], page.next_after) == (["f"], "h")
+    assert await names(plane, "team") == ["f", "i"]
+    scoped = ScopedStore(plane.store, lambda: scope_of("team=nlp", ()), lambda: "somebody")
+    plane.jobs._store = scoped
+    page = await plane.jobs.list(selector.parse(""), (), after="", limit=1)
+    assert (page.jobs, page.next_after) == ((), "d")
+    assert await names(plane) == ["f", "i"]
 
 
 async def test_a_created_job_is_pending_until_its_trainer_comes(plane: UseCases) -> None:

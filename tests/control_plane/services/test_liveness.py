@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from control_plane.domain.errors import Reason, Refusal
 from control_plane.domain.job import JobState
-from control_plane.domain.session import Phase
+from control_plane.domain.session import Phase, TrainerEvent
 from control_plane.domain.update import Cancelled
 from control_plane.services.ports import Transaction
 from tests.support.domain_values import NOW, SECOND, set_rate
@@ -29,6 +32,13 @@ LIMIT = 15.0
 
 async def state(plane: UseCases, job_id: str = "j") -> JobState:
     return (await plane.job(job_id)).state
+
+
+async def connected(plane: UseCases, job_id: str = "j") -> bool:
+    """Whether the store has the job's stream down as open."""
+    session = (await plane.job(job_id)).session
+    assert session is not None
+    return session.connected
 
 
 @pytest.mark.parametrize("jump", [HOUR, -HOUR], ids=["forward", "back"])
@@ -184,3 +194,95 @@ async def test_a_clock_that_is_set_back_does_not_hide_what_a_dead_server_had_sen
         assert (await second.job()).state is JobState.LOST
         # Only the trainer can tell what became of it.
         assert (await second.updates.cancel("j", 1, "ann", "", 0)).is_open
+
+
+async def test_a_stream_that_ends_while_others_are_marked_lost_stays_ended(
+    plane: UseCases, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await plane.session("first")
+    second = await plane.session("second")
+    clock.advance(LIMIT + 1)
+    write = plane.store.write
+
+    async def while_the_second_ends(work: Callable[[Transaction], Any]) -> Any:
+        monkeypatch.setattr(plane.store, "write", write)
+        await plane.sessions.close(second)
+        return await write(work)
+
+    monkeypatch.setattr(plane.store, "write", while_the_second_ends)
+    await plane.sessions.find_lost(0)
+    assert await state(plane, "first") is JobState.LOST
+    assert await state(plane, "second") is JobState.RUNNING
+    assert not await connected(plane, "second")
+    clock.advance(LIMIT + 1)
+    await plane.sessions.find_lost(LIMIT + 1)
+    assert await state(plane, "second") is JobState.LOST
+    assert not await connected(plane, "second")
+
+
+async def test_only_a_live_job_whose_stream_is_open_is_marked_lost(plane: UseCases) -> None:
+    """What the transaction finds counts, not what was known before it."""
+    ended = await plane.session("ended")
+    await plane.sessions.close(ended)
+    done = Talk(await plane.session("done"))
+    done.session._state = JobState.RUNNING
+    await done.session.event(done.next(), TrainerEvent(Phase.FINISHED, "", NOW))
+    before = [await plane.job("ended"), await plane.job("done")]
+    await ended.mark_lost(16)
+    await done.session.mark_lost(16)
+    assert [await plane.job("ended"), await plane.job("done")] == before
+    assert done.session.state is JobState.FINISHED
+
+
+async def test_a_hello_that_was_stored_though_the_store_said_otherwise_holds_no_job(
+    plane: UseCases, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection to it broke during the commit, so that nobody knew."""
+    write = plane.store.write
+
+    async def unknown(work: Callable[[Transaction], Any]) -> Any:
+        await write(work)
+        raise Refusal(Reason.STORE_UNAVAILABLE, "the connection was lost during the commit")
+
+    monkeypatch.setattr(plane.store, "write", unknown)
+    for name in ("gone", "back"):
+        with pytest.raises(Refusal, match="lost during"):
+            await plane.session(name)
+    monkeypatch.setattr(plane.store, "write", write)
+    assert await connected(plane, "gone")
+    await plane.session("back")
+    clock.advance(LIMIT - 1)
+    Talk(await plane.session("back")).next()
+    clock.advance(2)
+    await plane.sessions.find_lost(LIMIT + 1)
+    assert (await state(plane, "gone"), await connected(plane, "gone")) == (JobState.LOST, False)
+    assert (await state(plane, "back"), await connected(plane, "back")) == (JobState.RUNNING, True)
+    # Nobody can have what was accepted meanwhile.
+    await plane.submit(set_rate(), "gone")
+    assert (await plane.updates.cancel("gone", 1, "ann", "", 0)).outcome == Cancelled("ann", "")
+
+
+async def test_streams_of_jobs_that_were_not_alive_end_with_their_server_too(
+    tmp_path: Path,
+) -> None:
+    clock = Clock()
+    async with use_cases(tmp_path / "c.db", clock) as first:
+        done = Talk(await first.session("done"))
+        await done.session.event(done.next(), TrainerEvent(Phase.FINISHED, "", NOW))
+        await first.session("lost")
+        clock.advance(LIMIT + 1)
+        await first.sessions.find_lost(LIMIT + 1)
+        assert await connected(first, "lost"), "it may only have been stopped"
+    async with use_cases(tmp_path / "c.db", clock) as second:
+        await second.sessions.find_lost(0)
+        assert await connected(second, "done"), "nobody could come back yet"
+        clock.advance(LIMIT + 1)
+        await second.submit(set_rate(), "lost")
+        await second.sessions.find_lost(LIMIT + 1)
+        for name, was in (("done", JobState.FINISHED), ("lost", JobState.LOST)):
+            assert (await state(second, name), await connected(second, name)) == (was, False)
+        cancelled = await second.updates.cancel("lost", 1, "ann", "", 0)
+        assert cancelled.outcome == Cancelled("ann", ""), "nobody can have it"
+        before = await second.job("done")
+        await second.sessions.find_lost(LIMIT + 2)
+        assert await second.job("done") == before, "it is told once"

@@ -70,6 +70,7 @@ async def test_whoever_counts_on_is_alive(two: Two) -> None:
     await two.pass_seconds(40, other=True)
     assert two.own.alive() == {"own", "other"}
     assert two.own.heard("other") == two.now
+    assert two.own.heard("own") is None, "nobody has to be told that by another"
 
 
 async def test_whoever_stops_is_dead_once_the_time_is_over_and_is_buried_later(two: Two) -> None:
@@ -108,3 +109,28 @@ async def test_while_the_store_was_away_nobody_could_be_seen_to_count(two: Two) 
     assert two.own.alive() == {"own", "other"}, "it gets the time anew"
     await two.pass_seconds(16, other=False)
     assert two.own.alive() == {"own"}
+
+
+def judges(replicas: Replicas) -> bool:
+    return replicas.is_up_to_date
+
+
+async def test_whoever_has_not_looked_judges_nobody(two: Two) -> None:
+    assert judges(two.own)
+    assert not judges(Replicas(cast(Store, two.store), lambda: two.now, ALLOWED))
+    await two.pass_seconds(10, other=True)
+    two.now += 15
+    assert judges(two.own)
+    assert two.own.alive() == {"own", "other"}
+    two.now += 1
+    assert not judges(two.own)
+    assert two.own.alive() == {"own", "other"}, "it was alive at the last look"
+    # A look that took so long says nothing of others: they may have waited as well.
+    await two.own.beat()
+    assert judges(two.own)
+    assert two.own.alive() == {"own", "other"}
+    assert two.own.since == two.now
+    two.store.away = True
+    with pytest.raises(Refusal):
+        await two.own.beat()
+    assert not judges(two.own)

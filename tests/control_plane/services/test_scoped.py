@@ -19,6 +19,7 @@ from control_plane.services.audit import AuditedStore
 from control_plane.services.passing import ObservedStore
 from control_plane.services.ports import Store, Transaction
 from control_plane.services.readiness import WatchedStore
+from control_plane.services.records import Page
 from control_plane.services.scoped import HARMLESS, ScopedStore, ScopedTransaction
 from control_plane.store import open_store
 from control_plane.store.store import SqlStore
@@ -39,7 +40,6 @@ NOT_FOR_SCOPED_CALLERS = {
     "prune",
     "prune_audit_records",
     "prune_tokens",
-    "read_ahead_open",
     "revoke_token",
     "scan_audit_records",
     "token",
@@ -110,7 +110,8 @@ class Scoped:
     def __init__(self, everything: Store) -> None:
         self.everything = everything
         self.scope = EVERYTHING
-        self.store = ScopedStore(everything, lambda: self.scope)
+        self.name = "somebody"
+        self.store = ScopedStore(everything, lambda: self.scope, lambda: self.name)
 
 
 @pytest.fixture
@@ -128,7 +129,8 @@ async def scoped(tmp_path: Path) -> AsyncIterator[Scoped]:
             (("j1",), ("j0",)),
             (("j1",), ("x",)),
         ):
-            batch = Batch(set_rate(), "", True, "ops", f"{ids} {refused}", "", NOW)
+            total, of = len(ids) + len(refused), f"{ids} {refused}"
+            batch = Batch(set_rate(), "", True, "ops", of, "", NOW, total, len(refused))
             batch = tx.insert_batch(batch, {each: JobRefusal("R", "m") for each in refused})
             for each in ids:
                 found = tx.job(each)
@@ -159,19 +161,19 @@ async def test_other_jobs_are_not_there(scoped: Scoped, scope: Scope) -> None:
         assert (await read(lambda tx, of=job_id: tx.job(of))) is None  # type: ignore[misc]
     for limit in (1, 2, 3, 100):
         listed: list[str] = []
-        while True:
-            after = listed[-1] if listed else ""
+        after: str | None = ""
+        while after is not None:
 
-            def page(tx: Transaction, after: str = after, limit: int = limit) -> list[str]:
-                jobs = [each.id for each in tx.jobs(after=after, limit=limit)]
-                named = [each for each, _ in tx.selectable_jobs(after=after, limit=limit)]
-                assert jobs == named
-                return jobs
+            def page(tx: Transaction, after: str = after, limit: int = limit) -> Page[str, str]:
+                jobs = tx.jobs(after=after, limit=limit)
+                named = tx.selectable_jobs(after=after, limit=limit)
+                assert [each.id for each in jobs] == [each for each, _ in named]
+                assert jobs.beyond == named.beyond
+                return Page((each.id for each in jobs), jobs.beyond)
 
             found = await read(page)
             listed += found
-            if len(found) < limit:
-                break
+            after = found.beyond
         assert listed == own, limit
     assert [each.id for each in await read(lambda tx: tx.jobs_named(sorted(own + others)))] == own
     everything = await scoped.everything.read(lambda tx: tx.jobs(limit=100))
@@ -193,7 +195,7 @@ async def test_jobs_in_certain_states_are_found_among_those_in_the_scope(scoped:
     def look(tx: Transaction) -> list[list[str]]:
         left = set(JobState) - {JobState.FAILED}
         return [
-            [each for each, _ in tx.selectable_jobs(after="", limit=1, states=[JobState.FAILED])],
+            [each for each, _ in tx.selectable_jobs(after="", limit=9, states=[JobState.FAILED])],
             [each for each, _ in tx.selectable_jobs(after="", limit=9, states=left)],
         ]
 
@@ -204,12 +206,34 @@ async def test_a_batch_is_there_if_all_of_its_jobs_are(scoped: Scoped) -> None:
     scoped.scope = scope_of("team=nlp", ())
     # The first three have j0 to j5, j0, and j0 among the refused; "x" is no job at all.
     assert await scoped.store.read(lambda tx: [tx.batch(key) for key in (1, 2, 3, 4)]) == [None] * 4
-    assert await scoped.store.read(lambda tx: tx.batches(beyond=None, limit=2)) == []
+    assert await scoped.store.read(lambda tx: tx.batches(beyond=None, limit=9)) == []
     scoped.scope = scope_of("", ("j0", "j1"))
     seen = await scoped.store.read(lambda tx: [tx.batch(key) for key in (1, 2, 3, 4)])
     assert [each.key if each else None for each in seen] == [None, 2, 3, None]
-    listed = await scoped.store.read(lambda tx: tx.batches(beyond=None, limit=1))
-    assert [each.key for each in listed] == [3]
+    listed = await scoped.store.read(lambda tx: tx.batches(beyond=None, limit=2))
+    assert ([each.key for each in listed], listed.beyond) == ([3], 3)
+
+
+async def test_a_batch_one_of_whose_jobs_is_gone_is_there_for_its_author_alone(
+    scoped: Scoped,
+) -> None:
+    def delete(tx: Transaction) -> None:
+        found = tx.job("j0")
+        assert found is not None
+        tx.delete_job(found)
+
+    await scoped.everything.write(delete)
+
+    def look(tx: Transaction) -> tuple[list[int], list[int]]:
+        told = [each.key for each in map(tx.batch, (1, 2, 3, 4)) if each is not None]
+        return told, [each.key for each in tx.batches(beyond=None, limit=9)]
+
+    scoped.scope = scope_of("team=nlp", ())
+    assert await scoped.store.read(look) == ([], []), "what j0 was nobody can tell any more"
+    scoped.name = "ops"
+    assert await scoped.store.read(look) == ([2, 3, 4], [4, 3, 2]), "all that is left is ours"
+    scoped.scope = scope_of("team=cv", ())
+    assert await scoped.store.read(look) == ([], [])
 
 
 async def test_what_is_written_stays_in_the_scope(scoped: Scoped) -> None:

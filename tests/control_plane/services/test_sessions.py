@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,14 +13,16 @@ from control_plane.domain.errors import Reason, Refusal
 from control_plane.domain.job import JobState, Progress, TrainerExit
 from control_plane.domain.session import FullState, Phase, TrainerEvent, TrainerFault
 from control_plane.domain.update import Cancelled, Rejected
-from control_plane.services.agent_session import Received, Refused
+from control_plane.services.agent_session import AgentSession, Received, Refused
 from control_plane.services.outbox import (
     Acknowledgement,
     Delivery,
     GoAway,
     ItemError,
     StateRequest,
+    Withdrawal,
 )
+from control_plane.services.ports import Transaction
 from tests.support.domain_values import NOW, SECOND, SPECS, applied, hello, set_rate, settled
 from tests.support.use_cases import (
     Clock,
@@ -464,3 +467,122 @@ async def test_hello_and_rerun_keep_what_a_replace_would(plane: UseCases) -> Non
     await plane.sessions.open(1, unnamed)
     job = await plane.job()
     assert (job.labels, job.method) == ({"a": "1", "b": "2"}, "sft")
+
+
+async def test_an_agent_that_dies_while_its_hello_is_stored_leaves_no_stream_open(
+    plane: UseCases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored, may_go_on = asyncio.Event(), asyncio.Event()
+    write = plane.store.write
+
+    async def slowly(work: Callable[[Transaction], Any]) -> Any:
+        result = await write(work)
+        stored.set()
+        await may_go_on.wait()
+        return result
+
+    monkeypatch.setattr(plane.store, "write", slowly)
+    opening = asyncio.create_task(plane.session())
+    await asyncio.wait_for(stored.wait(), 30)
+    opening.cancel()
+    await asyncio.wait([opening])
+    assert opening.cancelled()
+    monkeypatch.setattr(plane.store, "write", write)
+    await plane.sessions.find_lost(0)
+    assert plane.sessions.count == 0
+    may_go_on.set()
+    async with asyncio.timeout(30):
+        while (session := (await plane.job()).session) is None or session.connected:
+            await plane.sessions.find_lost(0)
+    assert plane.sessions.count == 0
+    # One that comes back is served, whatever has become of the other.
+    await plane.session()
+    await plane.sessions.find_lost(0)
+    assert plane.sessions.connected(await plane.job())
+
+
+async def test_every_end_of_a_stream_is_recorded_in_the_end(
+    plane: UseCases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of one that ends without the store while that of another one is recorded."""
+    first, second = await plane.session("first"), await plane.session("second")
+    plane.store.away = True
+    await plane.sessions.close(first)
+    plane.store.away = False
+    close = AgentSession.close
+
+    async def while_the_other_ends(session: AgentSession) -> None:
+        monkeypatch.setattr(AgentSession, "close", close)
+        plane.store.away = True
+        await plane.sessions.close(second)
+        plane.store.away = False
+        await close(session)
+
+    monkeypatch.setattr(AgentSession, "close", while_the_other_ends)
+    await plane.sessions.find_lost(0)
+    await plane.sessions.find_lost(0)
+    for name in ("first", "second"):
+        job = await plane.job(name)
+        assert job.session is not None
+        assert not job.session.connected, name
+
+
+async def test_a_server_that_ends_leaves_no_stream_unrecorded(plane: UseCases) -> None:
+    session = await plane.session()
+    plane.store.away = True
+    await plane.sessions.close(session)
+    assert (await refusal(plane.sessions.leave())).reason is Reason.STORE_UNAVAILABLE
+    plane.store.away = False
+    await plane.sessions.leave()
+    job = await plane.job()
+    assert job.session is not None
+    assert not job.session.connected
+
+
+async def test_full_state_settles_nothing_that_is_sent_while_it_is_stored(
+    plane: UseCases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talk = Talk(await plane.session())
+    for _ in range(2):
+        await plane.submit(set_rate())
+    write = plane.store.write
+
+    async def once_it_was_sent(work: Callable[[Transaction], Any]) -> Any:
+        monkeypatch.setattr(plane.store, "write", write)
+        talk.session.deliveries.send([await plane.update(1)])
+        for revision in (1, 2):
+            await plane.updates.cancel("j", revision, "ann", "", 0)
+        return await write(work)
+
+    monkeypatch.setattr(plane.store, "write", once_it_was_sent)
+    await talk.session.full_state(talk.next(), state())
+    assert await plane.states() == ["pending", "pending"]
+    assert only(await said(talk.session), Withdrawal) == [Withdrawal(1)], "2 was never sent"
+    await talk.session.outcome(talk.next(), settled(1))
+    # What the trainer can not have is settled by whoever would have sent it.
+    talk.session.deliveries.begin()
+    try:
+        assert (await plane.updates.wait("j", 2, 30)).outcome == Cancelled("ann", "")
+    finally:
+        talk.session.deliveries.close()
+    assert (await plane.update(1)).outcome == applied()
+
+
+async def test_a_stream_that_has_ended_does_not_take_its_job_back(
+    plane: UseCases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though its last look failed just as it ended, or found the job without a stream."""
+    session = await plane.session()
+    looking: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    asked = session._parts.deliveries
+    monkeypatch.setattr(asked, "ask", lambda *_: looking)
+    session.deliveries.begin()
+    monkeypatch.undo()
+    looking.set_exception(Refusal(Reason.STORE_UNAVAILABLE, "away"))
+    await plane.sessions.close(session)
+    assert session.deliveries._busy is looking, "it looks no more"
+    before = await plane.job()
+    assert before.session is not None
+    assert not before.session.connected
+    await session.deliveries._take_back()
+    assert await plane.job() == before

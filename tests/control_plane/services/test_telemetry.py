@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 from pathlib import Path
 
 import pytest
 
 from control_plane.domain.errors import Reason, Refusal
 from control_plane.domain.job import Progress
+from control_plane.domain.series import Sample, Statistics, describe
 from control_plane.domain.session import Phase
 from control_plane.domain.update import Reading
+from control_plane.services import metrics
 from control_plane.services.metrics import MetricSeries, MetricsQuery
 from control_plane.services.outbox import Acknowledgement, ItemError
 from tests.support.domain_values import NOW, applied, hello, set_rate, settled
@@ -146,10 +149,12 @@ async def test_samples_of_a_job_that_is_gone_harm_nobody(plane: UseCases) -> Non
     await gone.session.heartbeat(gone.next(), heartbeat(1, loss=[1.0]))
     await here.session.heartbeat(here.next(), heartbeat(1, loss=[1.0]))
     await plane.sessions.close(gone.session)
+    was = await plane.job("gone")
+    assert plane.telemetry.current(was) is not None
     await plane.jobs.delete("gone", "")
     await plane.telemetry.flush()
     assert await steps(plane) == [1]
-    assert plane.telemetry.live(gone.session.job_key) is None
+    assert plane.telemetry.current(was) is None
 
 
 async def test_the_newest_is_there_after_a_restart(tmp_path: Path) -> None:
@@ -278,6 +283,41 @@ async def test_a_metric_without_samples_in_range_has_no_series(plane: UseCases) 
     assert await plane.metrics.query(MetricsQuery("j", names=("nothing",))) == []
 
 
+async def test_a_series_is_made_where_the_store_is_read(
+    plane: UseCases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is long must not hold up the event loop."""
+    where: list[threading.Thread] = []
+
+    def noted(samples: list[Sample]) -> Statistics:
+        where.append(threading.current_thread())
+        return describe(samples)
+
+    monkeypatch.setattr(metrics, "describe", noted)
+    talk = Talk(await plane.session())
+    await talk.session.heartbeat(talk.next(), heartbeat(2, a=[1.0], b=[2.0]))
+    assert list(await query(plane)) == ["a", "b"]
+    assert len(where) == 2
+    assert threading.current_thread() not in where
+
+
+async def test_too_many_samples_are_not_told_at_once(
+    plane: UseCases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "MOST_SAMPLES", 3)
+    talk = Talk(await plane.session())
+    await talk.session.heartbeat(talk.next(), heartbeat(4, loss=[4.0, 3.0, 2.0, 1.0], lr=[1.0]))
+    with pytest.raises(Refusal, match="loss has more than 3 samples in range") as refused:
+        await query(plane)
+    assert refused.value.reason is Reason.INVALID_ARGUMENT
+    assert [v.field for v in refused.value.violations] == ["steps"]
+    with pytest.raises(Refusal, match="more than 3"):
+        await query(plane, last=4)
+    assert list(await query(plane, "lr")) == ["lr"]
+    assert await steps(plane, last=3) == [2, 3, 4]
+    assert await steps(plane, first_step=2) == [2, 3, 4]
+
+
 async def test_a_phase_in_a_heartbeat_costs_a_write_only_when_it_is_new(plane: UseCases) -> None:
     talk = Talk(await plane.session())
     before = plane.store.writes
@@ -296,3 +336,57 @@ async def test_anything_said_counts_as_a_sign_of_life(plane: UseCases, clock: Cl
     await plane.sessions.find_lost(40)
     assert (await plane.job()).state.value == "running"
     assert hello().state.progress is None
+
+
+async def test_jobs_whose_streams_are_elsewhere_or_nowhere_are_forgotten_here(
+    plane: UseCases, clock: Clock
+) -> None:
+    talks = {name: Talk(await plane.session(name)) for name in ("gone", "silent", "waits")}
+    for name in ("gone", "waits"):
+        talk = talks[name]
+        await talk.session.heartbeat(talk.next(), heartbeat(3, loss=[1.0]))
+        if name == "gone":
+            await plane.telemetry.flush()
+        await plane.sessions.close(talk.session)
+    kept = {name: await plane.job(name) for name in talks}
+
+    async def known() -> set[str]:
+        await plane.sessions.forget_silent()
+        return {name for name, job in kept.items() if plane.telemetry.current(job) is not None}
+
+    assert await known() == {"gone", "silent", "waits"}, "they may come back"
+    clock.advance(31)
+    before = await plane.jobs.get("gone")
+    assert await known() == {"silent", "waits"}
+    assert (await plane.jobs.get("gone")).progress == before.progress == Progress(3)
+    await plane.telemetry.flush()
+    assert await known() == {"silent"}
+    assert (await plane.jobs.get("waits")).progress == Progress(3)
+    # Its stream is open still.
+    silent = talks["silent"]
+    await silent.session.heartbeat(silent.next(), heartbeat(4))
+    assert (await plane.jobs.get("silent")).progress == Progress(4)
+
+
+async def test_what_agents_dropped_adds_up_over_agents(tmp_path: Path) -> None:
+    """Each counts from when it began."""
+
+    async def dropped(plane: UseCases, instance: str, count: int) -> int:
+        talk = Talk(await plane.session(instance_id=instance))
+        await talk.session.heartbeat(talk.next(), heartbeat(1, dropped=count))
+        await plane.telemetry.flush()
+        return (await plane.jobs.get("j")).dropped_samples
+
+    async with use_cases(tmp_path / "c.db") as plane:
+        assert await dropped(plane, "one", 5) == 5
+        assert await dropped(plane, "two", 2) == 7
+        assert await dropped(plane, "two", 2) == 7
+        assert await dropped(plane, "two", 3) == 8
+        assert await dropped(plane, "three", 9) == 17
+        assert plane.telemetry.dropped == 17
+    async with use_cases(tmp_path / "c.db") as plane:
+        assert await dropped(plane, "four", 1) == 18
+        assert await dropped(plane, "four", 4) == 21
+        assert plane.telemetry.dropped == 4
+        most = 2**63 - 1
+        assert await dropped(plane, "five", most) == most, "no more can be stored"

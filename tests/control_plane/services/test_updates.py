@@ -25,8 +25,11 @@ from control_plane.domain.update import (
     UpdateSpec,
     UpdateState,
 )
+from control_plane.services import updates
 from control_plane.services.history import HistoryQuery
 from control_plane.services.outbox import Withdrawal
+from control_plane.services.ports import Transaction
+from tests.control_plane.store.helpers import connection_of
 from tests.support.domain_values import NOW, SECOND, applied, set_rate, settled
 from tests.support.use_cases import (
     Clock,
@@ -499,6 +502,29 @@ async def test_updates_that_can_not_expire_hold_up_no_others(plane: UseCases, cl
     await plane.updates.expire_due()
     assert await plane.states("gone") == ["expired"]
     assert set(await plane.states("busy")) == {"pending"}
+
+
+async def test_updates_that_trainers_may_have_cost_no_statements_of_their_own(
+    plane: UseCases, clock: Clock
+) -> None:
+    async def statements(jobs: int) -> int:
+        for number in range(jobs):
+            await plane.session(f"of-{jobs}-{number}")
+            await plane.submit(set_rate(deadline=clock.now + SECOND), f"of-{jobs}-{number}")
+        clock.advance(60)
+        asked: list[str] = []
+
+        def look(tx: Transaction) -> None:
+            driver = connection_of(tx).connection.driver_connection
+            assert driver is not None
+            driver.set_trace_callback(asked.append)
+            assert updates._due(tx, clock.now) == []
+            driver.set_trace_callback(None)
+
+        await plane.store.read(look)
+        return len(asked)
+
+    assert await statements(1) == await statements(9)
 
 
 async def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:

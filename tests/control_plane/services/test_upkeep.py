@@ -51,7 +51,7 @@ async def test_the_chores_notice_silence_and_what_is_due(tmp_path: Path) -> None
 
 
 async def test_the_chores_wait_for_a_store_that_is_away(tmp_path: Path) -> None:
-    retention = Retention(None, timedelta(seconds=1), interval=0.0)
+    retention = Retention(None, timedelta(seconds=1), interval=BRIEF)
     database = tmp_path / "c.db"
     async with use_cases(database, heartbeat_interval=BRIEF, retention=retention) as plane:
         for name in "ab":
@@ -76,8 +76,43 @@ async def test_a_chore_that_fails_for_another_reason_is_no_silent_end(
 
     async with use_cases(tmp_path / "c.db", heartbeat_interval=BRIEF) as plane:
         monkeypatch.setattr(plane.sessions, "find_lost", refuse)
-        with pytest.raises(Refusal, match="a bug"):
+        with pytest.RaisesGroup(pytest.RaisesExc(Refusal, match="a bug")):
             await asyncio.wait_for(plane.upkeep.run(), 30)
+
+
+@pytest.mark.parametrize("long", ["forget_jobs", "prune", "find_lost"])
+async def test_a_chore_that_takes_long_keeps_no_server_from_saying_that_it_is_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, long: str
+) -> None:
+    """Else the others would take all of its jobs for lost."""
+    begun = asyncio.Event()
+    beats = looks = 0
+
+    async def for_ever(*_since_start: float) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    async def beat() -> None:
+        nonlocal beats
+        beats += 1
+
+    async def look(_since_start: float) -> None:
+        nonlocal looks
+        looks += 1
+
+    retention = Retention(None, None, interval=BRIEF)
+    async with use_cases(tmp_path / "c.db", heartbeat_interval=BRIEF, retention=retention) as plane:
+        monkeypatch.setattr(plane.sessions, "beat", beat)
+        monkeypatch.setattr(plane.sessions, "find_lost", look)
+        monkeypatch.setattr(plane.sessions if long == "find_lost" else plane.upkeep, long, for_ever)
+        chores = asyncio.create_task(plane.upkeep.run())
+        await asyncio.wait_for(begun.wait(), 30)
+        before = beats, looks
+        await eventually(lambda: beats > before[0] + 1, "that it says so all the same")
+        if long != "find_lost":
+            await eventually(lambda: looks > before[1] + 1, "that it looks for silence")
+        chores.cancel()
+        await asyncio.wait([chores])
 
 
 def record(number: int) -> AuditRecord:

@@ -102,6 +102,18 @@ async def test_a_snapshot_then_changes_then_resumption(plane: UseCases) -> None:
             assert [i.kind for i in rest] == [i.kind for i in changes[index:]]
 
 
+async def test_who_goes_on_where_nothing_has_happened_hears_of_it_at_once(plane: UseCases) -> None:
+    """Or it would take the silence for a connection that there is not."""
+    await plane.jobs.create("j", {}, "")
+    async with watching(plane) as watch:
+        position = (await watch.until(WatchKind.BOOKMARK))[-1].position
+    async with watching(plane, position=position) as again:
+        item = await again.next()
+        assert (short(item), item.position) == (("bookmark", "", None), position)
+        await plane.jobs.create("k", {}, "")
+        assert short(await again.next()) == ("created", "k", None)
+
+
 async def test_no_change_is_missed_or_told_twice_under_load(plane: UseCases) -> None:
     sessions = [Talk(await plane.session(f"j{i}")) for i in range(3)]
 

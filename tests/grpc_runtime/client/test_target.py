@@ -54,12 +54,22 @@ def test_a_channel_of_several_addresses_begins_with_any() -> None:
     assert channel_target("echo.example:7", secure=True) == "echo.example:7"
 
 
+def test_a_replica_whose_name_is_unknown_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    made = channel_target("127.0.0.1:1,no-such-host.invalid:2", secure=False)
+    assert made == "ipv4:127.0.0.1:1"
+    assert "left out, no-such-host.invalid:2: " in caplog.text
+
+
+def test_addresses_of_both_families() -> None:
+    made = {channel_target("127.0.0.1:1,[::1]:2", secure=False) for _ in range(100)}
+    assert made == {"ipv6:[::ffff:127.0.0.1]:1,[::1]:2", "ipv6:[::1]:2,[::ffff:127.0.0.1]:1"}
+
+
 @pytest.mark.parametrize(
     ("address", "secure", "words"),
     [
         ("127.0.0.1:1,127.0.0.1:2", True, "dns:///name:port"),
-        ("127.0.0.1:1,[::1]:2", False, "IPv4 addresses only"),
-        ("127.0.0.1:1,no-such-host.invalid:2", False, "no-such-host.invalid:2"),
+        ("no-such-host.invalid:1,no-such-host.invalid:2", False, "no-such-host.invalid:2"),
     ],
 )
 def test_several_addresses_that_no_channel_can_use(address: str, secure: bool, words: str) -> None:

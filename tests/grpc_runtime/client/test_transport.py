@@ -34,6 +34,7 @@ class Listing:
     """A request and a response of a listing; JSON on the wire."""
 
     page_token: str = ""
+    page_size: int = 0
     next_page_token: str = ""
     items: list[int] = field(default_factory=list)
 
@@ -188,6 +189,39 @@ async def test_all_pages_each_when_it_is_come_to(caller: Caller, script: Script)
     assert script.calls == 4
     assert await caller.pages(at_most=2) == [1, 2]
     assert script.calls == 5
+
+
+@pytest.mark.parametrize("transport", [Transport, AsyncTransport])
+@pytest.mark.parametrize("largest", [1, 20])
+async def test_pages_that_are_too_large_are_asked_for_in_parts(
+    serve: Callable[..., Any], transport: type[Transport | AsyncTransport], largest: int
+) -> None:
+    """Of items of some 100 bytes with one of another size; messages may have 1,000."""
+    items = [10**100] * 20 + [10 ** (100 * largest)] + [10**100] * 20
+    sizes: list[int] = []
+
+    async def page(request: Listing, _context: Any) -> Listing:
+        sizes.append(request.page_size)
+        begin = int(request.page_token or "0")
+        end = begin + (request.page_size or 100)
+        left = str(end) if end < len(items) else ""
+        return Listing(items=items[begin:end], next_page_token=left)
+
+    handler = grpc.unary_unary_rpc_method_handler(
+        page, request_deserializer=Listing.read, response_serializer=Listing.write
+    )
+    async with serve(service={"max_message_bytes": 1_000}, list=handler) as (server, _):
+        caller = Caller(
+            transport(TARGET, str(server.address), timeout=5.0, retry=QUICK, credentials=None)
+        )
+        if largest == 1:
+            assert await caller.pages() == items
+            assert sizes == [0, 50, 25, 12, *[6] * 7]
+        else:
+            with pytest.raises(MidcourseError, match="too large"):
+                await caller.pages()
+            assert sizes[-1] == 1
+        await caller.close()
 
 
 async def test_metadata_goes_with_every_call_and_is_never_shown(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -15,6 +15,7 @@ from tests.support.scripted_agent_service import learning_rate_update
 from tests.support.scripted_trainer import applied
 from trainer_agent.agent.deliveries import Deliveries
 from trainer_agent.agent.ledger import AgentIdentity, Ledger
+from trainer_agent.agent.session import Session
 from trainer_agent.agent.unacknowledged import Unacknowledged
 
 IDENTITY = AgentIdentity(agent_id="a", version="1", host="h")
@@ -372,6 +373,36 @@ def test_an_unfinished_training_whose_process_ends_has_exited() -> None:
     ledger.exited(job_pb2.TrainerExit(signal=9), 2)
     assert ledger.phase == session_pb2.TRAINER_PHASE_EXITED
     assert not ledger.heartbeat(2, 0.0).progress.HasField("steps_per_second")
+
+
+def test_what_can_be_changed_is_told_anew_where_it_is_otherwise_than_before() -> None:
+    ledger = Ledger(hello(), 0.0)
+    session: Any = Session(
+        ledger=ledger, deliveries=Deliveries(), identity=IDENTITY, events=cast("Any", None)
+    )
+    ledger.begin_stream(IDENTITY)
+
+    def states() -> list[session_pb2.FullState]:
+        said = iter(session._next_request, None)
+        return [each.state for each in said if each.HasField("state")]
+
+    paused = hello(phase=session_pb2.TRAINER_PHASE_PAUSED).state
+    paused.parameters[0].current_value.number = 0.5
+    ledger.state(paused, 1.0)
+    assert states() == [], "the heartbeat tells of it"
+    off = hello().state
+    off.parameters[0].unavailable_reason = "steering is switched off"
+    ledger.state(off, 2.0)
+    (told,) = states()
+    assert told.parameters == off.parameters
+    ledger.state(off, 3.0)
+    assert states() == []
+    acting = hello(actions=[update_pb2.ACTION_KIND_STOP])
+    ledger.trainer_returned(acting, 4.0)
+    assert [each.actions for each in states()] == [acting.state.actions]
+    ledger.state(off, 5.0)
+    assert reopened(ledger).parameters == off.parameters
+    assert states() == [], "the hello has told it"
 
 
 def test_a_withdrawal_of_a_settled_update_is_answered_with_its_outcome() -> None:

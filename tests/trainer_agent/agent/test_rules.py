@@ -1,8 +1,6 @@
-"""Back-off, refusals, revisions, pace, exit status, admission, options: rules without I/O."""
+"""Back-off, refusals, pace, exit status, admission, options: rules without I/O."""
 
 from __future__ import annotations
-
-import itertools
 
 import grpc
 import pytest
@@ -10,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grpc_runtime.errors import StatusError
-from midcourse.agent.v1 import session_pb2
 from midcourse.link.v1 import link_pb2
 from trainer_agent.agent.admission import Served, refusal
 from trainer_agent.agent.backoff import CAP_SECONDS, LONGEST_ADVICE_SECONDS, FullJitter
@@ -18,7 +15,6 @@ from trainer_agent.agent.exit_status import describe_exit
 from trainer_agent.agent.options import parse_options
 from trainer_agent.agent.pace import Pace
 from trainer_agent.agent.refusals import Course, judge
-from trainer_agent.agent.revisions import RevisionSet
 
 # ------------------------------------------------------------------------------------- back-off
 
@@ -77,31 +73,6 @@ def test_what_to_do_about_an_error(code: grpc.StatusCode, reason: str, course: C
 def test_an_error_with_a_retry_delay_is_worth_trying_again() -> None:
     error = StatusError(grpc.StatusCode.FAILED_PRECONDITION, "wait", reason="X", retry_delay=3.0)
     assert (judge(error).course, judge(error).retry_delay) == (Course.RETRY, 3.0)
-
-
-# ------------------------------------------------------------------------------------- revisions
-
-
-@given(first=st.sets(st.integers(1, 60)), then=st.lists(st.integers(1, 60)))
-def test_a_revision_set_is_a_set(first: set[int], then: list[int]) -> None:
-    revisions = RevisionSet(session_pb2.RevisionRange(first=each, last=each) for each in first)
-    for each in then:
-        revisions.add(each)
-    expected = first | set(then)
-    assert {each for each in range(62) if each in revisions} == expected
-    ranges = revisions.ranges()
-    covered = [each for item in ranges for each in range(item.first, item.last + 1)]
-    assert covered == sorted(expected)
-    # As few ranges as can be: none touches the next.
-    assert all(one.last + 1 < other.first for one, other in itertools.pairwise(ranges))
-
-
-def test_overlapping_and_empty_ranges_are_put_in_order() -> None:
-    ranges = [(5, 9), (1, 6), (20, 19), (10, 10)]
-    revisions = RevisionSet(
-        session_pb2.RevisionRange(first=first, last=last) for first, last in ranges
-    )
-    assert [(each.first, each.last) for each in revisions.ranges()] == [(1, 10)]
 
 
 # ------------------------------------------------------------------------------------------ pace

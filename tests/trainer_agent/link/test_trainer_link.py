@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from midcourse.link.v1 import link_pb2
 from tests.support.scripted_trainer import applied, step_message
 from trainer_agent.link import LinkState, TrainerLink, locate
 from trainer_agent.link.framing import FrameDecoder, frame
+from trainer_agent.link.spawn import LOG_LIMIT_BYTES, AgentSpawner, cut_log
 
 
 class PlayedAgent:
@@ -306,6 +308,47 @@ def test_a_hello_that_fails_is_a_trouble_and_no_exception(
     assert "RuntimeError: no state" in link.status.message
     assert link.status.state is LinkState.CONNECTING
     link.close(timeout=0)
+
+
+def test_troubles_that_alternate_are_logged_once_each_until_the_agent_answers(
+    link: TrainerLink, agent: PlayedAgent, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(3):
+        link._note("no agent")
+        link._note("no connection")
+    assert [record.getMessage() for record in caplog.records] == [
+        "job job: no agent; training goes on",
+        "job job: no connection; training goes on",
+    ]
+    begin(link, agent)
+    link._note("no agent")
+    assert len(caplog.records) == 3
+    for number in range(1000):
+        link._note(f"a message of {number} bytes is too large")
+    assert len(caplog.records) < 50
+    assert "999 bytes" in link.status.message
+
+
+def test_where_the_agent_writes_its_log_is_said_as_it_is_started(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(AgentSpawner, "spawn_if_due", lambda _: None)
+    link = TrainerLink(job_id="job", hello=hello, socket_dir=directory)
+    with caplog.at_level(logging.INFO, "trainer_agent"):
+        link.start()
+    assert str(locate("job", directory).log) in caplog.text
+    link.close(timeout=0)
+
+
+def test_the_log_of_an_agent_is_emptied_where_it_has_grown_large(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("ab", buffering=0) as log:
+        log.write(b"little\n")
+        cut_log(log.fileno())
+        assert log.tell() == 7
+        log.truncate(LOG_LIMIT_BYTES + 1)
+        cut_log(log.fileno())
+        log.write(b"goes on\n")
+    assert (tmp_path / "log").read_bytes() == b"goes on\n"
 
 
 def test_an_unsafe_directory_detaches_and_raises_nothing(directory: Path) -> None:

@@ -26,8 +26,9 @@ from tests.trainer_agent.parameters.data_runs import (
     with_torch_alone,
 )
 from trainer_agent.parameters import Multiply, Release
-from trainer_agent.parameters.data import prepare, release
+from trainer_agent.parameters.data import prepare
 from trainer_agent.parameters.data.chunking import Position, chunk, opens
+from trainer_agent.parameters.data.loop import WrappedLoop
 
 SAMPLES = 22
 ALL = list(range(SAMPLES))
@@ -241,15 +242,21 @@ def test_trained_again_it_begins_with_what_the_script_asked_for(tmp_path: Path) 
     assert steer.chunks == [11, 11] * 2
 
 
-def test_released_the_trainer_has_its_own_methods(tmp_path: Path) -> None:
+def test_a_trainer_is_made_ready_once(tmp_path: Path) -> None:
     trainer, _ = build(tmp_path, ready=False)
     before = dict(vars(trainer))
     prepare(trainer)
     wrapped = dict(vars(trainer))
     prepare(trainer)
     assert vars(trainer) == wrapped != before
-    release(trainer)
-    assert vars(trainer).keys() == before.keys()
+
+
+def test_an_argument_that_is_not_passed_has_its_default(tmp_path: Path) -> None:
+    trainer, _ = build(tmp_path)
+    unlike: Any = trainer
+    unlike.doubled = lambda number=2: 2 * number
+    WrappedLoop(trainer)._wrap("doubled", lambda call, given: (call(), given["number"]))
+    assert unlike.doubled() == (4, 2)
 
 
 class Stream(torch.utils.data.IterableDataset[dict[str, torch.Tensor]]):

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from midcourse.control.v1 import parameter_pb2, update_pb2
 from tests.support.plain_trainer import plain_trainer
 from tests.support.scripted_link import LinkScript, delivery
+from tests.support.tiny_runs import outcome
 from tests.trainer_agent.parameters.data_runs import (
     ACCUMULATION,
     BATCH,
@@ -16,6 +19,8 @@ from tests.trainer_agent.parameters.data_runs import (
     Recorder,
 )
 from trainer_agent import attach
+from trainer_agent.parameters.data.flow import DataFlow
+from trainer_agent.parameters.data.loop import WrappedLoop
 
 ARGS: dict[str, Any] = {
     "max_steps": -1,
@@ -62,6 +67,59 @@ def test_an_update_waits_for_its_boundary_and_the_rate_follows(tmp_path: Path) -
     assert found[GLOBAL].current_value.integer == 4
     assert found[BATCH].boundary == parameter_pb2.BOUNDARY_EPOCH
     assert found[ACCUMULATION].boundary == parameter_pb2.BOUNDARY_ACCUMULATION
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call"),
+    [
+        (DataFlow, "begin", 1),
+        (DataFlow, "planned", 1),
+        (DataFlow, "begin_epoch", 1),
+        (DataFlow, "begin_epoch", 3),
+        (DataFlow, "take", 3),
+        (WrappedLoop, "_chunk", 1),
+        (WrappedLoop, "_chunk", 6),  # the last update of the epoch, which is of fewer
+        (WrappedLoop, "_chunk", 7),  # past it
+        (WrappedLoop, "_falls_short", 2),
+    ],
+)
+def test_where_following_the_data_fails_training_goes_on_as_without_it(
+    owner: Any, name: str, call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain_model = Recorder()
+    points = Numbered(22)
+    args = {**ARGS, "num_train_epochs": 5}
+    plain = plain_trainer(tmp_path, model=plain_model, train_dataset=points, **args)
+    plain.train()
+    original, calls = getattr(owner, name), 0
+
+    def breaks(*given: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise RuntimeError("broken on purpose")
+        return original(*given)
+
+    monkeypatch.setattr(owner, name, breaks)
+    script = LinkScript({26: [delivery(1, change(ACCUMULATION, 2))]})
+    trainer, seen = run(tmp_path, script, num_train_epochs=5)
+    assert seen == plain_model.seen
+    outcome(trainer).assert_same(outcome(plain))
+    assert not script.link.faults
+    assert "broken on purpose" in script.link.outcomes[0].rejected.message
+
+
+def test_where_it_fails_after_a_change_training_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would go on as another run."""
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("broken on purpose")
+
+    monkeypatch.setattr(WrappedLoop, "_falls_short", broken)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        run(tmp_path, LinkScript({2: [delivery(1, change(ACCUMULATION, 2))]}))
 
 
 def test_resumed_is_as_uninterrupted(tmp_path: Path) -> None:

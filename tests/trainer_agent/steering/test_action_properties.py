@@ -171,7 +171,7 @@ def test_against_the_model(asked: dict[int, Asked], arrivals: list[list[int]]) -
             saved += 1
         assert (loop.rate, level.value) == (model.rate, model.level)
         assert actions.paused is model.paused
-        assert loop.controller.held() == sorted(model.held)
+        assert loop.held() == sorted(model.held)
         assert loop.controller.unsettled() == sorted(model.held | model.fresh.keys())
 
     while loop.global_step < STEPS:

@@ -127,6 +127,112 @@ def test_the_metrics_of_several_datasets_are_told_together(tmp_path: Path) -> No
     assert {"eval_one_loss", "eval_two_loss"} <= set(metrics)
 
 
+def run_with_an_evaluate_of_its_own(
+    directory: Path, script: Mapping[int, Messages], while_held: Sequence[Messages] = ()
+) -> tuple[LinkScript, int]:
+    """Train with an ``evaluate`` that tells no callback; returns how often it was asked too."""
+    links = LinkScript(script, while_held)
+    trainer = plain_trainer(directory, eval_dataset=Points(8), max_steps=6)
+    attach(trainer, "job", link_factory=links)
+    asked = 0
+
+    def evaluates(*_: Any, **__: Any) -> dict[str, float]:
+        nonlocal asked
+        asked += 1
+        assert asked < 4, "asked again and again"
+        return {"eval_mine": 0.5}
+
+    trainer.evaluate = evaluates  # type: ignore[method-assign]
+    trainer.train()
+    assert trainer.state.global_step == 6
+    assert not links.link.faults
+    return links, asked
+
+
+def test_an_evaluation_that_no_callback_is_told_of_is_asked_for_once_more_and_told(
+    tmp_path: Path,
+) -> None:
+    links, asked = run_with_an_evaluate_of_its_own(tmp_path, {3: [delivery(1, action=evaluate())]})
+    assert asked == 2
+    applied = outcomes(links)[1].applied
+    assert applied.step == 4
+    assert applied.action_result.metrics == {"eval_mine": 0.5}
+
+
+def test_a_held_run_hears_what_comes_after_an_evaluation_that_no_callback_is_told_of(
+    tmp_path: Path,
+) -> None:
+    while_held = [
+        [delivery(2, action=evaluate())],
+        [delivery(3, action=evaluate())],
+        [delivery(4, action=resume())],
+    ]
+    links, asked = run_with_an_evaluate_of_its_own(
+        tmp_path, {3: [delivery(1, action=pause())]}, while_held
+    )
+    assert asked == 3, "the first was asked of the framework, and so once more"
+    for revision in (2, 3):
+        metrics = outcomes(links)[revision].applied.action_result.metrics
+        assert metrics == {"eval_mine": 0.5}
+
+
+def test_evaluating_on_no_datasets_at_all_is_soon_done(tmp_path: Path) -> None:
+    script = {3: [delivery(1, action=evaluate())]}
+    links, _ = run(tmp_path, script, eval_dataset={}, max_steps=5)
+    assert outcomes(links)[1].HasField("applied")
+
+
+class TakesFlagsBack(TrainerCallback):
+    """Has the framework do nothing of what is wanted."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_evaluate = control.should_save = False
+
+    on_epoch_end = on_step_end
+
+
+def test_without_a_trainer_to_ask_it_is_said_that_an_evaluation_told_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    links = LinkScript({3: [delivery(1, action=evaluate())]})
+    callback = RuntimeParameterUpdateCallback("job", link_factory=links)
+    plain_trainer(
+        tmp_path,
+        callbacks=[callback, TakesFlagsBack()],
+        eval_dataset=Points(8),
+        eval_strategy="steps",
+        eval_steps=100,
+    ).train()
+    assert not outcomes(links)[1].applied.action_result.metrics
+    assert "its metrics are not known" in caplog.text
+
+
+def end_with_everything_wanted(directory: Path, evaluates: Any = None) -> LinkScript:
+    links = LinkScript({3: [delivery(1, action=evaluate()), delivery(2, action=stop())]})
+    trainer = plain_trainer(directory, eval_dataset=Points(8))
+    attach(trainer, "job", link_factory=links)
+    trainer.add_callback(TakesFlagsBack())
+    if evaluates is not None:
+        trainer.evaluate = evaluates  # type: ignore[method-assign]
+    trainer.train()
+    assert links.link.sent[-1].HasField("finished")
+    return links
+
+
+def test_all_that_is_wanted_at_the_end_is_done_there(tmp_path: Path) -> None:
+    told = outcomes(end_with_everything_wanted(tmp_path))
+    assert "eval_loss" in told[1].applied.action_result.metrics
+    assert told[2].applied.action_result.checkpoint == str(tmp_path / "checkpoint-3")
+
+
+def test_where_that_fails_the_run_is_finished_all_the_same(tmp_path: Path) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("broken on purpose")
+
+    told = outcomes(end_with_everything_wanted(tmp_path, broken))
+    assert told[1].rejected.reason == told[2].rejected.reason == "ACTION_NOT_CARRIED_OUT"
+
+
 @pytest.mark.parametrize("attached", [False, True])
 def test_without_an_eval_dataset_evaluating_is_refused_at_once(
     attached: bool, tmp_path: Path

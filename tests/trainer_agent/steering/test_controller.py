@@ -122,7 +122,7 @@ def test_due_updates_apply_in_order_of_revision_and_a_later_one_holds_none_up(
     loop.deliver(2, set_change(0.4))
     loop.at_boundary()
     assert loop.rate == 0.2
-    assert loop.controller.held() == [1]
+    assert loop.held() == [1]
     loop.steps(1)
     assert [(each.revision, each.applied.step) for each in loop.outcomes] == [(2, 1), (3, 1)]
     loop.steps(5)
@@ -429,7 +429,7 @@ def test_the_state_goes_through_json_and_a_new_process_goes_on(confirmed: bool) 
     resumed.global_step = loop.global_step
     resumed.controller.load_state_dict(state)
     assert [(each.first, each.last) for each in resumed.controller.in_force()] == [(2, 2)]
-    assert not resumed.controller.held()
+    assert not resumed.held()
     resumed.deliver(2, ramp_change(0.1, 4))
     for each in (loop, resumed):
         each.steps(6)

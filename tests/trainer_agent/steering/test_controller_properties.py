@@ -132,7 +132,7 @@ def test_against_the_model(
         loop.at_boundary(last=last)
         model.boundary(now, last=last)
         assert loop.rate == model.rate
-        assert loop.controller.held() == sorted(model.held)
+        assert loop.held() == sorted(model.held)
     loop.finish()
     model.finish()
 

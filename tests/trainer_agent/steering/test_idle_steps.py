@@ -107,3 +107,14 @@ def test_an_alarm_and_a_failure_of_ours_are_seen_to_after_the_next_step() -> Non
     assert run.steps(2) == [4]
     run.session.fault("on_log", RuntimeError("broken"))
     assert run.steps(2) == [6]
+
+
+def test_a_clock_that_is_set_back_keeps_no_step_from_being_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = Run()
+    hour = 3600 * 10**9
+    for nanos in (500_000 * hour, 499_999 * hour, 499_999 * hour + 1):
+        monkeypatch.setattr("trainer_agent.steering.session.time.time_ns", lambda at=nanos: at)
+        run.steps(1)
+    assert [each.step for each in run.link.steps] == [1, 2], "the third waits for others"

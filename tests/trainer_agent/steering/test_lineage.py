@@ -48,6 +48,17 @@ def test_ranges_must_ascend(ranges: list[tuple[int, int]]) -> None:
         RevisionSet(ranges)
 
 
+@given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), max_size=12))
+def test_a_set_of_ranges_in_any_order_covers_them_and_no_more(
+    ranges: list[tuple[int, int]],
+) -> None:
+    covered = {each for first, last in ranges for each in range(first, last + 1)}
+    plain = RevisionSet()
+    for each in covered:
+        plain.add(each)
+    assert list(RevisionSet.covering(ranges)) == list(plain)
+
+
 def test_it_goes_through_json() -> None:
     lineage = Lineage()
     for outcome in (applied(1), rejected(2), applied(3)):

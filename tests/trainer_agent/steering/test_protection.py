@@ -216,7 +216,7 @@ def test_on_an_accelerator_a_loss_is_looked_at_once_it_has_come_over() -> None:
         def training_step(self) -> torch.Tensor:
             return torch.tensor(1.0)
 
-    watch = LossWatch(OneStep())
+    watch = LossWatch(OneStep(), 3)
     event = Copied()
     watch._pending.append((3, torch.tensor(math.nan), event))
     assert watch.alarm(5) is None
@@ -228,13 +228,44 @@ def test_on_an_accelerator_a_loss_is_looked_at_once_it_has_come_over() -> None:
     assert watch.alarm(7) is None
 
 
+def test_on_an_accelerator_every_loss_of_a_step_of_many_micro_batches_is_looked_at() -> None:
+    watch = LossWatch(SimpleNamespace(training_step=None), 1)
+    for number in range(128):
+        event = Copied()
+        event.there = True
+        watch._await(torch.tensor(math.nan if number == 0 else 1.0), event)
+    found = watch.alarm(2)
+    assert found is not None
+    assert found[0] == 1
+
+
+def test_a_training_step_of_the_trainers_own_is_there_again_afterwards() -> None:
+    def own() -> torch.Tensor:
+        return torch.tensor(1.0)
+
+    trainer = SimpleNamespace(training_step=own)
+    watch = LossWatch(trainer, 1)
+    assert trainer.training_step is not own
+    watch.detach()
+    assert trainer.training_step is own
+
+
+def test_the_first_step_of_a_resumed_run_is_named_as_it_is(tmp_path: Path) -> None:
+    plain_trainer(tmp_path, save_strategy="steps", save_steps=5).train()
+    links = LinkScript({}, [[delivery(1, action=resume())]])
+    trainer = plain_trainer(tmp_path, model=Diverging({1: math.nan}))
+    attach(trainer, "job", protection=Protection(), link_factory=links)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    assert links.link.local_updates[0].spec.reason == "the loss of step 6 is nan"
+
+
 def test_a_loss_on_a_device_of_another_kind_is_said_to_be_unwatched() -> None:
     class OneStep:
         def training_step(self) -> Any:
             return SimpleNamespace(device=torch.device("mps"))
 
     trainer = OneStep()
-    watch = LossWatch(trainer)
+    watch = LossWatch(trainer, 1)
     assert trainer.training_step().device.type == "mps", "the loop gets what it would have got"
     with pytest.raises(RuntimeError, match="on mps"):
         watch.alarm(2)

@@ -70,7 +70,7 @@ def test_it_does_not_go_over_what_the_run_has_done_by_itself() -> None:
     rejected = loop.outcome(1).rejected
     assert (rejected.reason, rejected.parameter) == ("SUPERSEDED", "learning_rate")
     assert "guard" in rejected.message
-    assert loop.controller.held() == [2, 3], "what has another level or is for later stands"
+    assert loop.held() == [2, 3], "what has another level or is for later stands"
     level.open = True
     loop.at_boundary()
     assert (level.value, loop.rate) == (3.0, START_RATE / 2)
@@ -81,13 +81,13 @@ def test_what_came_when_the_run_was_protected_is_newer_than_that() -> None:
     loop.deliver(2, set_change(0.4))
     alarmed(loop)
     assert loop.rate == 0.4
-    assert loop.controller.held() == [1]
+    assert loop.held() == [1]
 
 
 def test_a_run_that_is_held_without_a_cut_changes_nothing_that_waits() -> None:
     loop, _ = waiting(set_change(0.4), protection=Protection(cut=1))
     alarmed(loop)
-    assert loop.controller.held() == [1]
+    assert loop.held() == [1]
 
 
 def schedule(**fields: Any) -> update_pb2.Change:
@@ -121,7 +121,7 @@ def test_what_only_the_value_in_force_forbids_may_be_otherwise_when_it_is_due(
     little = 0.1 if options else 0.0
     loop, level = waiting(change, shape=lambda done: little if done < 3 else 1.0, **options)
     assert loop.rate == START_RATE * little
-    assert loop.controller.held() == [1]
+    assert loop.held() == [1]
     loop.steps(2)
     level.open = True
     loop.at_boundary()
@@ -148,7 +148,7 @@ def test_what_can_never_be_is_refused_at_once(
 ) -> None:
     loop, level = waiting(change, shape=lambda done: float(done > 3), **options)
     if reason == "UNKNOWN_PARAMETER":
-        assert loop.controller.held() == [1], "what a run offers is seen when it is due"
+        assert loop.held() == [1], "what a run offers is seen when it is due"
         level.open = True
         loop.at_boundary()
     assert loop.outcome(1).rejected.reason == reason
@@ -163,7 +163,7 @@ def test_a_factor_may_fit_by_the_time_it_is_due() -> None:
     loop.deliver(3, multiply_change(9.0, "level"))
     level.value = 8.0
     loop.step()
-    assert loop.controller.held() == [1, 2, 3], "it would be 72 now"
+    assert loop.held() == [1, 2, 3], "it would be 72 now"
     level.open = True
     loop.steps(2)
     assert level.value == 9.0

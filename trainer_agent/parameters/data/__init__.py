@@ -9,6 +9,6 @@ Until something is changed the wrapped methods do what they always do.
 """
 
 from trainer_agent.parameters.data.family import find
-from trainer_agent.parameters.data.loop import prepare, release
+from trainer_agent.parameters.data.loop import prepare
 
-__all__ = ["find", "prepare", "release"]
+__all__ = ["find", "prepare"]

@@ -19,7 +19,7 @@ import functools
 import inspect
 import logging
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, ParamSpec, TypeVar
 
 from trainer_agent.parameters.data import chunking, loaders
 from trainer_agent.parameters.data.chunking import Position
@@ -34,6 +34,8 @@ _VALUES, _EPOCHS, _STEPS_IN_EPOCH, _MAX_STEPS = 7, 0, 5, 6
 
 Call = Callable[[], Any]
 Arguments = dict[str, Any]
+T = TypeVar("T")
+P = ParamSpec("P")
 
 
 def prepare(trainer: Any) -> None:
@@ -45,13 +47,6 @@ def prepare(trainer: Any) -> None:
     """
     if _HOLDER not in vars(trainer):
         vars(trainer)[_HOLDER] = WrappedLoop(trainer)
-
-
-def release(trainer: Any) -> None:
-    """Take away what ``prepare`` put there. Not to be called while it trains."""
-    loop = vars(trainer).pop(_HOLDER, None)
-    if isinstance(loop, WrappedLoop):
-        loop.unwrap()
 
 
 def flow_of(trainer: Any) -> DataFlow | None:
@@ -70,8 +65,6 @@ class WrappedLoop:
     def __init__(self, trainer: Any) -> None:
         self.flow = DataFlow(trainer)
         self._trainer = trainer
-        self._before: dict[str, Any] = {}
-        self._ours: dict[str, Any] = {}
         # What the trainer planned: epochs; updates of the epoch that runs, and of the last of them
         # the micro-batches. And how many updates have begun.
         self._epochs = 0
@@ -84,23 +77,8 @@ class WrappedLoop:
             self._wrap("set_initial_training_values", self._plan)
             self._wrap("_init_training_state", self._init_state)
             self._wrap("_run_epoch", self._run_epoch)
-            self._put("get_batch_samples", self._get_batch_samples(trainer.get_batch_samples))
-
-    def unwrap(self) -> None:
-        """Give the trainer its own methods back, where nobody has put others over ours."""
-        mine = vars(self._trainer)
-        for name, ours in self._ours.items():
-            if mine.get(name) is ours:
-                del mine[name]
-                if name in self._before:
-                    mine[name] = self._before[name]
-        self._ours.clear()
-
-    def _put(self, name: str, method: Callable[..., Any]) -> None:
-        mine = vars(self._trainer)
-        if name in mine:
-            self._before[name] = mine[name]
-        mine[name] = self._ours[name] = method
+            own = self._get_batch_samples(trainer.get_batch_samples)
+            vars(trainer)["get_batch_samples"] = own
 
     def _wrap(self, name: str, around: Callable[[Call, Arguments], Any]) -> None:
         original = getattr(self._trainer, name)
@@ -109,28 +87,60 @@ class WrappedLoop:
         @functools.wraps(original)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
 
             def call() -> Any:
                 return original(*bound.args, **bound.kwargs)
 
             return around(call, bound.arguments)
 
-        self._put(name, wrapped)
+        vars(self._trainer)[name] = wrapped
+
+    def _ours(self, otherwise: T, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do our part of a method, unless some of it has failed before.
+
+        A failure ends training only where something was changed, as going on without us would then
+        be another run.
+
+        Args:
+            otherwise: What to go on with where it fails, or has failed.
+            do: Our part.
+            args: For it.
+            kwargs: Likewise.
+        """
+        flow = self.flow
+        if flow.why_unavailable is not None:
+            return otherwise
+        try:
+            return do(*args, **kwargs)
+        except Exception as error:
+            if flow.changed:
+                raise
+            flow.why_unavailable = f"following the trainer's data failed: {error!r}"
+            logger.exception(
+                "Midcourse failed to follow the trainer's data, and changes nothing of it any "
+                "more; training goes on"
+            )
+            return otherwise
 
     # ---- The methods ----
 
     def _train(self, call: Call, arguments: Arguments) -> Any:
         checkpoint = arguments.get("resume_from_checkpoint")
-        self.flow.begin(None if checkpoint is None else _read(str(checkpoint)))
+        saved = None if checkpoint is None else _read(str(checkpoint))
+        self._ours(None, self.flow.begin, saved)
         try:
             return call()
         finally:
-            self.flow.end()
+            self._ours(None, self.flow.end)
 
     def _plan(self, call: Call, arguments: Arguments) -> Any:
+        values = call()
+        return self._ours(values, self._planned, values, arguments)
+
+    def _planned(self, values: Any, arguments: Arguments) -> Any:
         from transformers.trainer_utils import has_length
 
-        values = call()
         if not isinstance(values, tuple) or len(values) != _VALUES:
             self.flow.why_unavailable = f"transformers plans with {values!r}, which is not known"
             return values
@@ -157,9 +167,10 @@ class WrappedLoop:
     def _run_epoch(self, call: Call, arguments: Arguments) -> Any:
         trainer = self._trainer
         while True:
-            self._begin_epoch(arguments)
+            self._spent = None
+            self._ours(None, self._begin_epoch, arguments)
             call()
-            if not self._falls_short(arguments["epoch"]):
+            if not self._ours(False, self._falls_short, arguments["epoch"]):
                 return None
             # As the trainer does between two epochs that it planned.
             trainer.control = trainer.callback_handler.on_epoch_begin(
@@ -174,15 +185,16 @@ class WrappedLoop:
         def get_batch_samples(
             epoch_iterator: Any, num_batches: int, *args: Any, **kwargs: Any
         ) -> Any:
-            count = 0 if self._spent is not None else self._chunk(num_batches)
-            if count == 0:
+            if self._spent is not None:
                 # As often as the epoch might have had more updates, which may be very often.
-                if self._spent is None:
-                    self._spent = _Spent(flow.got)
+                return self._spent, None
+            count = self._ours(num_batches, self._chunk, num_batches)
+            if count == 0:
+                self._spent = _Spent(flow.got)
                 return self._spent, None
             samples, items = original(epoch_iterator, count, *args, **kwargs)
-            flow.take(count, len(samples))
             self._begun += 1
+            self._ours(None, flow.take, count, len(samples))
             return samples, items
 
         return get_batch_samples
@@ -191,7 +203,6 @@ class WrappedLoop:
 
     def _begin_epoch(self, arguments: Arguments) -> None:
         flow, args = self.flow, self._trainer.args
-        self._spent = None
         own = arguments["train_dataloader"]
         accumulation = args.gradient_accumulation_steps
         if flow.loader is not None:

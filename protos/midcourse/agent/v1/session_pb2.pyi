@@ -101,7 +101,7 @@ class SessionRequest(_message.Message):
 
     @_builtins.property
     def state(self) -> Global___FullState:
-        """Answer to a StateRequest."""
+        """Answer to a StateRequest; also where the trainer offers other than it said."""
 
     @_builtins.property
     def goodbye(self) -> Global___Goodbye:

@@ -333,7 +333,7 @@ class ListMessagesRequest(_message.Message):
     parent: _builtins.str
     """Resource name: sessions/{session}."""
     page_size: _builtins.int
-    """Most messages to return; 0: 100; at most 1,000."""
+    """Most messages to return; 0: 100; at most 100, and fewer where they are long."""
     page_token: _builtins.str
     """Token from the last page; empty: the first page."""
     def __init__(
@@ -725,11 +725,11 @@ class GetUsageResponse(_message.Message):
     """Token of the next page of records; empty: this was the last."""
     @_builtins.property
     def summaries(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.UsageSummary]:
-        """The sums, by key."""
+        """The sums, by key; only with the first page of records."""
 
     @_builtins.property
     def total(self) -> _usage_pb2.UsageSummary:
-        """The sum of all."""
+        """The sum of all; only with the first page of records."""
 
     @_builtins.property
     def records(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.UsageRecord]:

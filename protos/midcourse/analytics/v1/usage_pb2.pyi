@@ -414,11 +414,13 @@ class Budget(_message.Message):
     limit: _builtins.str
     """Most to be spent in the span; absent: there is no limit."""
     spent: _builtins.str
-    """Spent in the present span: known costs, and guesses where they are unknown."""
+    """Spent in the present span: known costs, and the most that a call may have cost where it is not
+    known.
+    """
     reserved: _builtins.str
     """Set aside for calls that are running."""
     estimated: _builtins.str
-    """Part of `spent` that is a guess."""
+    """Part of `spent` that is not known."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """Start of the present span."""

@@ -45,7 +45,9 @@ class _JobEventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobEvent
     JOB_EVENT_TYPE_PROGRESS: _JobEventType.ValueType  # 5
     """Only progress or metrics changed. Not part of the ordered record."""
     JOB_EVENT_TYPE_BOOKMARK: _JobEventType.ValueType  # 6
-    """Nothing happened; the position moved on, or the snapshot is complete."""
+    """Nothing happened; the position moved on, the snapshot is complete, or the watch goes on from a
+    position after which there is nothing yet.
+    """
 
 class JobEventType(_JobEventType, metaclass=_JobEventTypeEnumTypeWrapper):
     """What happened to a watched job."""
@@ -65,7 +67,9 @@ resumed watch may say so of a job that it never showed.
 JOB_EVENT_TYPE_PROGRESS: JobEventType.ValueType  # 5
 """Only progress or metrics changed. Not part of the ordered record."""
 JOB_EVENT_TYPE_BOOKMARK: JobEventType.ValueType  # 6
-"""Nothing happened; the position moved on, or the snapshot is complete."""
+"""Nothing happened; the position moved on, the snapshot is complete, or the watch goes on from a
+position after which there is nothing yet.
+"""
 Global___JobEventType: _TypeAlias = JobEventType  # noqa: Y015
 
 class _UpdateOrder:
@@ -268,7 +272,7 @@ class ListJobsResponse(_message.Message):
     """Token of the next page; empty: this was the last."""
     @_builtins.property
     def jobs(self) -> _containers.RepeatedCompositeFieldContainer[_job_pb2.Job]:
-        """The jobs."""
+        """The jobs; perhaps few or none though there are more pages."""
 
     def __init__(
         self,
@@ -1025,7 +1029,7 @@ class ListBatchesResponse(_message.Message):
     """Token of the next page; empty: this was the last."""
     @_builtins.property
     def batches(self) -> _containers.RepeatedCompositeFieldContainer[_batch_pb2.Batch]:
-        """The batches."""
+        """The batches; perhaps few or none though there are more pages."""
 
     def __init__(
         self,
@@ -1077,7 +1081,9 @@ class WatchBatchResponse(_message.Message):
 
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[_batch_pb2.BatchItem]:
-        """In the first messages all items, then those that changed."""
+        """In the first messages all items, then those that changed. None where all
+        jobs were deleted: there is one message all the same.
+        """
 
     def __init__(
         self,
@@ -1178,7 +1184,9 @@ Global___StepRange: _TypeAlias = StepRange  # noqa: Y015
 
 @_typing.final
 class QueryMetricsRequest(_message.Message):
-    """Request of QueryMetrics."""
+    """Request of QueryMetrics. More than 500,000 samples of a metric in range are
+    refused: ask for fewer steps, for a shorter time, or for the last so many.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from analytics_service.chat.tools import Toolbox
+from analytics_service.threads import Threads
 from control_plane.client import Client, RetryPolicy
 from tests.support.known_run import known_run
 from tests.support.plane import RunningPlane, running_plane
@@ -38,4 +39,4 @@ def client(plane: RunningPlane) -> Iterator[Client]:
 
 @pytest.fixture
 def tools(client: Client) -> Toolbox:
-    return Toolbox(client, clock=lambda: NOW)
+    return Toolbox(client, Threads(4, "tools"), clock=lambda: NOW)

@@ -11,6 +11,7 @@ from analytics_service.chat.tools import Toolbox, ToolOutcome
 from analytics_service.chat.tools.digest import metrics_in_question, named_in
 from analytics_service.chat.tools.metrics import telling_metrics
 from analytics_service.chat.tools.sentences import MAX_LENGTH, sentences
+from analytics_service.threads import Threads
 from control_plane.client import Client
 from tests.support import known_run as run
 from tests.support.plane import RunningPlane
@@ -48,7 +49,7 @@ async def test_the_known_run_in_plain_sentences(demo: RunningPlane, tools: Toolb
 
 async def test_the_jobs_given_are_read_and_no_others(demo: RunningPlane, client: Client) -> None:
     await asyncio.to_thread(client.create_job, "other")
-    given = Toolbox(client, ["jobs/other"])
+    given = Toolbox(client, Threads(4, "tools"), ["jobs/other"])
     assert jobs_of(await given.digest("how is demo?")) == ["other"]
     text = sentences(await given.digest(""))
     assert "Job other has no metrics yet." in text
@@ -67,7 +68,7 @@ async def test_else_those_that_the_question_names_else_the_last_active(
 async def test_no_jobs_and_jobs_that_are_not_there(tools: Toolbox, client: Client) -> None:
     outcomes = await tools.digest("how is it going?")
     assert sentences(outcomes) == "There are no jobs."
-    missing = await Toolbox(client, ["nowhere"]).digest("?")
+    missing = await Toolbox(client, Threads(4, "tools"), ["nowhere"]).digest("?")
     assert "get_job of job nowhere could not be read: " in sentences(missing)
 
 
@@ -111,7 +112,8 @@ async def test_the_digest_is_small_whatever_there_is_and_shares_its_room(
         columns = [run.column(f"loss/{'m' * 80}/{i}", wild) for i in range(6)]
         await run.report(agent, *columns)
     asked_about = " ".join(f"loss/{'m' * 80}/{i}" for i in range(6))
-    outcomes = await Toolbox(client, ["one", "two", "three"]).digest(asked_about)
+    toolbox = Toolbox(client, Threads(4, "tools"), ["one", "two", "three"])
+    outcomes = await toolbox.digest(asked_about)
     text = sentences(outcomes)
     assert len(text) <= MAX_LENGTH
     assert all(f"Job {name}: running" in text for name in ("one", "two", "three"))

@@ -17,6 +17,7 @@ from analytics_service.chat.tools.tool import ToolError
 from analytics_service.chat.tools.toolbox import TOOLS
 from analytics_service.chat.tools.values import plain_json, size_of
 from analytics_service.providers.base import ToolRequest
+from analytics_service.threads import Threads
 from control_plane.client import Client, RetryPolicy
 from tests.support.fake_control_plane import FakeControlPlane, make_job
 from tests.support.plane import RunningPlane
@@ -98,8 +99,8 @@ async def test_whatever_a_model_writes_becomes_an_outcome_that_can_be_kept(
 async def test_a_control_plane_that_is_not_there() -> None:
     retry = RetryPolicy(attempts=1)
     with Client("127.0.0.1:1", retry=retry, timeout=2) as nowhere:
-        error = await fail(Toolbox(nowhere), "list_jobs")
-        digest = await Toolbox(nowhere).digest("how is demo?")
+        error = await fail(Toolbox(nowhere, Threads(4, "tools")), "list_jobs")
+        digest = await Toolbox(nowhere, Threads(4, "tools")).digest("how is demo?")
     assert "no control plane answers at 127.0.0.1:1" in error
     assert [(each.tool, each.by_service) for each in digest] == [("list_jobs", True)]
     assert "no control plane answers" in digest[0].error
@@ -116,7 +117,8 @@ async def test_a_call_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
             return answer(job)
 
         monkeypatch.setattr(client, "get_job", slow)
-        error = await fail(Toolbox(client, timeout=0.05), "get_job", job="demo")
+        hasty = Toolbox(client, Threads(4, "tools"), timeout=0.05)
+        error = await fail(hasty, "get_job", job="demo")
         released.set()
     assert error == "the tool did not answer within 0.05 s; ask for less at once"
 
