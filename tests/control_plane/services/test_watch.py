@@ -116,8 +116,10 @@ async def test_who_goes_on_where_nothing_has_happened_hears_of_it_at_once(plane:
 
 async def test_no_change_is_missed_or_told_twice_under_load(plane: UseCases) -> None:
     sessions = [Talk(await plane.session(f"j{i}")) for i in range(3)]
+    begun = asyncio.Event()
 
     async def steer(talk: Talk, job_id: str) -> None:
+        await begun.wait()  # what is in the snapshot is told of as a change no more
         for _ in range(15):
             update = await plane.submit(set_rate(), job_id)
             await talk.session.outcome(talk.next(), settled(update.revision))
@@ -132,6 +134,7 @@ async def test_no_change_is_missed_or_told_twice_under_load(plane: UseCases) -> 
                     item = await watch.next()
                     if item.position is not None:
                         position = item.position
+                        begun.set()
                     if item.kind is WatchKind.MODIFIED:
                         seen.append(item)
                     settled_all = {(i.job_id, i.update.revision) for i in seen if i.update}

@@ -77,6 +77,7 @@ def checkpoint(tmp_path: Path) -> Path | None:
     return next((path.parent for path in states), None)
 
 
+@pytest.mark.long
 def test_a_killed_training_process_is_reported_and_gone_on_from(
     start: Start, tmp_path: Path
 ) -> None:
