@@ -83,11 +83,12 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
                 return
             told = None
             while True:
-                # What changes while something is sent, which may take long, is seen afterwards.
                 changed, status = self._changed, self._status[name]
                 if status != told:
                     told = status
                     yield _Response(status=status)
+                    # What changed while that was sent, which may take long, is told before an end.
+                    continue
                 if self._closed:
                     return
                 await changed.wait()

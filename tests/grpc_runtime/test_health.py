@@ -45,6 +45,15 @@ async def test_a_watcher_that_does_not_read_holds_up_nobody() -> None:
     assert [each async for each in watch] == []
 
 
+async def test_one_still_being_told_a_status_is_told_the_last_before_the_end() -> None:
+    health = HealthServicer()
+    watch = health.Watch(REQUEST(), caller())
+    assert await status(watch) == SAYS.SERVING
+    health.drain()
+    health.close()
+    assert [each.status async for each in watch] == [SAYS.NOT_SERVING]
+
+
 async def test_a_watch_of_what_there_is_not_ends_at_once() -> None:
     health = HealthServicer()
     watch = health.Watch(REQUEST(service="made up"), caller())
