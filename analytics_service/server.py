@@ -102,7 +102,6 @@ class Analytics:
         self._readiness = readiness
         self.settings = settings
         self.service = service
-        self._store = store
         self._clock = clock
         self.audit = AuditLog(store, clock, _is_away)
         service.observe(RECORDER.refused_calls(self.audit))
@@ -215,7 +214,7 @@ class Analytics:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Analytics]:
-        """Serves while the block runs, then drains, settles and closes the store."""
+        """Serves while the block runs, then drains and settles."""
         self._warn_of_retired()
         chores: list[asyncio.Task[None]] = []
         try:
@@ -254,7 +253,6 @@ class Analytics:
                 if not _is_away(refusal):
                     raise
                 _log.warning("the store is away at the end", error=refusal.message)
-            await self._store.close()
 
     def _toolbox(self, caller: Caller, jobs: Sequence[str]) -> Toolbox:
         plane = self._plane.with_metadata(caller.metadata)
@@ -287,7 +285,7 @@ class Analytics:
         check_models(settings, loaded.catalogue)
         _plane_credentials(settings)
         bearer = BearerAuthenticator()
-        # The address first: whoever may not listen leaves no database behind.
+        # The addresses first: whoever may not listen leaves no database behind.
         service = Service(
             settings.listen,
             domain=DOMAIN,
@@ -304,7 +302,9 @@ class Analytics:
         )
         await check_free(service.address)
         readiness = Readiness("store", _is_away)
-        async with service.not_yet_serving():
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(service.not_yet_serving())
+            await stack.enter_async_context(observing(settings, service, "midcourse-analytics"))
             store = await open_store(
                 settings.database,
                 clock=clock,
@@ -312,16 +312,9 @@ class Analytics:
                 noticing=readiness.noticing,
                 patience=settings.database_patience,
             )
-            try:
-                made = cls(settings, loaded, store, service, clock, bearer, readiness=readiness)
-            except BaseException:
-                await store.close()
-                raise
-            async with (
-                observing(settings, service, "midcourse-analytics"),
-                made.running() as analytics,
-            ):
-                yield analytics
+            stack.push_async_callback(store.close)
+            made = cls(settings, loaded, store, service, clock, bearer, readiness=readiness)
+            yield await stack.enter_async_context(made.running())
 
 
 def _is_away(error: Exception) -> bool:

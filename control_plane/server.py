@@ -222,21 +222,21 @@ class ControlPlane:
             ListenError: If the address can not be listened on.
             StoreOpenError: If the database can not be opened.
         """
-        # The address first: whoever may not listen leaves no database behind.
+        # The addresses first: whoever may not listen leaves no database behind.
         bearer = BearerAuthenticator()
         service = _service(settings, bearer)
         await check_free(service.address)
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(service.not_yet_serving())
+            observation = await stack.enter_async_context(
+                observing(settings, service, "midcourse-control-plane")
+            )
             store = await open_store(
                 settings.database,
                 poll_interval=settings.poll_interval,
                 patience=settings.database_patience,
             )
             stack.push_async_callback(store.close)
-            observation = await stack.enter_async_context(
-                observing(settings, service, "midcourse-control-plane")
-            )
             plane = cls(settings, store, service, bearer=bearer, observation=observation)
             yield await stack.enter_async_context(plane.running())
 
