@@ -261,11 +261,12 @@ class SessionService:
         """
         await self._replicas.beat()
 
-    async def find_lost(self, since_start: float) -> None:
+    async def find_lost(self, listened: float) -> None:
         """Marks jobs LOST of which nothing was heard for too long.
 
         Args:
-            since_start: Seconds since this server began; before that nobody could be heard.
+            listened: For how many seconds this server has listened without a break; before that
+                nobody could be heard.
         """
         await self._record_ends()
         limit = self._parts.limits.lost_after
@@ -280,19 +281,19 @@ class SessionService:
             if (seen is not None and seen >= heard_after) or session.is_deaf:
                 continue
             heard = session.listens_since if seen is None else max(seen, session.listens_since)
-            silence = now - heard
+            silence = min(now - heard, listened)
             if silence > limit and session.state in LIVE_STATES:
                 try:
                     await session.mark_lost(silence)
                 except Refusal as refusal:
                     if refusal.reason not in _NOT_SERVED:
                         raise
-        if since_start <= limit:
+        if listened <= limit:
             return
         for job in await self._unheard(now - limit):
             if not self._replicas.is_up_to_date:
                 return
-            await self._end_stream(job, limit, since_start)
+            await self._end_stream(job, limit, listened)
         await self._replicas.bury()
 
     async def _unheard(self, doubted_before: float) -> list[Job]:
@@ -351,10 +352,10 @@ class SessionService:
         newest = max((each for each in heard if each is not None), default=-math.inf)
         return min(written, self._parts.telemetry.steady() - newest)
 
-    async def _end_stream(self, job: Job, limit: float, since_start: float) -> None:
+    async def _end_stream(self, job: Job, limit: float, listened: float) -> None:
         """Notes that a job has no stream, once it had none for long; a live one is LOST by that."""
         now = self._parts.clock()
-        silence = min(since_start, self._silence_of(job, now))
+        silence = min(listened, self._silence_of(job, now))
         if silence <= limit:
             return
         heard = now - timedelta(seconds=silence)

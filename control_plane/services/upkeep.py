@@ -14,6 +14,7 @@ import structlog
 from control_plane.domain.batch import ENDED
 from control_plane.domain.errors import Reason, Refusal
 from control_plane.domain.update import OPEN_STATES
+from control_plane.services.attention import Attention
 from control_plane.services.telemetry import EPOCH
 
 if TYPE_CHECKING:
@@ -85,15 +86,20 @@ class Upkeep:
         Those that may take long hold up no others: a server that does not say in time that it is
         alive has all of its jobs taken for lost.
         """
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        interval = min(1.0, self._sessions.limits.heartbeat_interval / 2)
+        limits = self._sessions.limits
+        interval = min(1.0, limits.heartbeat_interval / 2)
+        # Half of it: what came shortly before the server was held up was not read either.
+        attention = Attention(asyncio.get_running_loop().time, limits.lost_after / 2)
+
+        async def pay_attention() -> None:
+            attention.lasted()
 
         async def look_after() -> None:
-            await self._sessions.find_lost(loop.time() - started)
+            await self._sessions.find_lost(attention.lasted())
             await self._updates.expire_due()
 
         async with asyncio.TaskGroup() as chores:
+            chores.create_task(_repeated(interval, pay_attention))
             chores.create_task(_repeated(interval, self._sessions.beat))
             chores.create_task(_repeated(interval, look_after))
             chores.create_task(_repeated(self._retention.interval, self._forget))

@@ -14,6 +14,7 @@ from control_plane.domain.errors import Reason, Refusal
 from control_plane.domain.job import JobState
 from control_plane.domain.session import Phase, TrainerEvent
 from control_plane.domain.update import Cancelled
+from control_plane.services.attention import Attention
 from control_plane.services.ports import Transaction
 from tests.support.domain_values import NOW, SECOND, set_rate
 from tests.support.use_cases import (
@@ -119,6 +120,25 @@ async def test_silence_is_noticed_and_forgiven(plane: UseCases, clock: Clock) ->
     assert (await plane.job()).state is JobState.RUNNING
 
 
+async def test_a_server_that_was_held_up_gives_everybody_the_time_anew(
+    plane: UseCases, clock: Clock
+) -> None:
+    """It has yet to read what they said meanwhile."""
+    attention = Attention(clock.steady, LIMIT / 2)
+    await plane.session()
+    await plane.sessions.close(await plane.session("left"))
+    clock.advance(LIMIT / 2)
+    assert attention.lasted() == LIMIT / 2
+    clock.advance(HOUR)
+    for seconds in (0, LIMIT / 2, LIMIT / 2):
+        clock.advance(seconds)
+        await plane.sessions.find_lost(attention.lasted())
+        assert [await state(plane, job) for job in ("j", "left")] == [JobState.RUNNING] * 2
+    clock.advance(1)
+    await plane.sessions.find_lost(attention.lasted())
+    assert [await state(plane, job) for job in ("j", "left")] == [JobState.LOST] * 2
+
+
 async def test_a_trainer_whose_stream_is_gone_is_lost_in_time(
     plane: UseCases, clock: Clock
 ) -> None:
@@ -154,8 +174,8 @@ async def test_a_look_for_the_lost_passes_over_sessions_that_are_over_elsewhere(
         tx.delete_job(deleted)
 
     await plane.store.write(elsewhere)
-    clock.advance(3_600)
-    await plane.sessions.find_lost(0)
+    clock.advance(HOUR)
+    await plane.sessions.find_lost(HOUR)
     assert (await plane.job("superseded")).state is JobState.RUNNING
 
 
@@ -210,7 +230,7 @@ async def test_a_stream_that_ends_while_others_are_marked_lost_stays_ended(
         return await write(work)
 
     monkeypatch.setattr(plane.store, "write", while_the_second_ends)
-    await plane.sessions.find_lost(0)
+    await plane.sessions.find_lost(HOUR)
     assert await state(plane, "first") is JobState.LOST
     assert await state(plane, "second") is JobState.RUNNING
     assert not await connected(plane, "second")

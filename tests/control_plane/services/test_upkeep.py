@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -71,13 +72,33 @@ async def test_the_chores_wait_for_a_store_that_is_away(tmp_path: Path) -> None:
 async def test_a_chore_that_fails_for_another_reason_is_no_silent_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def refuse(_since_start: float) -> None:
+    async def refuse(_listened: float) -> None:
         raise Refusal(Reason.PROTOCOL_VIOLATION, "a bug")
 
     async with use_cases(tmp_path / "c.db", heartbeat_interval=BRIEF) as plane:
         monkeypatch.setattr(plane.sessions, "find_lost", refuse)
         with pytest.RaisesGroup(pytest.RaisesExc(Refusal, match="a bug")):
             await asyncio.wait_for(plane.upkeep.run(), 30)
+
+
+async def test_time_in_which_the_server_was_held_up_is_no_time_in_which_it_listened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listened: list[float] = []
+
+    async def look(seconds: float) -> None:
+        listened.append(seconds)
+
+    async with use_cases(tmp_path / "c.db", heartbeat_interval=BRIEF) as plane:
+        monkeypatch.setattr(plane.sessions, "find_lost", look)
+        chores = asyncio.create_task(plane.upkeep.run())
+        await eventually(lambda: listened, "that it looks")
+        time.sleep(1)  # noqa: ASYNC251 - so that it can hear nobody
+        before = len(listened)
+        await eventually(lambda: len(listened) > before, "that it looks again")
+        assert listened[before] < 1
+        chores.cancel()
+        await asyncio.wait([chores])
 
 
 @pytest.mark.parametrize("long", ["forget_jobs", "prune", "find_lost"])
@@ -88,7 +109,7 @@ async def test_a_chore_that_takes_long_keeps_no_server_from_saying_that_it_is_al
     begun = asyncio.Event()
     beats = looks = 0
 
-    async def for_ever(*_since_start: float) -> None:
+    async def for_ever(*_listened: float) -> None:
         begun.set()
         await asyncio.Event().wait()
 
@@ -96,7 +117,7 @@ async def test_a_chore_that_takes_long_keeps_no_server_from_saying_that_it_is_al
         nonlocal beats
         beats += 1
 
-    async def look(_since_start: float) -> None:
+    async def look(_listened: float) -> None:
         nonlocal looks
         looks += 1
 
