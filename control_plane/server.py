@@ -177,7 +177,7 @@ class ControlPlane:
         """Serves while the block runs, then drains and flushes."""
         chores = [
             asyncio.create_task(self.telemetry.run(), name="telemetry"),
-            asyncio.create_task(self.upkeep.run(), name="upkeep"),
+            *(asyncio.create_task(c, name=name) for name, c in self.upkeep.chores().items()),
             asyncio.create_task(self.tokens.run(), name="tokens"),
             asyncio.create_task(self.audit.run(), name="audit"),
             asyncio.create_task(self._store.follow(self.bus.hear), name="follower"),

@@ -35,6 +35,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
         """Makes a servicer that reports SERVING for the server as a whole."""
         self._status: dict[str, int] = {"": _Response.SERVING}
         self._changed = asyncio.Event()
+        self._opening = False
         self._draining = False
         self._closed = False
         self._watches = CallLimits(
@@ -52,7 +53,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
         Raises:
             StatusError: NOT_FOUND, there is no such service.
         """
-        status = self._status.get(_name(request))
+        status = self._of(_name(request))
         if status is None:
             raise StatusError(
                 grpc.StatusCode.NOT_FOUND,
@@ -69,7 +70,8 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
     async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802 - the RPC's name
         """Sends the status of a service and every change of it, until :meth:`close`.
 
-        Of an unknown service it says so and ends: there will be no other services.
+        Of an unknown service it says so and ends, as soon as all are known: there will be no other
+        services.
 
         Raises:
             StatusError: RESOURCE_EXHAUSTED, too many watch.
@@ -78,12 +80,12 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
         host = host_of(context.peer())
         self._watches.enter(host, "Watch")
         try:
-            if name not in self._status:
-                yield _Response(status=_Response.SERVICE_UNKNOWN)
-                return
             told = None
             while True:
-                changed, status = self._changed, self._status[name]
+                changed, status = self._changed, self._of(name)
+                if status is None:
+                    yield _Response(status=_Response.SERVICE_UNKNOWN)
+                    return
                 if status != told:
                     told = status
                     yield _Response(status=status)
@@ -94,6 +96,16 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
                 await changed.wait()
         finally:
             self._watches.leave(host)
+
+    def opening(self) -> None:
+        """Has NOT_SERVING said of the server, and of services yet to come, until it is open."""
+        self._opening = True
+        self.set("", _Response.NOT_SERVING)
+
+    def opened(self) -> None:
+        """Has SERVING said of the server, whose services have all been set by now."""
+        self._opening = False
+        self.set("", _Response.SERVING)
 
     def set(self, service: str, status: int) -> None:
         """Sets the status of a service; of no effect while the server drains."""
@@ -111,6 +123,10 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
         """Ends all ``Watch`` streams; those opened later end at once."""
         self._closed = True
         self._wake()
+
+    def _of(self, service: str) -> int | None:
+        """The status of a service; None: there is none of that name."""
+        return self._status.get(service, _Response.NOT_SERVING if self._opening else None)
 
     def _wake(self) -> None:
         self._changed.set()

@@ -45,7 +45,7 @@ class Readiness:
             raise
 
     async def run(
-        self, attempt: Callable[[], Awaitable[object]], tell: Callable[[bool], Awaitable[None]]
+        self, attempt: Callable[[], Awaitable[object]], tell: Callable[[bool], None]
     ) -> None:
         """Tells when it is lost, and when it is there again, until cancelled.
 
@@ -63,11 +63,11 @@ class Readiness:
                 if not is_lost:
                     is_lost = True
                     _log.warning(f"not ready: the {self._what} is away", error=error)
-                    await tell(False)
+                    tell(False)
                 await asyncio.sleep(_LOOK_SECONDS)
             if is_lost:
                 _log.info(f"ready: the {self._what} is there again")
-                await tell(True)
+                tell(True)
 
     async def _error(self, attempt: Callable[[], Awaitable[object]]) -> str | None:
         """Why it can not be used; None: it can."""

@@ -2,11 +2,14 @@
 
 For example::
 
-    service = Service("127.0.0.1:50051", domain="example")
-    service.add(add_GreeterServicer_to_server, Greeter())
-    service.on_drain(say_goodbye)
-    service.on_stopped(store.close)
-    run(service.serve())
+    async def main() -> None:
+        async with opened_store() as store:
+            service = Service("127.0.0.1:50051", domain="example")
+            service.add(add_GreeterServicer_to_server, Greeter(store))
+            service.on_drain(say_goodbye)
+            await service.serve()
+
+    run(main())
 """
 
 from __future__ import annotations
@@ -119,7 +122,6 @@ class Service:
         self._grace = grace
         self._handlers: list[grpc.GenericRpcHandler] = []
         self._on_drain: list[Callback] = []
-        self._on_stopped: list[Callback] = []
         self._health = HealthServicer()
         self._health_only: Service | None = None
         if health_address:
@@ -146,13 +148,9 @@ class Service:
         """Has a callback awaited when a drain begins, while all calls are still served.
 
         This is where open streams are told to end. Callbacks run side by side and are cancelled
-        when the grace period is over.
+        when the grace period is over; one that fails is logged.
         """
         self._on_drain.append(callback)
-
-    def on_stopped(self, callback: Callback) -> None:
-        """Has a callback awaited after the last call has ended; the last one added runs first."""
-        self._on_stopped.append(callback)
 
     def observe(self, observer: CallObserver) -> None:
         """Has somebody told of every call when it has ended."""
@@ -166,13 +164,19 @@ class Service:
         task.add_done_callback(self._chore_ended)
 
     def _chore_ended(self, chore: asyncio.Task[Any]) -> None:
-        if chore.cancelled():
+        if chore.cancelled() and chore.cancelling():
             return
-        error = chore.exception()
+        error = cause = (
+            asyncio.CancelledError("what it waited for was cancelled")
+            if chore.cancelled()
+            else chore.exception()
+        )
+        while isinstance(cause, BaseExceptionGroup):
+            cause = cause.exceptions[0]  # a group's own message says nothing
         name = chore.get_name()
         _log.critical("a background task failed; stopping", task=name, exc_info=error)
         if self._failure is None:
-            why = "it ended" if error is None else str(error) or repr(error)
+            why = "it ended" if cause is None else str(cause) or repr(cause)
             self._failure = ServerCrashedError(f"the background task {name!r} failed: {why}")
             self._failure.__cause__ = error
         self._drain_once(self._grace)
@@ -210,9 +214,9 @@ class Service:
             if isinstance(self._authenticator, Revocable):
                 watching = self._interceptor.open_calls.watch(self._authenticator.ended)
                 self._looking = asyncio.create_task(watching)
-        await self.ready(True)
+        self.ready(True)
         if self._health_only is not None:
-            self._health.set("", health_pb2.HealthCheckResponse.SERVING)
+            self._health.opened()
         _log.info("serving", address=str(self._address), services=list(self.service_names))
         return self._address
 
@@ -227,7 +231,7 @@ class Service:
         """
         if self._health_only is not None and self._health_only._server is None:  # noqa: SLF001 - of this very class
             # The first to listen and the last to stop: a probe has an answer at all times.
-            self._health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+            self._health.opening()
             await self._health_only.start()
         try:
             yield
@@ -236,7 +240,7 @@ class Service:
                 await self._health_only.stop(0)
             raise
 
-    async def ready(self, is_ready: bool) -> None:
+    def ready(self, is_ready: bool) -> None:
         """Has health checks of the services say whether calls make sense now.
 
         That of the server as a whole, which has no name, tells only whether it runs: to start it
@@ -310,7 +314,6 @@ class Service:
         Raises:
             ServerCrashedError: It crashed and could not be opened again, or a task failed that it
                 relies on.
-            ExceptionGroup: ``on_stopped`` callbacks failed.
         """
         if not self._is_draining():
             self._require_server()
@@ -336,13 +339,10 @@ class Service:
         """Drains and stops; every caller waits for the same end.
 
         Health turns to NOT_SERVING, the ``on_drain`` callbacks run, calls get the rest of the
-        grace period to end and are cancelled then, the ``on_stopped`` callbacks run.
+        grace period to end and are cancelled then.
 
         Args:
-            grace: Seconds for all of it up to ``on_stopped``; by default the server's.
-
-        Raises:
-            ExceptionGroup: ``on_stopped`` callbacks failed; all of them were run.
+            grace: Seconds for all of it; by default the server's.
         """
         await asyncio.shield(self._drain_once(self._grace if grace is None else grace))
 
@@ -354,7 +354,6 @@ class Service:
         Raises:
             ListenError: See :meth:`start`.
             ServerCrashedError: See :meth:`wait`.
-            ExceptionGroup: ``on_stopped`` callbacks failed.
         """
         async with self.stopping_on_signals():
             await self.start()
@@ -417,16 +416,7 @@ class Service:
             await self._health_only.stop(0)
         if self._looking is not None:
             self._looking.cancel()
-        failures: list[Exception] = []
-        for callback in reversed(self._on_stopped):
-            try:
-                await callback()
-            except Exception as error:  # noqa: BLE001 - logged here, raised below
-                _log.exception("cannot finish stopping", callback=_name(callback))
-                failures.append(error)
         _log.info("stopped", address=str(self._address))
-        if failures:
-            raise ExceptionGroup("the server stopped, but not everything was closed", failures)
 
     async def _run_until(self, deadline: float, callbacks: Sequence[Callback]) -> None:
         """Runs callbacks side by side until the deadline or a second signal."""

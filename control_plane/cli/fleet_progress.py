@@ -30,6 +30,7 @@ class Followed:
         self._timeout = timeout
         self._watch = plane.watch_batch(name)
         self._items: dict[str, batch_pb2.BatchItem] = {}
+        self._deleted: set[str] = set()
         self.batch = batch_pb2.Batch(name=name)
 
     def items(self) -> list[batch_pb2.BatchItem]:
@@ -67,8 +68,7 @@ class Followed:
         with self._watch:
             for news in self._watch:
                 self.note(news)
-                left = [item for item in self._items.values() if item.refusal.reason != _DELETED]
-                if len(left) >= _known(self.batch.progress):
+                if len(self._items) - len(self._deleted) >= _known(self.batch.progress):
                     return
 
     def note(
@@ -77,6 +77,7 @@ class Followed:
         """Takes what is told of it."""
         self.batch.CopyFrom(news.batch)
         self._items.update((item.job, item) for item in news.items)
+        self._deleted.update(item.job for item in news.items if item.refusal.reason == _DELETED)
 
 
 def _bar(console: object) -> Progress:

@@ -22,6 +22,9 @@ from control_plane.domain.update import (
 
 PROTOCOL_VERSION = 1
 
+_UNDECIDED_SECONDS = 2.0
+"""Much less than it takes for a job to be lost, and much more than a Hello takes."""
+
 
 class Phase(StrEnum):
     """What a trainer is doing, as its agent says."""
@@ -204,32 +207,50 @@ def check_protocol(version: int) -> None:
         )
 
 
-def check_instance(hello: Hello, runs: Iterable[Run], job: Job) -> None:
+def check_instance(hello: Hello, runs: Iterable[Run], job: Job, *, is_open: bool) -> None:
     """Refuses a training process whose place another one has taken.
 
     The newest process of a job is served. Were the older one let back in, the two
     would take the job from each other for ever. One that ended before anybody heard of it is older
-    than one that trains.
+    than one that trains. While that one has no stream, it may be on its way back, or have died
+    without a word: the job is lost soon then, and the other one is heard.
+
+    Args:
+        hello: What the process's agent says.
+        runs: The job's processes so far.
+        job: The job.
+        is_open: Whether the job's stream is open, to whichever server.
 
     Raises:
-        Refusal: Naming the process that is served.
+        Refusal: Naming the process that is served: INSTANCE_SUPERSEDED for good,
+            INSTANCE_UNDECIDED for now.
     """
     known = [run for run in runs if run.instance_id == hello.instance_id]
-    too_late = hello.state.phase is Phase.EXITED and job.state in LIVE_STATES
-    if any(run.superseded for run in known) or (too_late and not known):
+    too_late = hello.state.phase is Phase.EXITED and job.state in LIVE_STATES and not known
+    if any(run.superseded for run in known) or (too_late and is_open):
         raise superseded(job)
+    if too_late:
+        raise Refusal(
+            Reason.INSTANCE_UNDECIDED,
+            f"job {job.id!r} was run by {_served_by(job)}, which is not connected; whether this "
+            "process came after it shows once it is back, or taken for lost",
+            retry_delay=_UNDECIDED_SECONDS,
+        )
 
 
 def superseded(job: Job) -> Refusal:
     """The refusal for a training process whose place another one has taken."""
-    by = job.session
-    who = f"process {by.trainer_pid} on {by.host} (instance {by.instance_id})" if by else "another"
     return Refusal(
         Reason.INSTANCE_SUPERSEDED,
-        f"job {job.id!r} is now run by {who}; this process is not steered any more. "
+        f"job {job.id!r} is now run by {_served_by(job)}; this process is not steered any more. "
         "If both are meant to run, give them different job ids",
-        metadata={"instance_id": by.instance_id if by else ""},
+        metadata={"instance_id": job.session.instance_id if job.session else ""},
     )
+
+
+def _served_by(job: Job) -> str:
+    by = job.session
+    return f"process {by.trainer_pid} on {by.host} (instance {by.instance_id})" if by else "another"
 
 
 def fenced(job_id: str, epoch: int, current: int) -> Refusal:

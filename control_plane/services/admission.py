@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -82,8 +82,22 @@ class Admission:
     telemetry: Telemetry | None
 
 
-def admit(tx: Transaction, hello: Hello, now: datetime, replica: str) -> Admission:
+def admit(
+    tx: Transaction,
+    hello: Hello,
+    now: datetime,
+    replica: str,
+    *,
+    connected: Callable[[Job], bool],
+) -> Admission:
     """Begins a session: fences older ones and settles what the Hello tells.
+
+    Args:
+        tx: The transaction.
+        hello: What the agent says.
+        now: The time.
+        replica: The server that it says it to.
+        connected: Whether a job's stream is open, to whichever server.
 
     Raises:
         Refusal: If the agent must not be served.
@@ -93,7 +107,7 @@ def admit(tx: Transaction, hello: Hello, now: datetime, replica: str) -> Admissi
         job = tx.insert_job(new_job(hello.job_id, hello.labels, hello.method, now))
         tx.append_event(job_event(EventKind.CREATED, job, now))
     runs = tx.runs(job)
-    check_instance(hello, runs, job)
+    check_instance(hello, runs, job, is_open=connected(job))
     run = _run_of(tx, job, hello, runs)
     floor = job.revision if begins_anew(job, hello) else job.replay_floor
     before = job.session

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 from control_plane.domain.errors import Reason, Refusal
@@ -22,7 +23,11 @@ if TYPE_CHECKING:
 
 _SCAN = 200
 MOST_SCANNED = 10_000
-"""Jobs looked at for one page, so that it costs the same however few of them are wanted."""
+"""Jobs looked at for one page, so that it costs the same however few of them are wanted.
+
+Where a bounded caller has none of these it goes on, so many at a time, to one that it has: a page
+can end after that one only, as the place to go on from must not name a job of others.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,19 +148,29 @@ class JobService:
         """A page of jobs, in the order of their ids."""
         wanted = tuple(states)
 
-        def work(tx: Transaction) -> JobPage:
+        def work(tx: Transaction, after: str) -> tuple[JobPage, str | None]:
             found: list[Job] = []
+            last: str | None = None
             position: str | None = after
             scanned, size = 0, min(limit + 1, _SCAN)  # enough, where all of them are wanted
             while position is not None and len(found) <= limit and scanned < MOST_SCANNED:
                 chunk = tx.jobs(after=position, limit=size, states=wanted)
                 found += [job for job in chunk if selector.matches(job.selectable())]
+                last = chunk[-1].id if chunk else last
                 position = chunk.beyond
                 scanned, size = scanned + size, _SCAN
-            views = self.views(tx, found[:limit])
-            return JobPage(tuple(views), views[-1].job.id if len(found) > limit else position)
+            views = tuple(self.views(tx, found[:limit]))
+            if len(found) > limit:
+                return JobPage(views, views[-1].job.id), None
+            # Without any job that the caller has, it is to be looked on from there.
+            return JobPage(views, last if position else None), None if last else position
 
-        return await self._store.read(work)
+        place = after
+        while True:
+            page, look_on = await self._store.read(partial(work, after=place))
+            if look_on is None:
+                return page
+            place = look_on
 
     async def label(
         self,

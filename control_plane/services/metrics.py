@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 MOST_SAMPLES = 500_000
 """Samples of a metric that one series tells of: so many are held in memory."""
 _AT_ONCE = 2
-"""Series that are made at a time: the store's threads are for others as well."""
+"""Series that are made at a time, also for callers who have left meanwhile: the store's threads
+are for others as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class MetricsService:
         self._store = store
         self._telemetry = telemetry
         self._free = asyncio.Semaphore(_AT_ONCE)
+        self._making: set[asyncio.Task[MetricSeries | None]] = set()
 
     async def query(self, query: MetricsQuery) -> list[MetricSeries]:
         """One series for each metric that has samples in range.
@@ -64,12 +66,26 @@ class MetricsService:
         await self._telemetry.flush()
         known = await self._store.read(lambda tx: tx.metric_names(need_job(tx, query.job_id)))
         names = [n for n in query.names if n in known] if query.names else known
-        found = []
-        for name in dict.fromkeys(names):
-            async with self._free:
-                # All of it there: what is long takes no time from what the event loop has to do.
-                found.append(await self._store.read(partial(_series, query=query, name=name)))
+        found = [await self._make(query, name) for name in dict.fromkeys(names)]
         return [series for series in found if series is not None]
+
+    async def _make(self, query: MetricsQuery, name: str) -> MetricSeries | None:
+        """The course of one metric, if it has samples in range."""
+        await self._free.acquire()
+        # All of it there: what is long takes no time from what the event loop has to do.
+        reading = self._store.read(partial(_series, query=query, name=name))
+        # A task of its own: a read goes on when its caller leaves, and counts for as long.
+        making = asyncio.create_task(reading)
+        self._making.add(making)
+        making.add_done_callback(self._made)
+        await asyncio.wait([making])
+        return making.result()
+
+    def _made(self, making: asyncio.Task[MetricSeries | None]) -> None:
+        self._making.discard(making)
+        self._free.release()
+        if not making.cancelled():
+            making.exception()  # is for the caller; if that one has left, for nobody
 
 
 def _series(tx: Transaction, query: MetricsQuery, name: str) -> MetricSeries | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -133,11 +134,14 @@ class SessionService:
         Raises:
             Refusal: If the agent must not be served.
         """
-        opening = asyncio.ensure_future(self._begin(number, hello))
+        gone = threading.Event()
+        opening = asyncio.ensure_future(self._begin(number, hello, gone))
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
-            # What is being stored will be, and the job would seem to be connected from then on.
+            # It must not fence the session with which its agent comes back.
+            gone.set()
+            # What is being committed will be, and the job would seem to be connected by it.
             opening.add_done_callback(self._abandon)
             raise
 
@@ -148,7 +152,7 @@ class SessionService:
             self._remove(session)
             self._unrecorded.append(session)
 
-    async def _begin(self, number: int, hello: Hello) -> AgentSession:
+    async def _begin(self, number: int, hello: Hello, gone: threading.Event) -> AgentSession:
         if self._is_draining():
             raise shutting_down()
         check_protocol(hello.protocol_version)
@@ -162,11 +166,17 @@ class SessionService:
                 retry_delay=_FULL_SECONDS,
             )
         now = self._parts.clock()
+
+        def work(tx: Transaction) -> Admission:
+            _check_wanted(gone)
+            admission = admit(tx, hello, now, self._replicas.own, connected=self.connected)
+            # Its job is locked by now: whoever comes back from here on gets a newer epoch.
+            _check_wanted(gone)
+            return admission
+
         self._opening += 1
         try:
-            admission = await self._store.write(
-                lambda tx: admit(tx, hello, now, self._replicas.own)
-            )
+            admission = await self._store.write(work)
         except Refusal as refusal:
             if refusal.reason is Reason.STORE_UNAVAILABLE:
                 self._doubtful[hello.job_id] = self._parts.telemetry.steady()
@@ -319,7 +329,8 @@ class SessionService:
     async def forget_silent(self) -> None:
         """Drops what is known in memory of jobs whose streams are elsewhere, or nowhere, by now."""
         await self._parts.telemetry.forget_silent(
-            2 * self._parts.limits.lost_after, {each.job_key for each in self._open.values()}
+            2 * self._parts.limits.lost_after,
+            kept=lambda: {each.job_key for each in self._open.values()},
         )
 
     async def leave(self) -> None:
@@ -388,6 +399,12 @@ class SessionService:
 
         await self._parts.store.write(work)
         self._parts.bus.notify(JOBS)
+
+
+def _check_wanted(gone: threading.Event) -> None:
+    """Ends the work of a Hello, and whoever waits for it, once its agent is gone."""
+    if gone.is_set():
+        raise asyncio.CancelledError
 
 
 def _read_ahead(tx: Transaction, job_ids: Sequence[str]) -> None:

@@ -147,17 +147,17 @@ class TelemetryHub:
         """Drops what is known of a deleted job."""
         self._live.pop(job_key, None)
 
-    async def forget_silent(self, seconds: float, kept: Collection[int]) -> None:
+    async def forget_silent(self, seconds: float, kept: Callable[[], Collection[int]]) -> None:
         """Drops what is known of jobs that were silent for long, and that the store has.
 
         Args:
             seconds: How long.
-            kept: Keys of jobs that are known all the same.
+            kept: Returns the keys of jobs that are known all the same, once it is time.
         """
         async with self._flushing:
             waiting = {job_key for job_key, _ in self._pending}
             before = self.steady() - seconds
-            for job_key in self._live.keys() - waiting - set(kept):
+            for job_key in self._live.keys() - waiting - set(kept()):
                 seen = self._live[job_key].last_seen
                 if seen is None or seen < before:
                     del self._live[job_key]

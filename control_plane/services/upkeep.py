@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import structlog
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _log: FilteringBoundLogger = structlog.get_logger(__name__)
 
+_COMMON_DELAY = 0.1
+"""Seconds that a busy host makes anybody wait now and then."""
 _PRUNE_CHUNK = 5_000
 _BATCHES_AT_ONCE = 16
 """Counted in one transaction: of the largest, some 100,000 updates."""
@@ -61,7 +63,7 @@ class Retention:
 
 
 class Upkeep:
-    """Runs the regular chores until cancelled."""
+    """The regular chores."""
 
     def __init__(
         self,
@@ -80,16 +82,19 @@ class Upkeep:
         self._jobs = jobs
         self._retention = retention
 
-    async def run(self) -> None:
-        """Does the chores until cancelled. A store that is away is tried again later.
+    def chores(self) -> dict[str, Coroutine[Any, Any, NoReturn]]:
+        """What there is to do, by name: each chore goes on until it is cancelled, or fails.
 
-        Those that may take long hold up no others: a server that does not say in time that it is
-        alive has all of its jobs taken for lost.
+        A store that is away is tried again later. Those that may take long hold up no others: a
+        server that does not say in time that it is alive has all of its jobs taken for lost.
         """
         limits = self._sessions.limits
         interval = min(1.0, limits.heartbeat_interval / 2)
-        # Half of it: what came shortly before the server was held up was not read either.
-        attention = Attention(asyncio.get_running_loop().time, limits.lost_after / 2)
+        # Half of it: what came shortly before the server was held up was not read either. At the
+        # shortest settings that is hardly more than the interval, and on a busy host no look would
+        # ever come in time: nobody would be lost. Hold-ups as short as that are blamed on agents.
+        allowed = max(limits.lost_after / 2, interval + _COMMON_DELAY)
+        attention = Attention(asyncio.get_running_loop().time, allowed)
 
         async def pay_attention() -> None:
             attention.lasted()
@@ -98,11 +103,12 @@ class Upkeep:
             await self._sessions.find_lost(attention.lasted())
             await self._updates.expire_due()
 
-        async with asyncio.TaskGroup() as chores:
-            chores.create_task(_repeated(interval, pay_attention))
-            chores.create_task(_repeated(interval, self._sessions.beat))
-            chores.create_task(_repeated(interval, look_after))
-            chores.create_task(_repeated(self._retention.interval, self._forget))
+        return {
+            "attention": _repeated(interval, pay_attention),
+            "sign of life": _repeated(interval, self._sessions.beat),
+            "look for silence": _repeated(interval, look_after),
+            "retention": _repeated(self._retention.interval, self._forget),
+        }
 
     async def _forget(self) -> None:
         await self._sessions.forget_silent()
@@ -179,7 +185,7 @@ class Upkeep:
             pass
 
 
-async def _repeated(interval: float, chore: Callable[[], Awaitable[None]]) -> None:
+async def _repeated(interval: float, chore: Callable[[], Awaitable[None]]) -> NoReturn:
     """Does a chore again and again, so many seconds apart."""
     while True:
         await asyncio.sleep(interval)

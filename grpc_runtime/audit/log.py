@@ -96,18 +96,17 @@ class _Repeated:
 
     last: AuditRecord
     until: float
-    same: bool
     count: int = 0
 
-    def summary(self) -> AuditRecord:
-        """What is recorded of those that came after the first."""
-        others = "" if self.same else ", not all about this,"
+    def summary(self, *, same: bool) -> AuditRecord:
+        """What is recorded of those that came after the first, all of which say the same or not."""
+        others = "" if same else ", not all about this,"
         again = f"{self.count} more{others} within a minute"
         summary = "; ".join(part for part in (self.last.summary, again) if part)
         return stored(replace(self.last, summary=summary))
 
 
-def _what_repeats(record: AuditRecord) -> object:
+def _what_repeats(record: AuditRecord) -> tuple[str, ...]:
     """What is the same in records that are told of as one."""
     why = (host_of(record.peer), record.code, record.error_reason)
     # All else that a stranger says is made up as he likes.
@@ -150,7 +149,7 @@ class AuditLog:
         self._is_away = is_away
         self._most_waiting = most_waiting
         self._waiting: list[AuditRecord] = []
-        self._repeated: dict[object, _Repeated] = {}
+        self._repeated: dict[str | tuple[str, ...], _Repeated] = {}
         self._different: Counter[str] = Counter()
         self._wanted = asyncio.Event()
         self._writing: asyncio.Task[None] | None = None
@@ -170,12 +169,9 @@ class AuditLog:
         """
         record = stored(replace(record, time=self._clock()))
         self._tell_repeated(seconds)
-        same = _what_repeats(record)
-        is_rest = (
-            same not in self._repeated and self._different[record.principal] >= _MOST_DIFFERENT
-        )
-        if is_rest:
-            same = record.principal
+        same: str | tuple[str, ...] = _what_repeats(record)
+        if same not in self._repeated and self._different[record.principal] >= _MOST_DIFFERENT:
+            same = record.principal  # with all the rest of that one
         known = self._repeated.get(same)
         if known is not None:
             known.last = record
@@ -184,7 +180,7 @@ class AuditLog:
         if len(self._waiting) + len(self._repeated) >= self._most_waiting:
             self.dropped += 1
             return
-        self._repeated[same] = _Repeated(record, seconds + _REPEAT_SECONDS, not is_rest)
+        self._repeated[same] = _Repeated(record, seconds + _REPEAT_SECONDS)
         self._different[record.principal] += 1
         self._waiting.append(record)
         self._wanted.set()
@@ -201,7 +197,7 @@ class AuditLog:
             if not self._different[principal]:
                 del self._different[principal]
             if known.count:
-                self._waiting.append(known.summary())
+                self._waiting.append(known.summary(same=not isinstance(same, str)))
 
     async def run(self) -> None:
         """Writes down what was taken down, within a second or so, until cancelled."""

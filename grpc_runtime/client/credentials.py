@@ -102,10 +102,6 @@ class Credentials:
             made = replace(made, certificate=certificate, key=key)
         return made
 
-    def without_token(self) -> Self:
-        """Returns these credentials without a token."""
-        return replace(self, token="", token_file=None)
-
     @property
     def is_secure(self) -> bool:
         """Whether connections are encrypted."""

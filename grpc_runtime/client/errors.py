@@ -154,7 +154,9 @@ def from_call(
     """
     status = from_rpc_error(error)
     message, reason = status.message, status.reason
-    if not status.reason:  # not the server's words: gRPC's own, or a proxy's
+    if status.code is Code.UNIMPLEMENTED:  # one of our servers says so too, of another's method
+        message = f"the server at {address} does not know this call: {message}"
+    elif not status.reason:  # not the server's words: gRPC's own, or a proxy's
         if status.code is Code.UNAVAILABLE:
             if trouble := tls_trouble(message):
                 message, reason = f"no connection to the {service} at {address}: {trouble}", TLS
@@ -163,8 +165,6 @@ def from_call(
                 message = f"no {service} answers at {address} ({trouble})"
         elif status.code is Code.DEADLINE_EXCEEDED:
             message = f"the {service} at {address} did not answer in time"
-        elif status.code is Code.UNIMPLEMENTED:
-            message = f"the server at {address} does not know this call: {message}"
     return from_code(
         status.code,
         message or status.code.name,

@@ -202,9 +202,6 @@ class Drain:
         self.steps.append("on_drain")
         self.drained.set()
 
-    async def on_stopped(self) -> None:
-        self.steps.append("on_stopped")
-
     def handlers(self) -> dict[str, Any]:
         return {
             "Stream": grpc.unary_stream_rpc_method_handler(self.stream),
@@ -223,7 +220,6 @@ async def test_a_drain_lets_an_open_stream_end(serve: Any) -> None:
 
         server.on_drain(look_at_health)
         server.on_drain(drain.on_drain)
-        server.on_stopped(drain.on_stopped)
         call = channel.unary_stream("/test.Echo/Stream")(b"")
         assert await call.read() == b"hello"
         async with asyncio.timeout(10):
@@ -231,7 +227,7 @@ async def test_a_drain_lets_an_open_stream_end(serve: Any) -> None:
             assert await call.read() == b"bye"
             assert await call.read() is grpc.aio.EOF
             await stopping
-        assert drain.steps == ["on_drain", "stream ends", "on_stopped"]
+        assert drain.steps == ["on_drain", "stream ends"]
         assert health_during_drain == [NOT_SERVING, NOT_SERVING]
         assert await call.code() is grpc.StatusCode.OK
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -247,12 +243,10 @@ async def test_the_grace_period_ends(serve: Any) -> None:
             await drain.block.wait()
 
         server.on_drain(never)
-        server.on_stopped(drain.on_stopped)
         call = channel.unary_stream("/test.Echo/Forever")(b"")
         assert await call.read() == b"hello"
         async with asyncio.timeout(10):
             await server.stop()
-        assert drain.steps == ["on_stopped"]
         with pytest.raises(grpc.aio.AioRpcError):
             await call.read()
 
@@ -269,7 +263,7 @@ async def test_health_watchers_do_not_hold_up_a_stop(serve: Any) -> None:
             await stopping
 
 
-async def test_failing_callbacks_stop_nothing(serve: Any, events: list[Any]) -> None:
+async def test_a_failing_callback_stops_nothing(events: list[Any]) -> None:
     drain = Drain()
     server = service()
 
@@ -277,14 +271,12 @@ async def test_failing_callbacks_stop_nothing(serve: Any, events: list[Any]) -> 
         raise OSError("disk full")
 
     server.on_drain(fail)
-    server.on_stopped(drain.on_stopped)
-    server.on_stopped(fail)
+    server.on_drain(drain.on_drain)
     await server.start()
-    with pytest.raises(ExceptionGroup) as caught:
-        await server.stop()
-    assert [str(error) for error in caught.value.exceptions] == ["disk full"]
-    assert drain.steps == ["on_stopped"]
-    assert {"drain callback failed", "cannot finish stopping"} <= {e["event"] for e in events}
+    await server.stop()
+    assert drain.steps == ["on_drain"]
+    (told,) = [event for event in events if event["event"] == "drain callback failed"]
+    assert str(told["exc_info"]) == "disk full"
 
 
 async def test_wait_returns_when_stopped() -> None:
@@ -325,10 +317,10 @@ async def test_a_server_that_a_client_crashed_is_back(serve: Any, events: list[A
     assert crash["event"] == "the gRPC server crashed; opening it again"
 
 
-async def test_a_server_that_cannot_be_opened_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    drain = Drain()
+async def test_a_server_that_cannot_be_opened_again(
+    monkeypatch: pytest.MonkeyPatch, events: list[Any]
+) -> None:
     server = service()
-    server.on_stopped(drain.on_stopped)
     await server.start()
 
     async def crash(_self: Any, timeout: float | None = None) -> bool:
@@ -341,7 +333,7 @@ async def test_a_server_that_cannot_be_opened_again(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(server, "_open", refuse)
     with pytest.raises(ServerCrashedError, match="no such address any more"):
         await asyncio.wait_for(server.wait(), 10)
-    assert drain.steps == ["on_stopped"]
+    assert events[-1]["event"] == "stopped"
 
 
 async def fail() -> None:
@@ -352,18 +344,36 @@ async def end() -> None:
     pass
 
 
-@pytest.mark.parametrize(("chore", "why"), [(fail, "the disk is gone"), (end, "it ended")])
+async def fail_together() -> None:
+    async with asyncio.TaskGroup() as outer, asyncio.TaskGroup() as inner:
+        outer.create_task(asyncio.Event().wait())
+        inner.create_task(fail())
+
+
+async def wait_for_what_was_cancelled() -> None:
+    other = asyncio.get_running_loop().create_future()
+    other.cancel()
+    await other
+
+
+@pytest.mark.parametrize(
+    ("chore", "why"),
+    [
+        (fail, "the disk is gone"),
+        (fail_together, "the disk is gone"),
+        (end, "it ended"),
+        (wait_for_what_was_cancelled, "what it waited for was cancelled"),
+    ],
+)
 async def test_a_chore_that_ends_is_the_end_of_the_service(
     events: list[Any], chore: Any, why: str
 ) -> None:
-    drain = Drain()
     server = service()
-    server.on_stopped(drain.on_stopped)
     await server.start()
     server.rely_on(asyncio.create_task(chore(), name="upkeep"))
     with pytest.raises(ServerCrashedError, match=f"the background task 'upkeep' failed: {why}"):
         await asyncio.wait_for(server.wait(), 30)
-    assert drain.steps == ["on_stopped"]
+    assert events[-1]["event"] == "stopped"
     assert [event["task"] for event in events if event["log_level"] == "critical"] == ["upkeep"]
 
 
@@ -418,12 +428,51 @@ async def test_a_service_starts_once() -> None:
             await server.start()
 
 
-async def test_stopping_a_service_that_never_started() -> None:
-    drain = Drain()
-    server = service()
-    server.on_stopped(drain.on_stopped)
+async def test_a_service_stopped_before_its_start_listens_nowhere() -> None:
+    port = free_port()
+    server = service(health_address=f"127.0.0.1:{port}")
     await server.stop()
-    assert drain.steps == ["on_stopped"]
+    async with server.not_yet_serving():
+        await server.start()
+    await asyncio.wait_for(server.wait(), 30)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as probe:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await health_of(probe)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def add_echo(_servicer: Any, server: Any) -> None:
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Echo", {}),))
+
+
+async def test_a_probe_is_told_of_services_that_are_to_come() -> None:
+    port = free_port()
+    server = service(health_address=f"127.0.0.1:{port}")
+
+    async def told(watch: Any) -> Any:
+        message = await watch.read()
+        return None if message is grpc.aio.EOF else message.status
+
+    channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
+    async with channel as probe, server.not_yet_serving():
+        stub: Any = health_pb2_grpc.HealthStub(probe)
+        echo, other = (
+            stub.Watch(health_pb2.HealthCheckRequest(service=name))
+            for name in ("test.Echo", "test.Other")
+        )
+        assert await told(echo) == await told(other) == NOT_SERVING
+        assert await health_of(probe, "test.Echo") == NOT_SERVING
+        assert await health_of(probe) == NOT_SERVING
+        server.add(add_echo, None)
+        async with server:
+            assert await told(echo) == await health_of(probe) == SERVING
+            assert await told(other) == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+            assert await told(other) is None
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await health_of(probe, "test.Other")
+            assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+        assert await told(echo) == NOT_SERVING
+        assert await told(echo) is None
 
 
 PROGRAM = """
@@ -436,15 +485,13 @@ PROGRAM = """
         async def drain():
             print("draining", flush=True)
             await asyncio.sleep({drain})
-        async def stopped():
-            print("stopped", flush=True)
         service.on_drain(drain)
-        service.on_stopped(stopped)
         serving = asyncio.create_task(service.serve())
         while service.address.port == 0:
             await asyncio.sleep(0.01)
         print(type(asyncio.get_running_loop()).__module__, flush=True)
         await serving
+        print("stopped", flush=True)
 
     configure_logging(log_format="json")
     run(main())

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from control_plane.domain.errors import Reason, Refusal
-from control_plane.domain.job import JobState, SessionInfo
+from control_plane.domain.job import LIVE_STATES, JobState, SessionInfo
 from control_plane.domain.session import (
     PROTOCOL_VERSION,
     MessageNumbers,
@@ -51,13 +51,14 @@ def test_another_protocol_is_refused(version: int) -> None:
     assert refused.value.metadata == {"supported": "1", "got": str(version)}
 
 
-def test_an_instance_whose_place_was_taken_is_refused() -> None:
+@pytest.mark.parametrize("is_open", [True, False])
+def test_an_instance_whose_place_was_taken_is_refused(is_open: bool) -> None:
     runs = [Run(1, "old", 0, superseded=True), Run(2, "new", 0)]
     served = job(session=SESSION)
-    check_instance(hello(instance_id="new"), runs, served)
-    check_instance(hello(instance_id="newer"), runs, served)
+    check_instance(hello(instance_id="new"), runs, served, is_open=is_open)
+    check_instance(hello(instance_id="newer"), runs, served, is_open=is_open)
     with pytest.raises(Refusal) as refused:
-        check_instance(hello(instance_id="old"), runs, served)
+        check_instance(hello(instance_id="old"), runs, served, is_open=is_open)
     assert refused.value.reason is Reason.INSTANCE_SUPERSEDED
     assert "process 77 on gpu-07" in refused.value.message
 
@@ -65,14 +66,29 @@ def test_an_instance_whose_place_was_taken_is_refused() -> None:
 def test_one_that_ended_before_it_was_heard_of_takes_nobodys_place() -> None:
     runs = [Run(1, "new", 0)]
     gone = hello(instance_id="old", phase=Phase.EXITED)
-    check_instance(gone, [], job(session=None))
+    check_instance(gone, [], job(session=None), is_open=False)
     for state in (JobState.LOST, JobState.FAILED, JobState.FINISHED):
-        check_instance(gone, runs, job(session=SESSION, state=state))
+        check_instance(gone, runs, job(session=SESSION, state=state), is_open=True)
     served = job(session=SESSION, state=JobState.RUNNING)
-    check_instance(replace(gone, instance_id="new"), runs, served)
+    check_instance(replace(gone, instance_id="new"), runs, served, is_open=True)
     with pytest.raises(Refusal) as refused:
-        check_instance(gone, runs, served)
+        check_instance(gone, runs, served, is_open=True)
     assert refused.value.reason is Reason.INSTANCE_SUPERSEDED
+    assert refused.value.retry_delay is None
+
+
+@pytest.mark.parametrize("state", sorted(LIVE_STATES))
+def test_while_the_other_one_has_no_stream_nobody_can_tell_which_is_newer(state: JobState) -> None:
+    """It may be on its way back, or have died with its host, so that this one came after it."""
+    runs = [Run(1, "new", 0)]
+    gone = hello(instance_id="old", phase=Phase.EXITED)
+    away = job(session=SESSION, state=state)
+    check_instance(replace(gone, instance_id="new"), runs, away, is_open=False)
+    with pytest.raises(Refusal) as refused:
+        check_instance(gone, runs, away, is_open=False)
+    assert refused.value.reason is Reason.INSTANCE_UNDECIDED
+    assert refused.value.retry_delay
+    assert "process 77 on gpu-07" in refused.value.message
 
 
 @pytest.mark.parametrize(

@@ -45,11 +45,30 @@ async def test_a_page_costs_the_same_however_few_jobs_are_wanted(
     page = await plane.jobs.list(selector.parse("team"), (), after="d", limit=1)
     assert ([view.job.id for view in page.jobs], page.next_after) == (["f"], "h")
     assert await names(plane, "team") == ["f", "i"]
-    scoped = ScopedStore(plane.store, lambda: scope_of("team=nlp", ()), lambda: "somebody")
-    plane.jobs._store = scoped
-    page = await plane.jobs.list(selector.parse(""), (), after="", limit=1)
-    assert (page.jobs, page.next_after) == ((), "d")
-    assert await names(plane) == ["f", "i"]
+
+
+async def test_where_a_page_of_a_bounded_caller_ends_names_no_job_of_others(
+    plane: UseCases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "_SCAN", 2)
+    monkeypatch.setattr(jobs, "MOST_SCANNED", 2)
+    for name in "abcdefghi":
+        await plane.jobs.create(name, {"team": "nlp"} if name in "bdfh" else {}, "")
+    own: tuple[str, ...] = ()
+    plane.jobs._store = ScopedStore(plane.store, lambda: scope_of("", own), lambda: "somebody")
+    for text, wanted in (("", "abcdefghi"), ("team", "bdfh")):
+        for own in (("x",), *map(tuple, ("a", "i", "cd", "fi", "aei", "bdg", "abcdefghi"))):
+            found: list[str] = []
+            places = [""]
+            more = True
+            while more:
+                page = await plane.jobs.list(selector.parse(text), (), after=places[-1], limit=2)
+                found += [view.job.id for view in page.jobs]
+                more = page.next_after is not None
+                places += [page.next_after] if page.next_after is not None else []
+            assert found == [name for name in own if name in wanted]
+            assert places == sorted(set(places))
+            assert set(places[1:]) <= set(own)
 
 
 async def test_a_created_job_is_pending_until_its_trainer_comes(plane: UseCases) -> None:

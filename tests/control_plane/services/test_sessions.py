@@ -103,6 +103,40 @@ async def test_a_newer_process_takes_the_job_over_for_good(plane: UseCases) -> N
     assert not second.ended.done()
 
 
+async def test_a_restart_that_dies_before_it_is_heard_of_is_heard_once_its_forerunner_is_lost(
+    plane: UseCases, clock: Clock
+) -> None:
+    """The forerunner's agent went with its host, so that nobody has said that it ended."""
+    one = await plane.session(instance_id="one")
+    await plane.submit(set_rate())
+
+    async def say() -> AgentSession:
+        return await plane.session(
+            instance_id="two", phase=Phase.EXITED, outcomes=(settled(1, Rejected("X", "x")),)
+        )
+
+    assert (await refusal(say())).reason is Reason.INSTANCE_SUPERSEDED
+    await plane.sessions.close(one)
+    before = await plane.job()
+    refused = await refusal(say())
+    assert refused.reason is Reason.INSTANCE_UNDECIDED
+    assert refused.retry_delay is not None
+    assert refused.retry_delay < plane.limits.lost_after / 2
+    assert await plane.job() == before
+    # The forerunner comes back after all: then it is the one that trains.
+    one = await plane.session(instance_id="one")
+    assert (await refusal(say())).reason is Reason.INSTANCE_SUPERSEDED
+    # Or it does not. What the other one's agent says meanwhile is no sign of its life.
+    await plane.sessions.close(one)
+    clock.advance(plane.limits.lost_after)
+    assert (await refusal(say())).reason is Reason.INSTANCE_UNDECIDED
+    clock.advance(1)
+    await plane.sessions.find_lost(plane.limits.lost_after + 1)
+    await say()
+    assert await plane.states() == ["rejected"]
+    assert (await plane.job()).state is JobState.FAILED
+
+
 async def test_the_same_process_reconnects(plane: UseCases) -> None:
     first = await plane.session()
     second = await plane.session()
@@ -499,6 +533,44 @@ async def test_an_agent_that_dies_while_its_hello_is_stored_leaves_no_stream_ope
     await plane.session()
     await plane.sessions.find_lost(0)
     assert plane.sessions.connected(await plane.job())
+
+
+@pytest.mark.parametrize("has_begun", [False, True])
+async def test_a_hello_whose_agent_has_gone_meanwhile_does_not_fence_the_one_that_came_back(
+    plane: UseCases, monkeypatch: pytest.MonkeyPatch, has_begun: bool
+) -> None:
+    """It waited for a thread, or for its turn after a collision, and its stream has ended."""
+    begun, may_go_on = asyncio.Event(), asyncio.Event()
+    write = plane.store.write
+
+    async def late(work: Callable[[Transaction], Any]) -> Any:
+        monkeypatch.setattr(plane.store, "write", write)
+        if has_begun:
+            with pytest.raises(ZeroDivisionError):
+                await write(lambda tx: (work(tx), 1 / 0))  # it has collided: nothing is stored
+        begun.set()
+        await may_go_on.wait()
+        try:
+            return await write(work)
+        finally:
+            over.set()
+
+    over = asyncio.Event()
+    monkeypatch.setattr(plane.store, "write", late)
+    opening = asyncio.create_task(plane.session())
+    await asyncio.wait_for(begun.wait(), 30)
+    opening.cancel()
+    await asyncio.wait([opening])
+    served = await plane.session()
+    may_go_on.set()
+    await asyncio.wait_for(over.wait(), 30)
+    await plane.sessions.find_lost(0)
+    assert not served.ended.done()
+    session = (await plane.job()).session
+    assert session is not None
+    assert (session.epoch, session.connected) == (served.epoch, True)
+    assert plane.sessions.count == 1
+    assert plane.sessions._opening == 0
 
 
 async def test_every_end_of_a_stream_is_recorded_in_the_end(

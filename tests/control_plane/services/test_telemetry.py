@@ -368,6 +368,24 @@ async def test_jobs_whose_streams_are_elsewhere_or_nowhere_are_forgotten_here(
     assert (await plane.jobs.get("silent")).progress == Progress(4)
 
 
+async def test_a_stream_that_begins_while_the_store_is_slow_is_not_forgotten(
+    plane: UseCases, clock: Clock
+) -> None:
+    """Else what its agent says is acknowledged, and nobody has it."""
+    await plane.sessions.close(await plane.session())
+    await plane.telemetry.flush()
+    async with plane.telemetry._flushing:  # which takes long
+        forgetting = asyncio.ensure_future(plane.sessions.forget_silent())
+        await eventually(lambda: plane.telemetry._flushing._waiters, "that it waits")
+        talk = Talk(await plane.session())
+        await plane.telemetry._store.write(lambda _: None)
+        clock.advance(3_600)
+    await forgetting
+    await talk.session.heartbeat(talk.next(), heartbeat(3, loss=[3.0, 2.0, 1.0]))
+    await plane.telemetry.flush()
+    assert await steps(plane) == [1, 2, 3]
+
+
 async def test_what_agents_dropped_adds_up_over_agents(tmp_path: Path) -> None:
     """Each counts from when it began."""
 

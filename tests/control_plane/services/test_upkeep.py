@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -29,6 +32,18 @@ DAY = timedelta(days=1)
 BRIEF = 0.02
 
 
+@contextlib.asynccontextmanager
+async def upkeep_of(plane: UseCases) -> AsyncIterator[dict[str, asyncio.Task[NoReturn]]]:
+    """Has the chores done while the block runs; they are known by their names."""
+    chores = {name: asyncio.create_task(each) for name, each in plane.upkeep.chores().items()}
+    try:
+        yield chores
+    finally:
+        for chore in chores.values():
+            chore.cancel()
+        await asyncio.wait(chores.values())
+
+
 async def job_state(plane: UseCases) -> JobState:
     return (await plane.job()).state
 
@@ -38,17 +53,16 @@ async def span(plane: UseCases) -> tuple[int, int]:
 
 
 async def test_the_chores_notice_silence_and_what_is_due(tmp_path: Path) -> None:
-    async with use_cases(tmp_path / "c.db", heartbeat_interval=BRIEF) as plane:
+    async with use_cases(tmp_path / "c.db", heartbeat_interval=0.2) as plane:
         await plane.sessions.close(await plane.session())
         await plane.submit(set_rate(deadline=NOW + SECOND))
         plane.clock.advance(60)
-        chores = asyncio.create_task(plane.upkeep.run())
-        expired = await plane.updates.wait("j", 1, 30)
-        assert expired.state is UpdateState.EXPIRED
-        async with asyncio.timeout(30):
-            while await job_state(plane) is not JobState.LOST:  # noqa: ASYNC110 - nothing else tells
-                await asyncio.sleep(BRIEF)
-        chores.cancel()
+        async with upkeep_of(plane):
+            expired = await plane.updates.wait("j", 1, 30)
+            assert expired.state is UpdateState.EXPIRED
+            async with asyncio.timeout(30):
+                while await job_state(plane) is not JobState.LOST:  # noqa: ASYNC110 - nothing else tells
+                    await asyncio.sleep(BRIEF)
 
 
 async def test_the_chores_wait_for_a_store_that_is_away(tmp_path: Path) -> None:
@@ -59,14 +73,13 @@ async def test_the_chores_wait_for_a_store_that_is_away(tmp_path: Path) -> None:
             await plane.jobs.create(name, {}, "")
         plane.clock.advance(60)
         plane.store.away = True
-        chores = asyncio.create_task(plane.upkeep.run())
-        await eventually(lambda: plane.store.refused >= 2, "that they have tried")
-        assert not chores.done()
-        plane.store.away = False
-        async with asyncio.timeout(30):
-            while await span(plane) != (1, 2):  # noqa: ASYNC110 - nothing else tells
-                await asyncio.sleep(BRIEF)
-        chores.cancel()
+        async with upkeep_of(plane) as chores:
+            await eventually(lambda: plane.store.refused >= 2, "that they have tried")
+            assert not any(chore.done() for chore in chores.values())
+            plane.store.away = False
+            async with asyncio.timeout(30):
+                while await span(plane) != (1, 2):  # noqa: ASYNC110 - nothing else tells
+                    await asyncio.sleep(BRIEF)
 
 
 async def test_a_chore_that_fails_for_another_reason_is_no_silent_end(
@@ -77,8 +90,11 @@ async def test_a_chore_that_fails_for_another_reason_is_no_silent_end(
 
     async with use_cases(tmp_path / "c.db", heartbeat_interval=BRIEF) as plane:
         monkeypatch.setattr(plane.sessions, "find_lost", refuse)
-        with pytest.RaisesGroup(pytest.RaisesExc(Refusal, match="a bug")):
-            await asyncio.wait_for(plane.upkeep.run(), 30)
+        async with upkeep_of(plane) as chores:
+            await asyncio.wait(chores.values(), timeout=30, return_when=asyncio.FIRST_COMPLETED)
+            assert [name for name, chore in chores.items() if chore.done()] == ["look for silence"]
+            with pytest.raises(Refusal, match="a bug"):
+                await chores["look for silence"]
 
 
 async def test_time_in_which_the_server_was_held_up_is_no_time_in_which_it_listened(
@@ -91,14 +107,34 @@ async def test_time_in_which_the_server_was_held_up_is_no_time_in_which_it_liste
 
     async with use_cases(tmp_path / "c.db", heartbeat_interval=BRIEF) as plane:
         monkeypatch.setattr(plane.sessions, "find_lost", look)
-        chores = asyncio.create_task(plane.upkeep.run())
-        await eventually(lambda: listened, "that it looks")
-        time.sleep(1)  # noqa: ASYNC251 - so that it can hear nobody
-        before = len(listened)
-        await eventually(lambda: len(listened) > before, "that it looks again")
-        assert listened[before] < 1
-        chores.cancel()
-        await asyncio.wait([chores])
+        async with upkeep_of(plane):
+            await eventually(lambda: listened, "that it looks")
+            time.sleep(1)  # noqa: ASYNC251 - so that it can hear nobody
+            before = len(listened)
+            await eventually(lambda: len(listened) > before, "that it looks again")
+            assert listened[before] < 1
+
+
+@pytest.mark.parametrize(
+    ("interval", "intervals", "allowed"), [(5.0, 3.0, 7.5), (1.0, 1.5, 0.75), (0.05, 1.5, 0.125)]
+)
+async def test_a_host_that_is_merely_busy_does_not_count_as_held_up(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    interval: float,
+    intervals: float,
+    allowed: float,
+) -> None:
+    """Else nobody would ever be lost: each look comes half an interval after the last, or later."""
+    told: list[float] = []
+    monkeypatch.setattr(upkeep, "Attention", lambda _steady, seconds: told.append(seconds))
+    database = tmp_path / "c.db"
+    async with use_cases(
+        database, heartbeat_interval=interval, lost_after_intervals=intervals
+    ) as plane:
+        for chore in plane.upkeep.chores().values():
+            chore.close()
+    assert told == [pytest.approx(allowed)]
 
 
 @pytest.mark.parametrize("long", ["forget_jobs", "prune", "find_lost"])
@@ -126,14 +162,12 @@ async def test_a_chore_that_takes_long_keeps_no_server_from_saying_that_it_is_al
         monkeypatch.setattr(plane.sessions, "beat", beat)
         monkeypatch.setattr(plane.sessions, "find_lost", look)
         monkeypatch.setattr(plane.sessions if long == "find_lost" else plane.upkeep, long, for_ever)
-        chores = asyncio.create_task(plane.upkeep.run())
-        await asyncio.wait_for(begun.wait(), 30)
-        before = beats, looks
-        await eventually(lambda: beats > before[0] + 1, "that it says so all the same")
-        if long != "find_lost":
-            await eventually(lambda: looks > before[1] + 1, "that it looks for silence")
-        chores.cancel()
-        await asyncio.wait([chores])
+        async with upkeep_of(plane):
+            await asyncio.wait_for(begun.wait(), 30)
+            before = beats, looks
+            await eventually(lambda: beats > before[0] + 1, "that it says so all the same")
+            if long != "find_lost":
+                await eventually(lambda: looks > before[1] + 1, "that it looks for silence")
 
 
 def record(number: int) -> AuditRecord:

@@ -88,7 +88,6 @@ def test_what_is_given_comes_before_the_environment(tmp_path: Path) -> None:
     given = said.but(token_file=path, ca="system")
     assert given.metadata() == (("authorization", "Bearer mc_given"),)
     assert (given.ca, given.certificate) == ("system", Path("/c"))
-    assert said.without_token().metadata() == ()
     assert Credentials.from_environment({}) == NO_CREDENTIALS
     assert not NO_CREDENTIALS.is_secure
     # The trainer makes these paths absolute for its agent, which runs elsewhere.

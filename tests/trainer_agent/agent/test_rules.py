@@ -52,6 +52,7 @@ def test_nobody_stays_away_for_as_long_as_a_mistaken_server_says() -> None:
     [
         (grpc.StatusCode.FAILED_PRECONDITION, "INSTANCE_SUPERSEDED", Course.SUPERSEDED),
         (grpc.StatusCode.ABORTED, "SESSION_FENCED", Course.FENCED),
+        (grpc.StatusCode.ABORTED, "INSTANCE_UNDECIDED", Course.RETRY),
         (grpc.StatusCode.INVALID_ARGUMENT, "PROTOCOL_VERSION_UNSUPPORTED", Course.RETRY_SLOWLY),
         (grpc.StatusCode.PERMISSION_DENIED, "", Course.RETRY_SLOWLY),
         (grpc.StatusCode.UNAUTHENTICATED, "", Course.RETRY_SLOWLY),
