@@ -152,19 +152,24 @@ class Guard:
         """Returns what was done about a rise: now, or before if it has been answered already."""
         rule, name = self._rule, job_id(job.name)
         newest, last, answered = 0, None, 0
+        mine = f"guard:{job.uid}:"
         async for update in self._plane.list_updates(name, page_size=50):
             newest = max(newest, update.revision)
-            if update.request_id.startswith(f"guard:{job.uid}:"):
-                last, answered = update, int(update.request_id.rpartition(":")[2])
+            if update.request_id.startswith(mine):
+                step = int(update.request_id.rpartition(":")[2])
+                # One further on is of an earlier run, or was gone back from.
+                if step <= series.steps[-1]:
+                    last, answered = update, step
                 break
-        if (step := rule.due_at(series, answered)) is None:
+        if (due := rule.due_at(series, answered)) is None:
             return last
         made = await self._plane.multiply(
             name,
             {"learning_rate": rule.factor},
-            reason=f"{rule.metric} rose {rule.rises} times in a row up to step {step}",
-            # The same for everybody who sees this rise: it is answered once.
-            request_id=f"guard:{job.uid}:{step}",
+            reason=f"{rule.metric} rose {rule.rises} times in a row up to step {due}",
+            # The same for everybody who sees this rise: it is answered once. Another process
+            # that trains this job may come to the same step, with a rise of its own.
+            request_id=f"{mine}{job.session.instance_id}:{due}",
             # Somebody else may have done something about it meanwhile.
             expected_revision=newest,
         )

@@ -113,6 +113,15 @@ class RuntimeParameterUpdateCallback(TrainerCallback, ExportableState):
         """Id of the job; None: not known before training begins."""
         return self._job_id
 
+    @property
+    def parameters(self) -> frozenset[str]:
+        """Names of what the run has that can be changed live; empty as long as it does not train.
+
+        One that can not be changed in this run is among them: its declaration says why.
+        """
+        specs = [] if self._controller is None else self._controller.specs()
+        return frozenset(spec.name for spec in specs)
+
     def bind(self, trainer: Any) -> None:
         """Tell the callback which trainer it belongs to, as :func:`trainer_agent.attach` does."""
         self._trainer = weakref.ref(trainer)

@@ -20,6 +20,10 @@ DEFAULT_CONTROL_PLANE = "127.0.0.1:50051"
 logger = logging.getLogger(__name__)
 
 _JOB_ID = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?")
+_LABEL_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+_LABEL_PREFIX = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?")
+_ADDRESS = re.compile(r"unix:.+|(?:\[[^\[\]\s]+\]|[^\[\]\s:/]+):[0-9]{1,5}")
+_GRPC_SCHEMES = ("dns:", "ipv4:", "ipv6:", "xds:", "unix-abstract:")
 
 # fmt: off
 _ADJECTIVES = (
@@ -53,6 +57,50 @@ def check_job_id(job_id: str, source: str = "job") -> str:
             f"letter or digit, such as 'my-run-7'; got {job_id!r}"
         )
     return job_id
+
+
+def check_labels(labels: Mapping[str, str], source: str = "labels") -> None:
+    """Say whether the control plane takes labels: those that Kubernetes would take.
+
+    Args:
+        labels: The labels.
+        source: Where they come from, for the error message.
+
+    Raises:
+        ValueError: It does not; says what is allowed.
+    """
+    for key, value in labels.items():
+        prefix, slash, name = key.rpartition("/")
+        if not _LABEL_NAME.fullmatch(name) or (slash and not _LABEL_PREFIX.fullmatch(prefix)):
+            raise ValueError(
+                f"{source}: a label's key is [prefix/]name; the name has at most 63 of a-z, A-Z, "
+                "0-9, '-', '_' and '.', beginning and ending with a letter or digit; the prefix is "
+                f"a DNS name; got {key!r}"
+            )
+        if value and not _LABEL_NAME.fullmatch(value):
+            raise ValueError(
+                f"{source}: a label's value has at most 63 of a-z, A-Z, 0-9, '-', '_' and '.', "
+                f"beginning and ending with a letter or digit, or is empty; got {key}={value!r}"
+            )
+
+
+def check_control_plane(address: str, source: str = "control_plane") -> str:
+    """Return an address that can be one of a control plane, or those of its replicas.
+
+    Args:
+        address: The address.
+        source: Where it comes from, for the error message.
+
+    Raises:
+        ValueError: It can not; says what is allowed.
+    """
+    several = [one.strip() for one in address.split(",") if one.strip()]
+    if address.startswith(_GRPC_SCHEMES) or (several and all(map(_ADDRESS.fullmatch, several))):
+        return address
+    raise ValueError(
+        f"{source} must be host:port, such as {DEFAULT_CONTROL_PLANE}, [ipv6]:port or unix:/path, "
+        f"or several with commas between; got {address!r}"
+    )
 
 
 def given_job_id(argument: str | None, environ: Mapping[str, str] = os.environ) -> str | None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from midcourse.control.v1 import update_pb2
+from trainer_agent.parameters import Refused
 from trainer_agent.steering import roll_back
 from trainer_agent.steering.actions import ActionKind, Offer
 from trainer_agent.trainer_view import numbers_in
@@ -72,8 +73,11 @@ class TrainerActions:
         """Return the checkpoint to go back to.
 
         Raises:
-            Refused: There is none.
+            Refused: There is none, or nobody to start the run there.
         """
+        why_not = roll_back.why_not()  # again: the launcher may have gone since it was offered
+        if why_not is not None:
+            raise Refused("ACTION_UNAVAILABLE", f"the run can not go back: {why_not}")
         return roll_back.find_checkpoint(str(self._args.output_dir), path, before)
 
     def checkpoint(self, step: int) -> str:

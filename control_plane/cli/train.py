@@ -35,9 +35,9 @@ def simulate(context: typer.Context) -> NoReturn:
 def _hand_over(context: typer.Context, module: str) -> NoReturn:
     """Has a program take this process's place: signals, terminal and exit status are its own."""
     options = context.find_object(GlobalOptions)
-    environment = dict(os.environ)
-    if options is not None and options.server is not None:
-        environment["MIDCOURSE_CONTROL_PLANE"] = options.server
     # -P: a file of the current directory must not stand in for a module.
-    command = [sys.executable, "-P", "-m", module, *context.args]
-    os.execve(sys.executable, command, environment)  # noqa: S606 - no shell is meant
+    command = [sys.executable, "-P", "-m", module]
+    if options is not None and options.server is not None:
+        # Both programs go by the last one that they are given.
+        command += ["--control-plane", options.server]
+    os.execv(sys.executable, [*command, *context.args])  # noqa: S606 - no shell is meant

@@ -33,7 +33,7 @@ class Questioned(Served):
         chat = self.running.service.chat
         # An answer that was left is still being recorded.
         await until(lambda: not chat._running and not chat._beginning)
-        store: Any = self.running.service._store
+        store: Any = self.running.service.chat._store
         everything = UsageFilter()
         return (
             await store.list_sessions("anonymous", None, 100_000),

@@ -22,7 +22,10 @@ class ScriptedAgent:
         silent: It answers nothing.
     """
 
-    def __init__(self, address: str, job: str, **labels: str) -> None:
+    def __init__(
+        self, address: str, job: str, *, instance: str = "instance-1", **labels: str
+    ) -> None:
+        self._instance = instance
         self.rejects = False
         self.silent = False
         self._channel = grpc.insecure_channel(address)
@@ -33,7 +36,7 @@ class ScriptedAgent:
             protocol_version=1,
             job_id=job,
             method="sft",
-            instance_id="instance-1",
+            instance_id=instance,
             agent_id="agent-1",
             host="gpu-01",
             trainer_pid=4242,
@@ -92,7 +95,7 @@ class ScriptedAgent:
             self._reply(delivery, outcome)
             return
         outcome.applied.step = 121
-        outcome.applied.instance_id = "instance-1"
+        outcome.applied.instance_id = self._instance
         outcome.applied.apply_time.GetCurrentTime()
         if delivery.update.spec.action.HasField("save_checkpoint"):
             outcome.applied.action_result.checkpoint = "/runs/checkpoint-120"

@@ -83,7 +83,8 @@ class FakeControlPlane(control_pb2_grpc.ControlPlaneServiceServicer):
         calls: Every request, by method name, in order.
         authorization: What the last call of each method had in its metadata under that key.
         next_step: Where updates are applied.
-        script: What happens as soon as somebody watches; the arguments of `publish`.
+        script: What happens as soon as somebody watches: the arguments of `publish`, or None for
+            a stream that ends.
 
     """
 
@@ -97,7 +98,7 @@ class FakeControlPlane(control_pb2_grpc.ControlPlaneServiceServicer):
         self.authorization: dict[str, Any] = {}
         self.page_size = 2
         self.next_step = 121
-        self.script: list[tuple[Any, job_pb2.Job, update_pb2.Update | None]] = []
+        self.script: list[tuple[Any, job_pb2.Job, update_pb2.Update | None] | None] = []
         self._failures: dict[str, list[StatusError]] = {}
         self._watches: list[queue.SimpleQueue[pb.WatchJobsResponse | StatusError | None]] = []
         self._events: list[pb.WatchJobsResponse] = []
@@ -252,7 +253,10 @@ class FakeControlPlane(control_pb2_grpc.ControlPlaneServiceServicer):
                 watch.put(bookmark)
             self._watches.append(watch)
         for happening in self.script:
-            self.publish(*happening)
+            if happening is None:
+                self.break_watches(None)
+            else:
+                self.publish(*happening)
         context.add_callback(lambda: watch.put(None))
         while True:
             item = watch.get()
@@ -318,10 +322,12 @@ class FakeControlPlane(control_pb2_grpc.ControlPlaneServiceServicer):
 
     def ListUpdates(self, request: pb.ListUpdatesRequest, context: Any) -> pb.ListUpdatesResponse:
         self._begin("ListUpdates", request, context)
-        job = self._job(request.parent, context)
+        of_all = request.parent == "jobs/-"
+        jobs = list(self.jobs) if of_all else [self._job(request.parent, context).name]
         updates = [
             update
-            for update in self.updates[job.name]
+            for job in jobs
+            for update in self.updates[job]
             if not request.states or update.state in request.states
         ]
         if request.order != pb.UPDATE_ORDER_OLDEST_FIRST:

@@ -8,6 +8,7 @@ from typing import Any
 
 from typer.testing import CliRunner, Result
 
+from control_plane.cli.exits import ExitCode
 from control_plane.cli.main import app
 
 
@@ -21,15 +22,18 @@ class Midcourse:
 
     address: str
 
-    def __call__(self, *args: str, code: int = 0) -> Result:
+    def __call__(self, *args: str, code: int = 0, notes: str = "") -> Result:
+        """Runs it; ``notes`` is what it says on stderr beside what it complains of."""
         env = {"MIDCOURSE_CONTROL_PLANE": self.address, "COLUMNS": "120", "NO_COLOR": "1"}
         result = CliRunner().invoke(app, args, env=env)
         assert result.exit_code == code, result.output
-        if code:
-            assert result.stderr.startswith("midcourse: ")
-            assert result.stderr.count("\n") == 1, result.stderr
+        assert result.stderr.startswith(notes)
+        complaint = result.stderr.removeprefix(notes)
+        if code not in (0, ExitCode.INTERRUPTED):
+            assert complaint.startswith("midcourse: ")
+            assert complaint.count("\n") == 1, result.stderr
         else:
-            assert not result.stderr
+            assert not complaint
         return result
 
     def json(self, *args: str, code: int = 0) -> Any:

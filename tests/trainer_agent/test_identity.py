@@ -7,7 +7,14 @@ from transformers import Trainer, TrainingArguments
 from trl import DPOConfig, SFTTrainer  # type: ignore[attr-defined]  # loaded lazily
 from trl.experimental.orpo import ORPOTrainer
 
-from trainer_agent.identity import check_job_id, generated_job_id, given_job_id, training_method
+from trainer_agent.identity import (
+    check_control_plane,
+    check_job_id,
+    check_labels,
+    generated_job_id,
+    given_job_id,
+    training_method,
+)
 
 
 @pytest.mark.parametrize("job_id", ["a", "7", "my-run_2.b", "a" * 63, "0-0"])
@@ -22,6 +29,47 @@ def test_bad_job_ids(job_id: str) -> None:
     with pytest.raises(ValueError, match="1 to 63 of a-z") as caught:
         check_job_id(job_id)
     assert repr(job_id) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("team", "nlp"), ("team", ""), ("example.org/team", "A-b_c.1"), ("a" * 63, "b" * 63)],
+)
+def test_good_labels(key: str, value: str) -> None:
+    check_labels({key: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("", "a"), ("/a", "b"), ("A/a", "b"), ("-a", "b"), ("a", "my team"), ("a", "b" * 64)],
+)
+def test_bad_labels(key: str, value: str) -> None:
+    with pytest.raises(ValueError, match="--label: a label's"):
+        check_labels({key: value}, "--label")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1:50051",
+        "[::1]:50051",
+        "a:50051, b:50051,",
+        "unix:/run/midcourse.sock",
+        "dns:///name:50051",
+        "ipv4:10.0.0.1,10.0.0.2",
+    ],
+)
+def test_good_addresses(address: str) -> None:
+    assert check_control_plane(address) == address
+
+
+@pytest.mark.parametrize(
+    "address", ["", ",", "nonsense", "a:b", "http://a:50051", "::1:5", "a:1,b"]
+)
+def test_bad_addresses(address: str) -> None:
+    with pytest.raises(ValueError, match="control_plane must be host:port") as caught:
+        check_control_plane(address)
+    assert repr(address) in str(caught.value)
 
 
 def test_the_argument_goes_before_the_environment() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +23,8 @@ _WEIGHTS: Final = (
     "global_step*",
 )
 _OPTIMIZERS: Final = ("optimizer*", "global_step*")
-_ASIDE: Final = "rolled-back"
+_ROLLED_BACK: Final = "rolled-back"
+_EARLIER: Final = "earlier"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,16 +108,41 @@ def set_aside_after(checkpoint: Path) -> list[Path]:
     if kept is None:
         return []
     newer = [path for path in _numbered(checkpoint.parent) if _step(path) > int(kept[1])]
-    if not newer:
+    return _move(newer, _ROLLED_BACK)
+
+
+def set_aside_all(output_dir: Path) -> list[Path]:
+    """Move away the checkpoints of a directory in which a run begins anew.
+
+    They are another run's, and must not be taken for its own. Nothing is deleted.
+
+    Returns:
+        Where they lie now, oldest first.
+
+    Raises:
+        OSError: One cannot be moved.
+    """
+    return _move(list(_numbered(output_dir)), _EARLIER)
+
+
+def holds(output_dir: Path, path: Path) -> bool:
+    """Return whether a path lies in a checkpoint of a directory, or is one."""
+    return any(path.resolve().is_relative_to(each.resolve()) for each in _numbered(output_dir))
+
+
+def _move(found: Sequence[Path], name: str) -> list[Path]:
+    """Move checkpoints, newest first, into a numbered directory beside them, if there are any."""
+    if not found:
         return []
+    directory = found[0].parent
     for number in range(1, 10_000):
-        aside = checkpoint.parent / f"{_ASIDE}-{number}"
+        aside = directory / f"{name}-{number}"
         try:
             aside.mkdir()
         except FileExistsError:
             continue
-        return [path.rename(aside / path.name) for path in reversed(newer)]
-    raise FileExistsError(f"{checkpoint.parent} is full of {_ASIDE}-… directories: remove some")
+        return [path.rename(aside / path.name) for path in reversed(found)]
+    raise FileExistsError(f"{directory} is full of {name}-… directories: remove some")
 
 
 def _numbered(directory: Path) -> Iterator[Path]:

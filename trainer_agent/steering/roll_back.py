@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 FILE_VARIABLE = "MIDCOURSE_ROLL_BACK_FILE"
 """Environment variable: where a launcher that supervises this process looks for a roll back."""
+LAUNCHER_VARIABLE = "MIDCOURSE_LAUNCHER_PID"
+"""Environment variable: the process id of that launcher, which starts this process itself."""
+WHY_NOT_VARIABLE = "MIDCOURSE_NO_ROLL_BACK"
+"""Environment variable: why that launcher starts this process no more."""
 ROLLED_BACK_VARIABLE = "MIDCOURSE_ROLLED_BACK_FILE"
 """Environment variable: the same file, for the process that goes on from the checkpoint."""
 EXIT_CODE = 75
@@ -100,14 +104,23 @@ class RollBackExit(SystemExit):
         super().__init__(EXIT_CODE)
 
 
+def supervised(environ: Mapping[str, str] = os.environ) -> bool:
+    """Return whether a launcher has started this process, and is still there."""
+    return environ.get(LAUNCHER_VARIABLE) == str(os.getppid())
+
+
 def why_not(environ: Mapping[str, str] = os.environ) -> str | None:
-    """Return why this process can not go back to a checkpoint; None: it can."""
-    if environ.get(FILE_VARIABLE):
-        return None
-    return (
-        "nothing would start it again from the checkpoint; start it with midcourse train, which "
-        "supervises it"
-    )
+    """Return why this process can not go back to a checkpoint now; None: it can."""
+    if why := environ.get(WHY_NOT_VARIABLE):
+        return why
+    if not environ.get(FILE_VARIABLE):
+        return (
+            "nothing would start it again from the checkpoint; start it with midcourse train, "
+            "which supervises it"
+        )
+    if not supervised(environ):
+        return "its launcher is gone, and nothing else would start it again from the checkpoint"
+    return None
 
 
 def take_over(environ: MutableMapping[str, str] = os.environ) -> HandOver | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ Methods, and what they learn from:
 Exit codes:
     0  trained to the end
     2  the command line or the configuration is wrong
-   75  rolled back more often than --max-restarts allows
+   75  was to be rolled back, and could not be
   130  interrupted (Ctrl-C), with a checkpoint; 143 by SIGTERM, 129 by SIGHUP
   137  killed
        any other is the training process's own
@@ -68,13 +69,16 @@ def train(
     ] = None,
     job: Annotated[
         str | None,
-        typer.Option(metavar="ID", help="Id of the job; by default JOB_ID, else one is made up."),
+        typer.Option(
+            metavar="ID",
+            help="Id of the job; by default the configuration's, JOB_ID, or one is made up.",
+        ),
     ] = None,
     control_plane: Annotated[
         str | None,
         typer.Option(
             metavar="HOST:PORT",
-            help="Control plane; by default MIDCOURSE_CONTROL_PLANE, else"
+            help="Control plane; by default the configuration's, MIDCOURSE_CONTROL_PLANE, or"
             f" {identity.DEFAULT_CONTROL_PLANE}.",
         ),
     ] = None,
@@ -123,7 +127,7 @@ def train(
         method=_method(method),
         assignments=assignments or [],
         job=_job(job),
-        control_plane=control_plane,
+        control_plane=_control_plane(control_plane),
         labels=_labels(labels or []),
         resume=_resume(resume),
         replay=_replay(replay),
@@ -132,6 +136,12 @@ def train(
     if nproc > 1 and not supervise:
         raise typer.BadParameter(
             "several ranks are started by the supervisor; without it, start them with torchrun"
+        )
+    ranks = os.environ.get("WORLD_SIZE") or "1"
+    if supervise and ranks != "1":
+        raise typer.BadParameter(
+            f"this is one of {ranks} ranks that somebody else has started (WORLD_SIZE says so):"
+            " give --no-supervise, or start the command once, with --nproc"
         )
     try:
         order.settings()
@@ -197,6 +207,13 @@ def _job(job: str | None) -> str | None:
         raise typer.BadParameter(str(error)) from error
 
 
+def _control_plane(address: str | None) -> str | None:
+    try:
+        return None if address is None else identity.check_control_plane(address, "--control-plane")
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
 def _labels(words: Sequence[str]) -> dict[str, str]:
     labels = {}
     for word in words:
@@ -204,6 +221,10 @@ def _labels(words: Sequence[str]) -> dict[str, str]:
         if not key or not equals:
             raise typer.BadParameter(f"--label must be KEY=VALUE, such as team=nlp; got {word!r}")
         labels[key] = value
+    try:
+        identity.check_labels(labels, "--label")
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
     return labels
 
 

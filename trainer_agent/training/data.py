@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer_agent.training.document import ConfigurationError
-from trainer_agent.training.settings import FORMATS, Settings, ShareSection, SourceSection
+from trainer_agent.training.document import ConfigurationError, Problem
+from trainer_agent.training.settings import (
+    FORMATS,
+    Settings,
+    ShareSection,
+    SourceSection,
+    is_saved,
+)
+from trainer_agent.training.tell import in_a_line
+
+logger = logging.getLogger(__name__)
 
 
 def load(settings: Settings, args: Any) -> tuple[Any, Any]:
@@ -22,6 +32,11 @@ def load(settings: Settings, args: Any) -> tuple[Any, Any]:
     """
     section = settings.sections.data
     train = _source(settings, "data", section, args)
+    if section.eval is not None and args.eval_strategy == "no":
+        logger.warning(
+            "data.eval is there, and training.eval_strategy is 'no': nothing is evaluated unless "
+            "`midcourse evaluate` asks for it; training.eval_strategy may be steps or epoch"
+        )
     match section.eval:
         case None:
             if args.eval_strategy != "no":
@@ -32,38 +47,49 @@ def load(settings: Settings, args: Any) -> tuple[Any, Any]:
                 raise ConfigurationError([settings.problem("data.eval", message)])
             return train, None
         case ShareSection(share=share):
-            parts = train.train_test_split(test_size=share, seed=args.seed)
+            try:
+                parts = train.train_test_split(test_size=share, seed=args.seed)
+            except ValueError as error:
+                message = f"{len(train)} examples cannot be shared out: {in_a_line(error)}"
+                raise ConfigurationError([settings.problem("data.eval.share", message)]) from error
             return parts["train"], parts["test"]
         case SourceSection() as source:
             return train, _source(settings, "data.eval", source, args)
 
 
 def _source(settings: Settings, key: str, source: SourceSection, args: Any) -> Any:
+    from datasets.exceptions import DatasetGenerationError, DatasetsError
+
     try:
         data = _read(source)
-    except (OSError, ValueError, ImportError) as error:
-        message = f"{_written(source)} cannot be loaded: {type(error).__name__}: {_short(error)}"
+    except StopIteration as error:  # which is all that datasets says of an empty file
+        raise ConfigurationError([_empty(settings, key, source)]) from error
+    except (OSError, ValueError, ImportError, DatasetsError) as error:
+        # The last one says no more than that it failed.
+        cause = (isinstance(error, DatasetGenerationError) and error.__cause__) or error
+        message = f"{_written(source)} cannot be loaded: {type(cause).__name__}: {in_a_line(cause)}"
         raise ConfigurationError([settings.problem(f"{key}.path", message)]) from error
     data = _renamed(settings, key, source, data)
     if source.limit is not None:
         data = data.select(range(min(source.limit, len(data))))
     if not len(data):
-        message = f"{_written(source)} holds no examples"
-        raise ConfigurationError([settings.problem(f"{key}.path", message)])
+        raise ConfigurationError([_empty(settings, key, source)])
     _check_columns(settings, key, data.column_names, args)
     return data
 
 
 def _read(source: SourceSection) -> Any:
-    from datasets import load_dataset, load_from_disk
+    from datasets import ReadInstruction, concatenate_datasets, load_dataset, load_from_disk
 
     paths = [str(Path(path).expanduser()) for path in source.paths]
     first = Path(paths[0])
     if first.is_file():
         kind = source.format or FORMATS[first.suffix]
         return load_dataset(kind, data_files={"train": paths}, split=source.split)
-    if (first / "state.json").is_file():  # what Dataset.save_to_disk leaves
-        return load_from_disk(paths[0])
+    if is_saved(first):
+        data = load_from_disk(paths[0])
+        parts = ReadInstruction.from_spec(source.split).to_absolute({"train": len(data)})
+        return concatenate_datasets([data.select(range(part.from_, part.to)) for part in parts])
     return load_dataset(paths[0], source.name, split=source.split, revision=source.revision)
 
 
@@ -98,13 +124,13 @@ def _check_columns(settings: Settings, key: str, present: Sequence[str], args: A
     raise ConfigurationError([settings.problem(f"{key}.path", message)])
 
 
+def _empty(settings: Settings, key: str, source: SourceSection) -> Problem:
+    return settings.problem(f"{key}.path", f"{_written(source)} holds no examples")
+
+
 def _written(source: SourceSection) -> str:
     return ", ".join(source.paths)
 
 
 def _list(names: Sequence[str]) -> str:
     return " + ".join(names) or "none"
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:500]

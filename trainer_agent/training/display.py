@@ -33,7 +33,7 @@ class Display:
     """Prints progress and what the training process prints.
 
     Attributes:
-        step: Newest step that is known of.
+        step: Newest step that is known of; None: the training process has not begun to train.
         max_steps: Steps of the whole run; None: not known.
         output_dir: Where the run saves; None: not known.
         job: Id of the job; None: not known.
@@ -43,7 +43,7 @@ class Display:
         """Prepare to print on stdout and stderr, or elsewhere."""
         self._out = out or sys.stdout
         self._error = error or sys.stderr
-        self.step = 0
+        self.step: int | None = None
         self.max_steps: int | None = None
         self.output_dir: str | None = None
         self.job: str | None = None
@@ -54,6 +54,10 @@ class Display:
         console = Console(file=self._out, highlight=False, markup=False, soft_wrap=True)
         self._progress = _bar(console) if console.is_terminal else None
         self._task: Any = None
+
+    def loading(self) -> None:
+        """Take note that a training process is started, be it the first one or a later one."""
+        self.step = None
 
     def event(self, event: Event) -> None:
         """Take note of an event of the training process, and show it."""
@@ -67,7 +71,7 @@ class Display:
                 self._begin()
             case "step":
                 self.step, self.max_steps = event["step"], event["max_steps"]
-                self._pace.append((time.monotonic(), self.step))
+                self._pace.append((time.monotonic(), event["step"]))
                 self._show()
             case "log":
                 self._metrics |= event["metrics"]
@@ -98,7 +102,7 @@ class Display:
 
     def _begin(self) -> None:
         if self._progress is not None:
-            self._task = self._progress.add_task("", total=self.max_steps, completed=self.step)
+            self._task = self._progress.add_task("", total=self.max_steps, completed=self.step or 0)
             self._progress.start()
 
     def _show(self, *, line: bool = False, last: bool = False) -> None:
@@ -123,7 +127,7 @@ class Display:
         (since, first), (until, latest) = self._pace[0], self._pace[-1]
         seconds = (until - since) / (latest - first)
         speed = f"{1 / seconds:.3g} steps/s" if 0 < seconds < 1 else f"{seconds:.3g} s/step"
-        left = None if self.max_steps is None else max(self.max_steps - self.step, 0) * seconds
+        left = None if self.max_steps is None else max(self.max_steps - latest, 0) * seconds
         return [speed] if not left else [speed, f"{timedelta(seconds=round(left))} left"]
 
     def _print(self, stream: TextIO, line: str) -> None:

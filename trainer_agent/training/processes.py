@@ -44,6 +44,8 @@ class Ended:
     """Its rank."""
     asked: signal.Signals | None
     """The signal by which the launcher was asked to stop."""
+    sent: signal.Signals | None
+    """The signal by which it asked the training processes for that."""
     killed: bool
     """Whether the launcher killed it, as it was asked a second time."""
     tail: Sequence[str]
@@ -53,11 +55,12 @@ class Ended:
 class Processes:
     """Runs a command once for every rank, all in one process group, and waits for their end.
 
-    A first SIGINT, SIGTERM or SIGHUP asks them to stop, a second one kills them.
+    A first SIGINT, SIGTERM or SIGHUP asks them to stop, a second one kills them; but one terminal
+    that goes away may bring several SIGHUP, so that none of them is a second one.
 
     Args:
         on_line: Takes each line that they print, and whether it was printed on stderr.
-        on_stop: Told of a signal, and whether it is another one than the first.
+        on_stop: Told of a signal that was handed on, and whether it is a second one.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class Processes:
         self._ranks: list[subprocess.Popen[bytes]] = []
         self._received: collections.deque[int] = collections.deque()
         self._asked: signal.Signals | None = None
+        self._sent: signal.Signals | None = None
         self._killed = False
         self._failed: int | None = None
         self._kill_at: float | None = None
@@ -111,7 +115,7 @@ class Processes:
                     self._hand_on()
             finally:
                 # Whatever ends this loop, no rank and no data loader's worker is left behind.
-                self._signal_all(signal.SIGKILL)
+                self._kill_all()
                 for process in self._ranks:
                     process.wait()
                 # Who outlives training may hold the pipes: their end need not come.
@@ -154,7 +158,7 @@ class Processes:
                 self._failed = rank
                 self._kill_at = time.monotonic() + _GRACE_SECONDS
         if running and self._kill_at is not None and time.monotonic() > self._kill_at:
-            self._signal_all(signal.SIGKILL)
+            self._kill_all()
         return running
 
     def _hand_on(self) -> None:
@@ -164,19 +168,27 @@ class Processes:
                 continue
             received = signal.Signals(number)
             again = self._asked is not None
-            self._asked = self._asked or received
-            self._on_stop(received, again)
+            if again and received == signal.SIGHUP:
+                continue
             if again:
                 self._killed = True
-                self._signal_all(signal.SIGKILL)
+                self._kill_all()
             else:
-                # A hang-up asks for the same.
-                self._signal_all(signal.SIGTERM if received == signal.SIGHUP else received)
+                self._ask(received)
+            self._on_stop(received, again)
 
-    def _signal_all(self, number: signal.Signals) -> None:
+    def _ask(self, received: signal.Signals) -> None:
+        self._asked = received
+        # A hang-up asks for the same.
+        self._sent = signal.SIGTERM if received == signal.SIGHUP else received
+        for process in self._ranks:
+            # Not what it has started: a data loader's worker would die of it, and training too.
+            process.send_signal(self._sent)
+
+    def _kill_all(self) -> None:
         if self._ranks:
             with contextlib.suppress(ProcessLookupError, PermissionError):  # they are gone
-                os.killpg(self._ranks[0].pid, number)
+                os.killpg(self._ranks[0].pid, signal.SIGKILL)
 
     def _line(self, line: str, error: bool) -> None:
         self._tail.append(line[:_LINE_CHARACTERS])
@@ -190,6 +202,7 @@ class Processes:
             died_of=signal.Signals(-status) if status < 0 else None,
             rank=rank,
             asked=self._asked,
+            sent=self._sent,
             killed=self._killed,
             tail=tuple(self._tail),
         )

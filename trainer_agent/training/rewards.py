@@ -46,6 +46,11 @@ def is_function(reward: str) -> bool:
     return ":" in reward
 
 
+def is_model(reward: str) -> bool:
+    """Tell whether a reward is a reward model: a directory or an id on the hub."""
+    return reward not in BUILT_IN and not is_function(reward)
+
+
 def load(reward: str) -> RewardFunction | str:
     """Return a reward function; a reward model stays the name that it is.
 
@@ -59,7 +64,7 @@ def load(reward: str) -> RewardFunction | str:
     """
     if reward in BUILT_IN:
         return BUILT_IN[reward]
-    if not is_function(reward):
+    if is_model(reward):
         return reward
     where, _, name = reward.rpartition(":")
     module = _from_file(where) if where.endswith(".py") else _from_module(where)

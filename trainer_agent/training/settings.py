@@ -53,15 +53,16 @@ class TokenizerSection:
     path: str | None = None
     """A directory or an id on the hub; by default where the model is."""
     revision: str | None = None
-    """Branch, tag or commit on the hub."""
+    """Branch, tag or commit on the hub; of the model's own by default the model's."""
     pad_token: str | None = None
     """Token to pad with."""
     padding_side: Literal["left", "right"] | None = None
     """Where to pad; methods that generate pad on the left."""
     chat_template: Path | None = None
     """File with a Jinja template for conversations."""
-    trust_remote_code: bool = False
-    """Whether code that comes with the tokenizer may be run."""
+    trust_remote_code: bool | None = None
+    """Whether code that comes with the tokenizer may be run; by default, of the model's own as the
+    model has it, of another not."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,6 +136,9 @@ class MidcourseSection:
     def __post_init__(self) -> None:
         if self.job is not None:
             identity.check_job_id(self.job)
+        if self.control_plane is not None:
+            identity.check_control_plane(self.control_plane)
+        identity.check_labels(self.labels)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,7 +149,8 @@ class Sections:
     """The model."""
     data: DataSection
     """The data."""
-    method: Literal["sft", "dpo", "orpo", "kto", "reward", "rloo", "grpo"] | None = None
+    # The names are METHODS', and are read when the program runs.
+    method: Literal[*METHODS] | None = None  # type: ignore[valid-type]
     """Training method, where the command line does not name it."""
     tokenizer: TokenizerSection | None = None
     """The tokenizer."""
@@ -232,7 +237,7 @@ def with_launcher_options(section: MidcourseSection, **given: Any) -> MidcourseS
 
 def _faults(found: Settings) -> list[tuple[str, str]]:
     """Return what is wrong with a configuration whose every key and type is right."""
-    sections, method = found.sections, found.method
+    sections = found.sections
     faults = [("model.path", message) for message in _missing_model(sections.model.path)]
     faults += _missing_data("data", sections.data)
     if isinstance(sections.data.eval, SourceSection):
@@ -245,10 +250,11 @@ def _faults(found: Settings) -> list[tuple[str, str]]:
     replay = sections.midcourse.replay
     if replay is not None and not replay.is_file():
         faults.append(("midcourse.replay", f"there is no file {str(replay)!r}"))
-    return faults + _reward_faults(found, method)
+    return faults + _reward_faults(found)
 
 
-def _reward_faults(found: Settings, method: Method) -> list[tuple[str, str]]:
+def _reward_faults(found: Settings) -> list[tuple[str, str]]:
+    method = found.method
     if not method.rewarded:
         message = f"{method.name} takes no reward; rloo and grpo do"
         return [("reward", message)] if found.rewards else []
@@ -287,13 +293,43 @@ def _missing_data(key: str, source: SourceSection) -> list[tuple[str, str]]:
                     f" {key}.format"
                 )
                 faults.append((f"{key}.path", message))
-        elif _is_local(path) or here.suffix in FORMATS or len(source.paths) > 1:
+            elif here.is_dir() and len(source.paths) > 1:
+                message = f"{path!r} is a directory: give it alone; what is listed are files"
+                faults.append((f"{key}.path", message))
+        elif (
+            _is_local(path)
+            or here.suffix in FORMATS
+            or source.format is not None
+            or len(source.paths) > 1
+        ):
             faults.append((f"{key}.path", f"there is no file {path!r}"))
     kinds = {Path(path).suffix for path in source.paths}
     if source.format is None and len({FORMATS.get(kind) for kind in kinds}) > 1:
         message = f"files of several formats ({', '.join(sorted(kinds))}) make no one data set"
         faults.append((f"{key}.path", message))
-    return faults
+    return faults + _meaningless(key, source)
+
+
+def _meaningless(key: str, source: SourceSection) -> list[tuple[str, str]]:
+    """Return what is said of a source that means nothing there, and would be passed over."""
+    first = Path(source.paths[0]).expanduser()
+    what, names = "a data set on the hub", frozenset[str]()
+    if first.is_file():
+        what, names = "files", frozenset({"name", "revision"})
+    elif is_saved(first):
+        what, names = "what save_to_disk left", frozenset({"name", "revision", "format"})
+    elif first.is_dir():
+        what, names = "a directory", frozenset({"revision", "format"})
+    return [
+        (f"{key}.{name}", f"this means nothing for {what}: take it out")
+        for name in sorted(names)
+        if getattr(source, name) is not None
+    ]
+
+
+def is_saved(directory: Path) -> bool:
+    """Tell whether a directory is what ``Dataset.save_to_disk`` leaves."""
+    return (directory / "state.json").is_file()
 
 
 def _is_local(path: str) -> bool:

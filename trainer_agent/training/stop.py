@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.trainer_callback import TrainerCallback
 
+from trainer_agent.steering import roll_back
+
 if TYPE_CHECKING:
     from transformers.trainer_callback import TrainerControl, TrainerState
     from transformers.training_args import TrainingArguments
@@ -20,7 +22,9 @@ class StopOnSignal(TrainerCallback):
     """Takes SIGINT and SIGTERM.
 
     Before training has begun they end the process at once; afterwards the first one has the trainer
-    save and stop at a boundary, and a second one ends the process.
+    save and stop at a boundary, and a second one ends the process; but not under a launcher, which
+    kills it when that is meant: who signals all processes of a service has this one signalled
+    twice, once by the launcher.
 
     A run that is paused ends no step. So Midcourse's callback is asked to stop as well, which ends
     the pause; its ranks agree on that by themselves.
@@ -57,7 +61,7 @@ class StopOnSignal(TrainerCallback):
             self._asked = signal.Signals(number)
             if self.steering is not None:
                 self.steering.request_stop()
-        else:
+        elif not (self._training and roll_back.supervised()):
             raise SystemExit(128 + number)
 
     def on_train_begin(

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shlex
 import signal
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from trainer_agent.steering import checkpoints
-from trainer_agent.steering.roll_back import EXIT_CODE, FILE_VARIABLE, ROLLED_BACK_VARIABLE
+from trainer_agent.steering.roll_back import (
+    EXIT_CODE,
+    FILE_VARIABLE,
+    LAUNCHER_VARIABLE,
+    ROLLED_BACK_VARIABLE,
+    WHY_NOT_VARIABLE,
+)
 from trainer_agent.training.channel import Receiver
 from trainer_agent.training.display import Display
 from trainer_agent.training.exits import CONFIGURATION, USAGE
@@ -63,15 +70,12 @@ class Supervisor:
             directory = Path(name)
             while True:
                 wish = directory / f"roll-back-{restarts}.json"
-                ended = self._once(order, directory, wish, rolled_back)
+                environment = self._roll_backs(wish, rolled_back, restarts)
+                ended = self._once(order, directory, environment)
                 self._display.close()
                 if ended.code != EXIT_CODE or ended.asked is not None:
                     return self._report(ended)
                 checkpoint, fault = _wished(wish)
-                if fault is None and restarts == self._max_restarts:
-                    fault = (
-                        f"it was rolled back {restarts} times already, which --max-restarts allows"
-                    )
                 if fault is not None or checkpoint is None:
                     self._display.say(f"the run asked to be rolled back, and cannot be: {fault}")
                     self._how_to_go_on()
@@ -90,16 +94,27 @@ class Supervisor:
 
     # ---- Within ----
 
-    def _once(self, order: Order, directory: Path, wish: Path, rolled_back: Path | None) -> Ended:
+    def _roll_backs(self, wish: Path, rolled_back: Path | None, restarts: int) -> Mapping[str, str]:
+        """Return what a training process is told of roll backs: to come, and the one before it."""
+        told = {LAUNCHER_VARIABLE: str(os.getpid())}
+        if restarts < self._max_restarts:
+            told[FILE_VARIABLE] = str(wish)
+        else:
+            told[WHY_NOT_VARIABLE] = (
+                f"it was rolled back {restarts} times already, which --max-restarts allows"
+            )
+        if rolled_back is not None:
+            told[ROLLED_BACK_VARIABLE] = str(rolled_back)
+        return told
+
+    def _once(self, order: Order, directory: Path, environment: Mapping[str, str]) -> Ended:
+        self._display.loading()
         pipe, path, note = (directory / name for name in ("progress", "order.json", "stop"))
         for left in (pipe, note):
             left.unlink(missing_ok=True)
         receiver = Receiver(pipe)
         try:
             dataclasses.replace(order, progress=str(pipe), stop_note=str(note)).save(path)
-            environment = {FILE_VARIABLE: str(wish)}
-            if rolled_back is not None:
-                environment[ROLLED_BACK_VARIABLE] = str(rolled_back)
             processes = Processes(
                 lambda line, error: self._display.line(line, error=error), self._stopping
             )
@@ -118,11 +133,12 @@ class Supervisor:
 
     def _stopping(self, received: signal.Signals, again: bool) -> None:
         if again:
-            self._display.say(f"{received.name} again: killing the training process")
+            self._display.say(f"{received.name}: killing the training process")
         else:
+            killing = "SIGTERM" if received == signal.SIGHUP else "a second one"
             self._display.say(
                 f"{received.name}: stopping after this step, with a checkpoint;"
-                " a second one kills at once"
+                f" {killing} kills at once"
             )
 
     def _set_aside(self, checkpoint: Path) -> None:
@@ -143,24 +159,23 @@ class Supervisor:
             return 0
         say, display = self._display.say, self._display
         if ended.asked is not None:
-            code: int = 128 + ended.asked
-            where = f" at step {display.step}" if display.output_dir is not None else ""
+            where = "" if display.step is None else f" at step {display.step}"
             if ended.killed:
                 say(f"killed{where}")
-            elif ended.code == code:
+            elif ended.sent is not None and ended.code == 128 + ended.sent:
                 say(f"stopped{where}")
             else:
                 self._crash(ended)
                 return ended.code
             self._how_to_go_on()
-            return code
+            return 128 + ended.asked
         self._crash(ended)
         return ended.code
 
     def _report_end(self) -> None:
         display = self._display
         planned = display.max_steps
-        if display.output_dir is None:
+        if display.step is None:
             return
         if planned is None or display.step >= planned:
             display.say(f"done: what was trained is in {display.output_dir}")
@@ -179,7 +194,7 @@ class Supervisor:
             if ended.died_of is None
             else f"died of {ended.died_of.name} (exit status {ended.code})"
         )
-        if display.output_dir is None:
+        if display.step is None:
             where = "before training began"
         else:
             where = f"at step {display.step}"
@@ -201,11 +216,17 @@ class Supervisor:
             return
         found = checkpoints.newest(Path(output_dir))
         if found.newest is None:
+            why = (
+                f"the newest is {found.skipped[0]}"
+                if found.skipped
+                else "training.save_strategy and training.save_steps say when one is saved"
+            )
             self._display.say(
-                f"there is no whole checkpoint in {output_dir}: the next run begins anew;"
-                " training.save_strategy and training.save_steps say when one is saved"
+                f"there is no whole checkpoint in {output_dir}: the next run begins anew; {why}"
             )
             return
+        for skipped in found.skipped:
+            self._display.say(f"skipping {skipped}")
         command = shlex.join(["midcourse", "train", *_without_resume(self._command)])
         self._display.say(f"go on from {found.newest} with:")
         self._display.line(f"    {command} --resume auto", error=True)

@@ -14,6 +14,11 @@ def tell(message: str) -> None:
     sys.stderr.flush()
 
 
+def in_a_line(error: BaseException) -> str:
+    """Return what an error says, in one line that is not too long."""
+    return " ".join(str(error).split())[:500]
+
+
 def tell_problems(source: str, problems: Sequence[Problem]) -> None:
     """Print what is wrong with a configuration, a line each."""
     count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"

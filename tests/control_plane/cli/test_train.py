@@ -20,20 +20,20 @@ class ReplacedError(Exception):
 def test_the_launcher_takes_its_place(
     midcourse: Midcourse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started: list[tuple[list[str], dict[str, str]]] = []
+    started: list[list[str]] = []
 
-    def execve(path: str, command: list[str], environment: dict[str, str]) -> None:
+    def execv(path: str, command: list[str]) -> None:
         assert path == sys.executable
-        started.append((command, environment))
+        started.append(command)
         raise ReplacedError
 
-    monkeypatch.setattr(os, "execve", execve)
+    monkeypatch.setattr(os, "execv", execv)
     options = ["--help", "-c", "run.yaml", "--set", "a=-1", "-x"]
     with pytest.raises(AssertionError):  # as nothing takes the process's place here
         midcourse("--server", "there:1", "train", *options)
-    ((command, environment),) = started
-    assert command == [sys.executable, "-P", "-m", "trainer_agent.training", *options]
-    assert environment["MIDCOURSE_CONTROL_PLANE"] == "there:1"
+    (command,) = started
+    program = [sys.executable, "-P", "-m", "trainer_agent.training"]
+    assert command == [*program, "--control-plane", "there:1", *options]
 
 
 def test_what_to_install_is_said(midcourse: Midcourse, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,22 @@ def test_what_is_not_whole_is_not_gone_on_from(
     assert checkpoints.newest(tmp_path).newest is None
 
 
+def test_those_of_an_earlier_run_are_moved_away_and_kept(tmp_path: Path) -> None:
+    assert checkpoints.set_aside_all(tmp_path / "gone") == []
+    for step in (5, 10):
+        save(tmp_path, step)
+    assert checkpoints.holds(tmp_path, tmp_path / "checkpoint-5")
+    assert checkpoints.holds(tmp_path, tmp_path / "x" / ".." / "checkpoint-5" / "adapter")
+    assert not checkpoints.holds(tmp_path, tmp_path)
+    moved = checkpoints.set_aside_all(tmp_path)
+    aside = tmp_path / "earlier-1"
+    assert moved == [aside / "checkpoint-5", aside / "checkpoint-10"]
+    assert checkpoints.newest(aside).newest == moved[1]
+    assert checkpoints.newest(tmp_path) == checkpoints.Found(None)
+    assert checkpoints.set_aside_all(tmp_path) == []
+    assert not (tmp_path / "earlier-2").exists()
+
+
 def test_a_checkpoint_may_have_any_name(tmp_path: Path) -> None:
     kept = save(tmp_path, 5).rename(tmp_path / "best")
     assert checkpoints.fault(kept) is None

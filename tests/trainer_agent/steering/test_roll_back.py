@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,12 @@ from trainer_agent.parameters import Refused
 from trainer_agent.steering.roll_back import (
     EXIT_CODE,
     FILE_VARIABLE,
+    LAUNCHER_VARIABLE,
     ROLLED_BACK_VARIABLE,
+    WHY_NOT_VARIABLE,
     HandOver,
     find_checkpoint,
+    why_not,
 )
 
 SAVING = {"save_strategy": "steps", "save_steps": 2}
@@ -42,6 +46,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv(ROLLED_BACK_VARIABLE, raising=False)
     path = tmp_path / "roll-back.json"
     monkeypatch.setenv(FILE_VARIABLE, str(path))
+    monkeypatch.setenv(LAUNCHER_VARIABLE, str(os.getppid()))
     return path
 
 
@@ -156,6 +161,31 @@ def test_without_a_launcher_or_a_checkpoint_it_is_refused(
     assert rejected.reason == "ACTION_UNAVAILABLE"
     assert "midcourse train" in rejected.message
     assert not file.exists()
+
+
+def test_a_process_that_has_lost_its_launcher_goes_back_nowhere(
+    tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody would start it again; also where the run itself wants to go back."""
+    parents = iter([os.getppid()])  # as it begins, and later
+    monkeypatch.setattr(os, "getppid", lambda: next(parents, 1))
+    links = LinkScript({3: [delivery(1, action=roll_back())]}, [[delivery(2, action=resume())]])
+    trainer = plain_trainer(tmp_path / "run", model=Diverging({6: math.nan}), **SAVING)
+    attach(trainer, "job", link_factory=links, protection=Protection("roll_back"))
+    trainer.train()
+    assert not links.link.faults
+    rejected = told(links)[1].rejected
+    assert rejected.reason == "ACTION_UNAVAILABLE"
+    assert "its launcher is gone" in rejected.message
+    (held,) = links.link.local_updates
+    assert held.spec.action.WhichOneof("kind") == "pause"
+    assert "can not be taken back" in held.spec.reason
+    assert not file.exists()
+
+
+def test_the_launcher_may_say_why_not() -> None:
+    why = {FILE_VARIABLE: "there", WHY_NOT_VARIABLE: "it was so often already"}
+    assert why_not(why) == "it was so often already"
 
 
 def test_changes_that_could_not_be_made_keep_the_run_where_it_is(

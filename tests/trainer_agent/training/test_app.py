@@ -30,6 +30,15 @@ assert not heavy & set(sys.modules), heavy & set(sys.modules)
     subprocess.run([sys.executable, "-c", script], check=True, stderr=subprocess.DEVNULL)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux alone has it")
+def test_what_cannot_be_printed_changes_nothing() -> None:
+    Path("run.yaml").write_text("method: sft\n")
+    command = [sys.executable, "-m", "trainer_agent.training", "-c", "run.yaml"]
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(command, check=False, stdout=full, stderr=full)
+    assert ended.returncode == 2
+
+
 def test_help_names_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
@@ -44,6 +53,8 @@ def test_help_names_the_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["--method", "ppo"], "--method must be one of sft, dpo, orpo, kto, reward, rloo, grpo"),
         (["--job", "My Run"], "--job must be 1 to 63 of a-z"),
         (["--label", "team"], "--label must be KEY=VALUE, such as team=nlp; got 'team'"),
+        (["--label", "team=my team"], "--label: a label's value has at most 63 of a-z"),
+        (["--control-plane", "nonsense"], "--control-plane must be host:port, such as 127.0.0.1:"),
         (["--resume", "gone"], "--resume must be auto, never or the path of a checkpoint; 'gone'"),
         (["--replay", "gone"], "--replay: there is no file 'gone'"),
         (["--nproc", "0"], "invalid value for '--nproc': "),
@@ -59,6 +70,14 @@ def test_a_wrong_command_line_is_told_in_one_line(
     assert said in error
     assert error.endswith("see 'midcourse train --help'\n")
     assert error.count("\n") == 1
+
+
+def test_ranks_that_somebody_else_has_started_are_not_supervised(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["-c", "run.yaml"]) == 2
+    assert "this is one of 2 ranks that somebody else has started" in capsys.readouterr().err
 
 
 def test_a_wrong_configuration_is_told_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:

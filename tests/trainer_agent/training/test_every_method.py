@@ -6,6 +6,7 @@ import functools
 import json
 import logging
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,9 @@ import torch
 
 from examples.train.prepare import main as prepare
 from tests.support.scripted_link import LinkScript
+from tests.trainer_agent.steering.test_checkpoints import save
 from trainer_agent import attachment
+from trainer_agent.steering import checkpoints
 from trainer_agent.training import worker
 from trainer_agent.training.app import main
 from trainer_agent.training.exits import CONFIGURATION
@@ -109,8 +112,26 @@ def test_resume_auto_goes_on_from_the_newest_whole_checkpoint(
     assert f"skipping {tmp_path / 'checkpoint-2'}: it has no trainer_state.json" in caplog.text
     assert f"going on from {tmp_path / 'checkpoint-1'}" in caplog.text
     assert events[0]["step"] == 1
+
+
+def test_beginning_anew_takes_no_checkpoint_of_an_earlier_run_for_its_own(
+    model: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    earlier = save(tmp_path, 40)
+    used = f"model.path={earlier}"
+    shutil.copytree(model, earlier, dirs_exist_ok=True)
+    assert worker.run(order("sft", model, tmp_path, used), nobody) == CONFIGURATION
+    assert "is a checkpoint in training.output_dir" in capsys.readouterr().err
+    assert checkpoints.newest(tmp_path).newest == earlier
+
     assert worker.run(order("sft", model, tmp_path), nobody) == 0
-    assert "beginning anew over the checkpoints" in caplog.text
+    moved = tmp_path / "earlier-1" / "checkpoint-40"
+    assert checkpoints.fault(moved) is None
+    assert checkpoints.newest(tmp_path).newest == tmp_path / "checkpoint-2"
+    assert f"moved to {moved.parent}; --resume {moved} goes on from the newest" in caplog.text
 
 
 def test_a_signal_stops_after_the_step_with_a_checkpoint(model: Path, tmp_path: Path) -> None:
@@ -233,6 +254,12 @@ def test_wrong_arguments_of_the_method_name_their_flag(
             "'gone' is not there in examples/offline.py",
         ),
         ("rloo", "reward=gone_module:rate", "reward", "there is no module 'gone_module'"),
+        (
+            "sft",
+            "midcourse.guard_rails={lerning_rate: {maximum: 1}}",
+            "midcourse.guard_rails",
+            "guard_rails names lerning_rate, and this run has no such live parameter; it has: ",
+        ),
     ],
 )
 def test_what_cannot_be_loaded_is_told_with_its_place(

@@ -79,8 +79,55 @@ while True: time.sleep(60)
     ended, _, stops = run(script, on_line=on_line)
     asked = signal.SIGTERM if number == signal.SIGHUP else number
     assert (ended.code, ended.asked, ended.killed) == (128 + asked, number, False)
+    assert ended.sent == asked
     assert stops == [(number, False)]
     assert signal.getsignal(number) is before
+
+
+def test_a_stop_is_handed_on_before_it_is_told(tmp_path: Path) -> None:
+    asked = tmp_path / "asked"
+    script = f"""
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(open({str(asked)!r}, "w").close()))
+os.kill(os.getppid(), signal.SIGTERM)
+while True: time.sleep(60)
+"""
+
+    def on_stop(number: signal.Signals, again: bool) -> None:
+        until(asked.exists, "the process has been asked", 30)
+
+    command = [sys.executable, "-c", f"import os, signal, sys, time{script}"]
+    assert Processes(lambda *_: None, on_stop).run(command, {}).code == 0
+
+
+def test_a_terminal_that_closes_may_hang_up_more_than_once() -> None:
+    script = """
+signal.signal(signal.SIGTERM, lambda *_: (print("asked"), sys.exit(143)))
+print("ready")
+while True: time.sleep(60)
+"""
+    ended, lines, stops = run(script, on_line=lambda _: os.kill(os.getpid(), signal.SIGHUP))
+    assert [line for line, _ in lines] == ["ready", "asked"]
+    assert (ended.code, ended.killed) == (143, False)
+    assert stops == [(signal.SIGHUP, False)]
+
+
+def test_the_first_signal_reaches_no_child_of_a_rank() -> None:
+    """Else a data loader's worker dies of it, and training cannot end with a checkpoint."""
+    script = """
+reader, writer = os.pipe()
+child = os.fork()
+if child == 0:
+    os.read(reader, 1)
+    os._exit(0)
+def asked(*_):
+    os.write(writer, b"x")
+    sys.exit(143 if os.waitpid(child, 0)[1] == 0 else "the child was killed")
+signal.signal(signal.SIGTERM, asked)
+print("ready")
+while True: time.sleep(60)
+"""
+    ended, _, _ = run(script, on_line=lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    assert ended.code == 143
 
 
 def test_the_second_signal_kills_and_no_child_is_left(tmp_path: Path) -> None:

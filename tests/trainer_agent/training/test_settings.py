@@ -20,6 +20,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("d.jsonl").write_text('{"prompt": "x"}\n')
     Path("d.csv").write_text("prompt\nx\n")
     Path("d.data").write_text("x")
+    Path("files").mkdir()
+    Path("saved").mkdir()
+    Path("saved/state.json").write_text("{}")
     Path("reward.py").write_text("def rate(completions, **_): ...")
 
 
@@ -75,6 +78,9 @@ def test_guard_rails_and_protection_are_typed() -> None:
         (["tokenizer: {chat_template: t.jinja}"], "chat_template: there is no file 't.jinja'"),
         (["tokenizer: {padding_side: up}"], "padding_side: expected one of left, right, got 'up'"),
         (["midcourse: {job: My Run}"], "run.yaml:3:12: midcourse: job must be 1 to 63 of"),
+        (["midcourse: {labels: {team: my team}}"], "labels: a label's value has at most 63"),
+        (["midcourse: {control_plane: nonsense}"], "midcourse: control_plane must be host:port"),
+        (["method: sfd"], "method: expected one of sft, dpo, orpo, kto, reward, rloo, grpo, got"),
         (["midcourse: {replay: gone.yaml}"], "run.yaml:3:13: midcourse.replay: there is no file"),
         (["midcourse: {protection: {cut: 2}}"], "midcourse.protection: cut must be above 0"),
         (
@@ -96,6 +102,8 @@ def test_problems_of_sections(lines: list[str], message: str) -> None:
         ("data.path=./gone", "data.path: there is no file './gone'"),
         ("data.path=d.data", "data.path: 'd.data' ends in none of .json, "),
         ("data.path=[d.jsonl, d.csv]", "data.path: files of several formats (.csv, .jsonl)"),
+        ("data.path=[files, saved]", "data.path: 'files' is a directory: give it alone"),
+        ("data.path=[d.jsonl, files]", "data.path: 'files' is a directory: give it alone"),
         ("data.path=[]", "data: path must name a file, a directory or a data set"),
         ("data.limit=0", "data: limit must be 1 or more, got 0"),
         ("data.eval.path=gone.csv", "data.eval.path: there is no file 'gone.csv'"),
@@ -110,6 +118,30 @@ def test_problems_of_assignments_name_the_flag(assignment: str, message: str) ->
     assert message in first
     if message.startswith(assignment.partition("=")[0]):
         assert first.startswith(f"--set {assignment}: ")
+
+
+@pytest.mark.parametrize(
+    ("path", "assignment", "what"),
+    [
+        ("d.jsonl", "data.revision=main", "files"),
+        ("d.jsonl", "data.name=english", "files"),
+        ("files", "data.format=json", "a directory"),
+        ("files", "data.revision=main", "a directory"),
+        ("saved", "data.format=json", "what save_to_disk left"),
+        ("saved", "data.name=english", "what save_to_disk left"),
+        ("saved", "data.revision=main", "what save_to_disk left"),
+    ],
+)
+def test_what_would_be_passed_over_is_refused(path: str, assignment: str, what: str) -> None:
+    key = assignment.partition("=")[0]
+    assert said(sets=(f"data.path={path}", assignment)) == [
+        f"--set {assignment}: {key}: this means nothing for {what}: take it out"
+    ]
+
+
+def test_what_has_a_format_is_a_file() -> None:
+    (problem,) = said(sets=("data.path=gone.data", "data.format=csv"))
+    assert problem.endswith("data.path: there is no file 'gone.data'")
 
 
 def test_files_with_another_ending_are_taken_with_their_format() -> None:

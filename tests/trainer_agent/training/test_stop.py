@@ -15,6 +15,7 @@ from tests.support.plain_trainer import plain_trainer
 from tests.support.scripted_link import ScriptedLink, delivery, pause
 from trainer_agent import attach
 from trainer_agent.steering import checkpoints
+from trainer_agent.steering.roll_back import LAUNCHER_VARIABLE
 from trainer_agent.training.stop import StopOnSignal
 
 
@@ -92,6 +93,23 @@ def test_before_training_and_after_a_first_one_a_signal_ends_the_process(
     with pytest.raises(SystemExit) as ended:
         os.kill(os.getpid(), signal.SIGTERM)
     assert ended.value.code == 143
+
+
+def test_a_launcher_that_is_there_is_the_one_that_kills(
+    args: TrainingArguments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who stops a service signals this process and the launcher, which hands it on."""
+    monkeypatch.setenv(LAUNCHER_VARIABLE, str(os.getppid()))
+    rank = Rank(0, None, args)
+    rank.callback.install()
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert rank.ends(5)
+    assert rank.callback.stopped_by == signal.SIGTERM
+    os.kill(os.getpid(), signal.SIGTERM)
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    with pytest.raises(SystemExit):
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 class SignalledLink(ScriptedLink):

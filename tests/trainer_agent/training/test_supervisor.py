@@ -92,6 +92,36 @@ def test_a_kill_is_reported_with_what_to_do() -> None:
     assert "there is no whole checkpoint in out: the next run begins anew" in said
 
 
+def test_why_a_checkpoint_cannot_be_gone_on_from_is_said() -> None:
+    code, said = supervise("""
+begin()
+for step in (5, 10):
+    pathlib.Path(save(step), "optimizer.pt").unlink()
+sys.exit(1)
+""")
+    assert code == 1
+    assert "the newest is out/checkpoint-10: it has no optimizer state" in said
+    assert "save_steps" not in said
+    code, said = supervise("begin(); save(10); pathlib.Path(save(12), 'optimizer.pt').unlink()")
+    assert "midcourse: skipping out/checkpoint-12: it has no optimizer state" in said
+    assert "go on from out/checkpoint-10 with:" in said
+
+
+def test_a_hang_up_stops() -> None:
+    code, said = supervise("""
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+begin(); save(12)
+os.kill(os.getppid(), signal.SIGHUP)
+while True: signal.pause()
+""")
+    assert code == 129
+    assert said.splitlines()[:3] == [
+        "midcourse: SIGHUP: stopping after this step, with a checkpoint; SIGTERM kills at once",
+        "midcourse: stopped at step 12",
+        "midcourse: go on from out/checkpoint-12 with:",
+    ]
+
+
 def test_memory_of_an_accelerator_is_recognised() -> None:
     code, said = supervise("print('torch.OutOfMemoryError: CUDA out of memory.'); sys.exit(1)")
     assert code == 1
@@ -133,12 +163,33 @@ print(json.dumps([handed["checkpoint"], order["resume"], order["job"]]), file=sy
     assert (moved / "trainer_state.json").exists()
 
 
-def test_roll_backs_are_bounded() -> None:
-    code, said = supervise("begin(); roll_back(save(5))", max_restarts=2)
-    assert code == 75
-    assert said.count("rolling back to") == 2
-    assert "cannot be: it was rolled back 2 times already, which --max-restarts allows" in said
+def test_the_next_process_has_not_begun_to_train() -> None:
+    code, said = supervise("""
+if "MIDCOURSE_ROLLED_BACK_FILE" in os.environ:
+    sys.exit(9)
+begin()
+roll_back(save(5))
+""")
+    assert code == 9
+    assert "ended with exit status 9 before training began" in said
     assert "go on from out/checkpoint-5 with:" in said
+
+
+def test_roll_backs_are_bounded() -> None:
+    """The last process is told why it cannot be rolled back, and so refuses it."""
+    code, said = supervise(
+        """
+begin()
+assert os.environ["MIDCOURSE_LAUNCHER_PID"] == str(os.getppid())
+if "MIDCOURSE_ROLL_BACK_FILE" in os.environ:
+    roll_back(save(5))
+print(os.environ["MIDCOURSE_NO_ROLL_BACK"], file=sys.stderr)
+""",
+        max_restarts=2,
+    )
+    assert code == 0
+    assert said.count("rolling back to") == 2
+    assert "\nit was rolled back 2 times already, which --max-restarts allows\n" in said
 
 
 @pytest.mark.parametrize(
