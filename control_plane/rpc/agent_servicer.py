@@ -34,6 +34,7 @@ class AgentServicer(session_pb2_grpc.AgentServiceServicer):
     def __init__(self, sessions: SessionService) -> None:
         """Takes the use case."""
         self._sessions = sessions
+        self._ending: set[asyncio.Task[None]] = set()
 
     async def Session(  # type: ignore[override]  # the stub knows generators only, not writers
         self, request_iterator: AsyncIterator[pb.SessionRequest], context: Context
@@ -61,10 +62,18 @@ class AgentServicer(session_pb2_grpc.AgentServiceServicer):
                 if task.done():
                     task.result()
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await asyncio.shield(self._sessions.close(session))
+            # To the end, though gRPC may cancel this just now: it learns by two ways that a stream
+            # has broken.
+            ending = asyncio.create_task(self._end(session, tasks))
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
+            await asyncio.shield(ending)
+
+    async def _end(self, session: AgentSession, tasks: list[asyncio.Future[Any]]) -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._sessions.close(session)
 
 
 async def _read(session: AgentSession, requests: AsyncIterator[pb.SessionRequest]) -> None:
