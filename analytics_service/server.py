@@ -123,6 +123,13 @@ class Analytics:
         if bearer is not None:
             bearer.verifier = ControlPlaneTokens(self._plane, self._token_threads)
         replica = f"{os.getpid()}-{secrets.token_hex(4)}"
+        self.upkeep = Upkeep(
+            store,
+            clock,
+            replica,
+            _retention(settings),
+            is_alone=isinstance(parse_address(settings.database), Path),
+        )
         around = Surroundings(
             store=store,
             providers=self.providers,
@@ -130,6 +137,7 @@ class Analytics:
             retry=RetryPolicy(attempts=settings.attempts),
             clock=clock,
             new_id=new_id,
+            be_known=self.upkeep.be_known,
         )
         self.chat = ChatService(
             around,
@@ -141,13 +149,6 @@ class Analytics:
             self._toolbox,
             replica=replica,
             code_of=code_of,
-        )
-        self.upkeep = Upkeep(
-            store,
-            clock,
-            replica,
-            _retention(settings),
-            is_alone=isinstance(parse_address(settings.database), Path),
         )
         self.service.add(
             analytics_pb2_grpc.add_AnalyticsServiceServicer_to_server,
@@ -193,7 +194,7 @@ class Analytics:
                 )
 
     async def _warn_of_own_rights(self) -> None:
-        """Logs that its certificate has rights, which callers without a token get through it."""
+        """Logs that callers without a token have rights, by its certificate or as everybody has."""
         if self.settings.control_plane_cert is None:
             return
         try:
@@ -207,8 +208,9 @@ class Analytics:
             )
             return
         _log.warning(
-            "callers without a token read runs with the rights of the service's own certificate; "
-            "take it out of the control plane's cert_principals",
+            "callers without a token read runs with what rights the control plane gives whoever "
+            "shows the service's own certificate; take it out of the control plane's "
+            "cert_principals, if it is there, or have the control plane ask callers who they are",
             principal=own.principal,
         )
 
@@ -218,7 +220,6 @@ class Analytics:
         self._warn_of_retired()
         chores: list[asyncio.Task[None]] = []
         try:
-            await self._warn_of_own_rights()
             await self.upkeep.begin()
             # What SDKs and connections take is not to be part of somebody's first answer.
             await self.providers.warm()
@@ -233,6 +234,8 @@ class Analytics:
             ]
             for chore in chores:
                 self.service.rely_on(chore)
+            # Not relied on: it comes to its end, and a control plane that hangs holds up nothing.
+            chores.append(asyncio.create_task(self._warn_of_own_rights(), name="own rights"))
             await self.service.start()
             try:
                 yield self

@@ -69,6 +69,8 @@ class Upkeep:
         # The beats of others, and since when each has been the last one of its replica.
         self._since: dict[tuple[str, datetime], float] = {}
         self._looked = steady()
+        # When this process last showed life.
+        self._shown = float("-inf")
         self._ticks = 0
 
     async def begin(self) -> None:
@@ -86,7 +88,21 @@ class Upkeep:
         Raises:
             Refusal: STORE_UNAVAILABLE.
         """
+        began = self._steady()
         await self._store.beat(self._replica, self._clock())
+        self._shown = began
+
+    async def be_known(self) -> None:
+        """Shows life where it was not for long; to be called before anything is begun.
+
+        Others may have forgotten a process that could not reach the store, and would take what it
+        begins after that for something that a dead one has left.
+
+        Raises:
+            Refusal: STORE_UNAVAILABLE.
+        """
+        if self._steady() - self._shown > RECOVERY_SILENCE.total_seconds() / 2:
+            await self.beat()
 
     async def run(self) -> None:
         """Runs the chores for ever; an unreachable store is tried again."""

@@ -7,6 +7,7 @@ import random
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -68,7 +69,7 @@ class RoundResult:
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What calls are made with."""
+    """What calls are made with; `be_known` is called before anything is begun in the store."""
 
     store: Store
     providers: Providers
@@ -76,6 +77,7 @@ class Surroundings:
     retry: RetryPolicy
     clock: Clock
     new_id: Callable[[], str]
+    be_known: Callable[[], Awaitable[None]]
     backlog: Backlog = field(default_factory=Backlog)
 
 
@@ -185,13 +187,14 @@ class Calls:
             provider=self.model.provider,
         )
         record = reserved(record, model=self.model, request=request, prices=self._around.prices)
+        await self._around.be_known()
         try:
             _, cancelled = await finished(self._around.store.begin_call(record))
         except Refusal as refusal:
             if refusal.reason is Reason.STORE_UNAVAILABLE:
                 # It may be on record all the same: nobody knows what became of the commit.
                 record = unsent(record, CallOutcome.FAILED, refusal.message)
-                self._around.backlog.add(_what(record), self._end_of(record, saved()))
+                self._around.backlog.add(_what(record), *self._ends_of(record, saved()))
             raise
         if cancelled:
             await self._settle(unsent(record, CallOutcome.CANCELLED), saved(), events)
@@ -245,21 +248,26 @@ class Calls:
 
     async def _settle(self, record: UsageRecord, answer: Message, events: EventStream) -> None:
         """Settles a call, even where the turn is being cancelled."""
-        end = self._end_of(record, answer)
+        what, backlog = _what(record), self._around.backlog
+        end, without_answer = self._ends_of(record, answer)
         try:
-            _, cancelled = await finished(self._around.backlog.write(_what(record), end))
+            _, cancelled = await finished(backlog.write(what, end, without_answer))
         except Refusal:
             raise
         except Exception:
-            # What it has reserved must not stay so because of an answer that can not be kept.
-            await finished(self._around.store.end_call(record))
+            await finished(backlog.write(what, without_answer))
             raise
         events.push(CallEnded(record))
         if cancelled:
             raise asyncio.CancelledError
 
-    def _end_of(self, record: UsageRecord, answer: Message) -> Write:
-        return lambda: self._around.store.end_call(record, answer)
+    def _ends_of(self, record: UsageRecord, answer: Message) -> tuple[Write, Write]:
+        """How to end a call with its answer, and without one that can not be kept.
+
+        What it has reserved must not stay so because of that.
+        """
+        end_call = self._around.store.end_call
+        return partial(end_call, record, answer), partial(end_call, record)
 
     def _note_served(self, served: str | None) -> None:
         if served is None or served == self.choice.served:

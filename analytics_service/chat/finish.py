@@ -45,6 +45,7 @@ async def finished(work: Awaitable[T]) -> tuple[T, bool]:
 class _Late(NamedTuple):
     what: str
     write: Write
+    otherwise: Write | None
 
 
 class Backlog:
@@ -63,12 +64,15 @@ class Backlog:
         """How many writes are still to be made."""
         return len(self._late)
 
-    async def write(self, what: str, write: Callable[[], Awaitable[T]]) -> T:
+    async def write(
+        self, what: str, write: Callable[[], Awaitable[T]], otherwise: Write | None = None
+    ) -> T:
         """Writes something, now or as soon as the store can take it.
 
         Args:
             what: What it is, for the log.
             write: May be called several times.
+            otherwise: See `add`.
 
         Raises:
             Refusal: STORE_UNAVAILABLE: not now.
@@ -77,13 +81,19 @@ class Backlog:
             return await write()
         except Refusal as refusal:
             if refusal.reason is Reason.STORE_UNAVAILABLE:
-                self.add(what, write)
+                self.add(what, write, otherwise)
             raise
 
-    def add(self, what: str, write: Write) -> None:
-        """Has something written as soon as the store can take it."""
+    def add(self, what: str, write: Write, otherwise: Write | None = None) -> None:
+        """Has something written as soon as the store can take it.
+
+        Args:
+            what: What it is, for the log.
+            write: May be called several times.
+            otherwise: What to write in its place where no database can keep it; None: nothing.
+        """
         _log.warning("to be written later", what=what)
-        self._late.append(_Late(what, write))
+        self._late.append(_Late(what, write, otherwise))
 
     async def run(self) -> None:
         """Makes late writes for ever."""
@@ -95,7 +105,7 @@ class Backlog:
         """Makes late writes, in their order, as far as the store can take them."""
         async with self._flushing:
             while self._late:
-                what, write = self._late[0]
+                what, write, otherwise = self._late[0]
                 try:
                     await write()
                 except Refusal as refusal:
@@ -104,6 +114,9 @@ class Backlog:
                     _log.error("can not be written any more", what=what, error=refusal.message)
                 except Exception:  # noqa: BLE001 - logged; it is not to hold up the others
                     _log.exception("can not be written at all", what=what)
+                    if otherwise is not None:
+                        self._late[0] = _Late(what, otherwise, None)
+                        continue
                 else:
                     _log.info("written late", what=what)
                 self._late.popleft()

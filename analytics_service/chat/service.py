@@ -200,6 +200,7 @@ class ChatService:
         if has_begun:
             request = self._prompt.request(plan, (), limits=self._limits)
             record = reserved(record, model=plan.model, request=request, prices=self._around.prices)
+        await self._around.be_known()
         try:
             begun = await self._store.begin_turn(new, record if has_begun else None)
         except Refusal as refusal:

@@ -272,14 +272,25 @@ class Turn:
     async def _record(
         self, answer: Message, state: MessageState, failure: Refusal | None
     ) -> Message:
-        error = None
-        if failure is not None:
-            error = ErrorInfo(self._code_of(failure), failure.reason, failure.message)
         # The clock may have been set back meanwhile.
         ended = max(self._clock(), answer.created + timedelta(microseconds=1))
+        error = None if failure is None else self._error(failure)
         answer = replace(answer, state=state, error=error, ended=ended)
+        # Where there is something of it that no database can keep.
+        empty = replace(
+            self.answer,
+            state=MessageState.FAILED,
+            error=error or self._error(_not_kept()),
+            ended=ended,
+        )
         what = f"the end of sessions/{answer.session_id}/messages/{answer.number}"
-        return await self._backlog.write(what, lambda: self._store.end_turn(answer))
+        end_turn = self._store.end_turn
+        return await self._backlog.write(
+            what, lambda: end_turn(answer), otherwise=lambda: end_turn(empty)
+        )
+
+    def _error(self, failure: Refusal) -> ErrorInfo:
+        return ErrorInfo(self._code_of(failure), failure.reason, failure.message)
 
 
 def _with_text(parts: list[Part], text: str) -> list[Part]:
@@ -304,6 +315,13 @@ def _state(finish: FinishReason) -> MessageState:
             )
         case _:
             return MessageState.COMPLETE
+
+
+def _not_kept() -> Refusal:
+    return Refusal(
+        Reason.CHAT_FAILED,
+        "the answer had something in it that can not be kept; the service's log has the details",
+    )
 
 
 def _unexpected(error: BaseException) -> Refusal:

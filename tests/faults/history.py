@@ -212,6 +212,7 @@ class History:
         told = [
             each
             for other in self.trainers
+            if other.job == trainer.job
             for each in other.settled
             if each.outcome.instance == trainer.instance or each.revision in trainer.unverified
         ]

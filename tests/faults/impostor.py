@@ -32,6 +32,8 @@ async def pretend(
     to: str,
     servers: Servers,
     standing_still: AbstractAsyncContextManager[None] | None = None,
+    *,
+    seconds: float = _SECONDS,
 ) -> bool:
     """Takes a job's session away, until its agent takes it back, and tells lies then.
 
@@ -42,12 +44,13 @@ async def pretend(
         servers: Where an update can be asked for that the lie is about.
         standing_still: Has that server stand still while the block runs, until the lie is on its
             way; None: it does not.
+        seconds: How long it may take.
 
     Returns:
         Whether it has lied. It may come too late, not be served, or be cut off.
     """
     with contextlib.suppress(TimeoutError, asyncio.InvalidStateError, grpc.aio.AioRpcError):
-        async with asyncio.timeout(_SECONDS):
+        async with asyncio.timeout(seconds):
             return await _pretend(
                 job, hello, to, servers, standing_still or contextlib.nullcontext()
             )

@@ -188,11 +188,19 @@ def _when_asked(history: History, trainer: Trainer) -> Iterator[Violation]:
         if trainer.has_applied(each) and step:
             wrong = step < (asked.at_step or 0)
             # What was applied before and is put in force again is so at whatever hour.
-            if asked.max_step is not None and each.outcome not in stored.reapplied:
+            again = each.outcome != stored.outcome and _was_applied_before(history, trainer, stored)
+            if asked.max_step is not None and not again:
                 wrong |= step > asked.max_step
         if wrong:
             what = f"{trainer.job}/{each.revision} ended at another time than was asked for"
             yield Violation("truthful", what, (asked, each))
+
+
+def _was_applied_before(history: History, trainer: Trainer, stored: StoredUpdate) -> bool:
+    """Whether the first to apply an update, as the store says, began before a training process."""
+    first = None if stored.outcome is None else stored.outcome.instance
+    began = list(history.trainer)
+    return first in began and began.index(first) < began.index(trainer.instance)
 
 
 def _when_said(trainer: Trainer) -> Iterator[Violation]:

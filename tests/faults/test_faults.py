@@ -82,7 +82,7 @@ async def test_an_impostor_lies_once_its_time_is_over(tmp_path: Path) -> None:
             assert job.ear is not None
             assert job.ear.hello is not None
             servers = Servers([plane.address], recorder)
-            assert await pretend(job, job.ear.hello, plane.address, servers)
+            assert await pretend(job, job.ear.hello, plane.address, servers, seconds=60.0)
             await servers.close()
             await stage.quiet()
     history = History.load(path)

@@ -18,7 +18,12 @@ from tests.faults.history import History, recording
 from tests.faults.lines import AnyRecord
 from tests.faults.made_history import histories, made
 from tests.faults.records import (
+    Answered,
+    Asked,
+    Change,
     Failed,
+    Move,
+    Outcome,
     Quiet,
     StoredBatch,
     StoredEvent,
@@ -66,6 +71,63 @@ def test_a_process_that_went_back_is_given_later_what_was_asked_before() -> None
     assert "ordered" not in guarantees(records)
     records[records.index(began)] = replace(began, roll_back=0)
     assert "ordered" in guarantees(records)
+
+
+def _applies(
+    instance: str, step: int, job: str = "a", unverified: tuple[int, ...] = ()
+) -> tuple[TrainerBegan, TrainerSettled]:
+    """A process begins, and applies an update."""
+    outcome = Outcome("applied", instance, step, (Move("rate", old=1.0, new=2.0),))
+    return (
+        TrainerBegan(job=job, instance=instance, values={"rate": 1.0}, unverified=unverified),
+        TrainerSettled(job=job, instance=instance, revision=1, outcome=outcome),
+    )
+
+
+def _is_late(
+    *trainers: tuple[TrainerBegan, TrainerSettled], first: Outcome, again: tuple[Outcome, ...] = ()
+) -> bool:
+    change = (Change("rate", "set", 2.0),)
+    records: list[AnyRecord] = [
+        Asked(
+            caller="c",
+            call=1,
+            to="",
+            method="update",
+            jobs=("a",),
+            request_id="q",
+            changes=change,
+            max_step=15,
+        ),
+        Answered(call=1, revisions={"a": 1}),
+        *(record for trainer in trainers for record in trainer),
+        StoredUpdate(
+            job="a",
+            revision=1,
+            request_id="q",
+            state="applied",
+            changes=change,
+            outcome=first,
+            reapplied=again,
+        ),
+    ]
+    found = [each.what for each in VALIDATORS["truthful"](History(records))]
+    return any("at another time" in what for what in found)
+
+
+def test_what_is_applied_again_is_so_at_whatever_hour() -> None:
+    """Also by one that was killed before anybody was told."""
+    in_time, untold, told = _applies("A", 12), _applies("B", 30), _applies("C", 40)
+    first, second, third = (settled.outcome for _, settled in (in_time, untold, told))
+    assert not _is_late(in_time, untold, told, first=first, again=(third,))
+    assert _is_late(untold, told, first=second, again=(third,)), "nobody was in time"
+    assert _is_late(untold, in_time, first=first), "nobody had applied it before"
+
+
+def test_what_a_process_applied_is_not_looked_for_in_other_jobs() -> None:
+    """Revisions are a job's own."""
+    history = History([*_applies("B", 30, job="b"), *_applies("A", 12, unverified=(1,))])
+    assert {each.job for each in history.applied_by(history.trainer["A"]).settled} == {"a"}
 
 
 def test_every_validator_has_been_shown_something() -> None:

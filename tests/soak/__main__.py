@@ -28,15 +28,18 @@ from grpc_runtime.client.variables import TOKEN_VARIABLE
 from tests.soak.judging import Verdict
 from tests.soak.load import Load
 from tests.soak.measuring import Courses, measure
-from tests.soak.report import draw, judge, show, write
+from tests.soak.report import check_measured, draw, judge, show, write
 from tests.soak.stand import Stand, stand
 
 
-async def soak(on: Stand, load: Load, seconds: float, every: float, progress: Progress) -> Courses:
+async def soak(
+    on: Stand, load: Load, seconds: float, every: float, progress: Progress, *, postgres: bool
+) -> Courses:
     """Has it all go on for so long, and measures.
 
     Raises:
         AssertionError: A server has ended.
+        ValueError: Something that has a bound is not measured.
     """
     courses = Courses()
     bar = progress.add_task("soak", total=seconds)
@@ -47,6 +50,7 @@ async def soak(on: Stand, load: Load, seconds: float, every: float, progress: Pr
             for service in on.services:
                 assert service.process.exit_code is None, service.process.tail()
             await measure(on, load, courses, began)
+            check_measured(courses, postgres=postgres)
             progress.update(bar, completed=passed, description=f"soak: {sum(load.done.values()):,}")
             await asyncio.wait([going], timeout=every)
             if going.done():
@@ -73,7 +77,10 @@ def main() -> int:
     ):
         os.environ[TOKEN_VARIABLE] = on.admin.token  # the agents'
         load = Load(on, asked.jobs, asked.rate, asked.seed)
-        courses = uvloop.run(soak(on, load, asked.minutes * 60, asked.every, progress))
+        seconds = asked.minutes * 60
+        courses = uvloop.run(
+            soak(on, load, seconds, asked.every, progress, postgres=asked.postgres)
+        )
         logs = {service.name: service.process.tail() for service in on.services}
     judgements = judge(courses, postgres=asked.postgres)
     for name, log in logs.items():

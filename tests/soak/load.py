@@ -33,6 +33,8 @@ TEAMS = ("nlp", "vision", "speech")
 MODEL = "gpt-6-luna"
 _EXPECTED = frozenset({"FAILED_PRECONDITION", "NOT_FOUND", "ABORTED", "CANCELLED"})
 """Jobs end and callers give up meanwhile; anything else is an error."""
+_DELETED = "jobs deleted"
+_WATCHED = "events of watches that stay"
 _MOST_REFUSED = 10
 """What is refused more often than this has to be done more often than it is refused."""
 
@@ -147,14 +149,14 @@ class Load:
                 break
             except MidcourseError as error:
                 if not isinstance(error, FailedPreconditionError):
-                    self._note("delete", error)
+                    self._note(_DELETED, error)
                 await asyncio.sleep(1)
             else:
                 break
         else:
             self.errors["delete: a job that has ended can not be deleted for a minute"] += 1
             return
-        self.done["jobs deleted"] += 1
+        self.done[_DELETED] += 1
 
     def _later(self, what: Awaitable[None]) -> None:
         task = asyncio.ensure_future(what)
@@ -277,9 +279,9 @@ class Load:
     async def _stay(self, interval: float | None) -> None:
         """A watch for all of the run."""
         while True:
-            with self._noting("stay"):
+            with self._noting(_WATCHED):
                 async for _ in self._plane.watch_jobs(progress_interval=interval, patience=30):
-                    self.done["events of watches that stay"] += 1
+                    self.done[_WATCHED] += 1
 
     async def _visit(self) -> None:
         """Somebody with a token of their own, which is revoked while they watch."""

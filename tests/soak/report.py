@@ -86,15 +86,20 @@ class Judgement:
     note: str = ""
 
 
-def judge(courses: Courses, *, postgres: bool) -> list[Judgement]:
-    """Judges everything that was measured.
+def check_measured(courses: Courses, *, postgres: bool) -> None:
+    """Makes sure that everything is measured that has a bound.
 
     Raises:
-        ValueError: Something that has a bound was not measured.
+        ValueError: Something is not.
     """
     bounds = ON_POSTGRES if postgres else BOUNDS
     if missing := bounds.keys() - courses.values.keys():
         raise ValueError(f"there are bounds for what was not measured: {sorted(missing)}")
+
+
+def judge(courses: Courses, *, postgres: bool) -> list[Judgement]:
+    """Judges everything that was measured."""
+    bounds = ON_POSTGRES if postgres else BOUNDS
     found = []
     for name, values in sorted(courses.values.items()):
         bound = bounds.get(name)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any, cast
 
 import grpc
 import pytest
 
-from control_plane.client import FailedPreconditionError
+from control_plane.client import ConflictError, FailedPreconditionError
 from tests.soak.judging import DAY, Verdict, trend
 from tests.soak.load import Load
 from tests.soak.measuring import Courses
-from tests.soak.report import BOUNDS, BY_DESIGN, ON_POSTGRES, judge
+from tests.soak.report import BOUNDS, BY_DESIGN, ON_POSTGRES, check_measured, judge
 
 SECONDS = [float(second) for second in range(0, 3_600, 5)]
 
@@ -75,8 +76,9 @@ def _flat(names: Iterable[str]) -> Courses:
 def test_what_has_a_bound_is_measured(*, postgres: bool, bounds: Mapping[str, float]) -> None:
     judged = judge(_flat([*bounds, *BY_DESIGN]), postgres=postgres)
     assert {each.name: each.bound for each in judged if each.bound is not None} == bounds
+    check_measured(_flat(bounds), postgres=postgres)
     with pytest.raises(ValueError, match="'control plane: table samples'"):
-        judge(_flat(bounds.keys() - {"control plane: table samples"}), postgres=postgres)
+        check_measured(_flat(bounds.keys() - {"control plane: table samples"}), postgres=postgres)
 
 
 async def test_what_is_refused_is_not_done() -> None:
@@ -93,6 +95,41 @@ async def test_what_is_refused_is_not_done() -> None:
     await load._once("label", load._label)
     assert load.all_errors() == {"label: 11 refused, 0 done": 11}
     assert not load.done
+
+
+async def test_what_may_be_refused_is_compared_with_what_is_done_of_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Lucky:
+        """Deletes jobs at the second try, and cuts a watch after an event, again and again."""
+
+        tries = 0
+
+        async def delete_job(self, _: str) -> None:
+            self.tries += 1
+            if self.tries % 2:
+                raise ConflictError("again", code=grpc.StatusCode.ABORTED)
+
+        async def watch_jobs(self, **_: object) -> AsyncIterator[None]:
+            self.tries += 1
+            if self.tries > 100:
+                raise asyncio.CancelledError
+            yield None
+            raise ConflictError("again", code=grpc.StatusCode.ABORTED)
+
+    async def at_once(_: float) -> None:
+        pass
+
+    load = Load(cast("Any", None), jobs=1, rate=1.0, seed=0)
+    load._plane = cast("Any", Lucky())
+    with monkeypatch.context() as patched:
+        patched.setattr(asyncio, "sleep", at_once)
+        for _ in range(20):
+            await load._delete("a")
+    with pytest.raises(asyncio.CancelledError):
+        await load._stay(None)
+    assert not load.all_errors()
+    assert load.refused == load.done == {"jobs deleted": 20, "events of watches that stay": 60}
 
 
 def test_nothing_is_said_of_nothing() -> None:

@@ -97,7 +97,7 @@ async def test_changes_and_refusals_are_recorded_in_postgresql(
 async def test_a_change_and_its_record_are_one(tmp_path: Path) -> None:
     """Without the record there is no change."""
     async with running_analytics(tmp_path) as analytics:
-        store: Any = analytics.service._store
+        store: Any = analytics.service.chat._store
         await store._write(schema.audit_records.drop)
         with pytest.raises(MidcourseError):
             await analytics.client.create_session(title="mine")

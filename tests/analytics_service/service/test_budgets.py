@@ -49,6 +49,17 @@ class Clock:
         return self.now
 
 
+@pytest.fixture
+async def analytics(tmp_path: Path) -> AsyncIterator[RunningAnalytics]:
+    """It is noon: no budget of the day ends in the middle of a test."""
+    began = datetime.now(UTC)
+    noon = began.replace(hour=12)
+    async with running_analytics(
+        tmp_path, idle_timeout=5.0, clock=lambda: noon + (datetime.now(UTC) - began)
+    ) as running:
+        yield running
+
+
 async def reservation(analytics: RunningAnalytics, model: str = ANTHROPIC_MODEL) -> Decimal:
     """What one first question to a model sets aside."""
     never = asyncio.Event()

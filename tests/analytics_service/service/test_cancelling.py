@@ -78,7 +78,7 @@ async def analytics(tmp_path: Path) -> AsyncIterator[RunningAnalytics]:
         chat = running.service.chat
         chat._around = replace(chat._around, retry=RetryPolicy(3, initial=1e-4, maximum=1e-4))
         running.fake.default = a_model_with_a_tool
-        await running.service._store.set_budget(_DAY, Decimal(1_000), running.service._clock())
+        await running.service.chat._store.set_budget(_DAY, Decimal(1_000), running.service._clock())
         yield running
 
 
@@ -90,7 +90,7 @@ async def settled(analytics: RunningAnalytics) -> None:
 
 async def check_books(analytics: RunningAnalytics) -> None:
     """All calls are settled, once; no answer is being written; no provider is still writing."""
-    store, now = analytics.service._store, analytics.service._clock()
+    store, now = analytics.service.chat._store, analytics.service._clock()
     calls = await store.list_usage(UsageFilter(), None, 10_000)
     assert all(call.outcome is not CallOutcome.RUNNING for call in calls)
     budget = await store.get_budget(_DAY, now)
@@ -194,7 +194,7 @@ async def test_an_answer_may_be_stopped_before_its_task_has_run(
 async def test_an_answer_that_is_being_recorded_is_recorded(
     analytics: RunningAnalytics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store: Any = analytics.service._store
+    store: Any = analytics.service.chat._store
     plain, begun, go_on = store.end_turn, asyncio.Event(), asyncio.Event()
 
     async def slow(*args: Any) -> Any:

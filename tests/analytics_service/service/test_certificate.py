@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -69,6 +70,8 @@ async def test_a_certificate_that_has_rights_is_warned_of(
             control_plane_cert=files.certificate,
             control_plane_key=files.key,
         ):
-            pass
+            await asyncio.gather(
+                *(task for task in asyncio.all_tasks() if task.get_name() == "own rights")
+            )
     warned = [each for each in logs if "cert_principals" in each["event"]]
     assert [each["principal"] for each in warned] == (["ops"] if is_warned_of else [])

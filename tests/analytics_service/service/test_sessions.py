@@ -244,7 +244,7 @@ async def test_what_is_others_is_not_seen_and_not_touched(tmp_path: Path) -> Non
 async def test_a_question_knows_what_changed_while_it_was_being_asked(
     analytics: RunningAnalytics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client, store = analytics.client, analytics.service._store
+    client, store = analytics.client, analytics.service.chat._store
     session = (await client.create_session(title="Old", model=OPENAI_MODEL)).name
     plain = store.begin_turn
 
@@ -269,7 +269,7 @@ async def test_a_page_of_records_sums_up_once_and_the_next_not_at_all(
 ) -> None:
     for _ in range(2):
         await analytics.client.ask("hello?", model=OPENAI_MODEL)
-    store, summed = analytics.service._store, []
+    store, summed = analytics.service.chat._store, []
     plain = store.sum_usage
 
     async def noted(*args: Any) -> Any:

@@ -34,7 +34,7 @@ Away: TypeAlias = Callable[[], contextlib.AbstractContextManager[None]]
 @contextlib.asynccontextmanager
 async def on_sqlite(folder: Path) -> AsyncIterator[tuple[RunningAnalytics, Away]]:
     async with running_analytics(folder, default_model=ANTHROPIC_MODEL) as analytics:
-        database: Any = analytics.service._store
+        database: Any = analytics.service.chat._store
         await database._write(lambda to: to.exec_driver_sql("PRAGMA busy_timeout = 20"))
 
         @contextlib.contextmanager
@@ -139,7 +139,7 @@ async def test_a_turn_that_may_be_on_record_is_ended(
 ) -> None:
     """A connection that is lost during the commit leaves it open what became of it."""
     monkeypatch.setattr(finish, "RETRY_SECONDS", 0.02)
-    store: Any = analytics.service._store
+    store: Any = analytics.service.chat._store
     plain = store.begin_turn
 
     async def lost(*args: Any) -> Any:
@@ -163,20 +163,37 @@ async def test_a_turn_that_may_be_on_record_is_ended(
     assert analytics.fake.requests == []
 
 
+@pytest.mark.parametrize(
+    ("is_away", "reason"),
+    [
+        (lambda keeps_it: False, "CHAT_FAILED"),
+        (lambda keeps_it: keeps_it, "CHAT_FAILED"),
+        (lambda keeps_it: True, "STORE_UNAVAILABLE"),
+    ],
+    ids=["never", "for-what-can-be-kept", "for-all"],
+)
 async def test_an_answer_that_can_not_be_kept_ends_all_the_same(
-    analytics: RunningAnalytics, monkeypatch: pytest.MonkeyPatch
+    analytics: RunningAnalytics,
+    monkeypatch: pytest.MonkeyPatch,
+    is_away: Callable[[bool], bool],
+    reason: str,
 ) -> None:
-    client, store = analytics.client, analytics.service._store
+    client, store = analytics.client, analytics.service.chat._store
     end_call, end_turn = store.end_call, store.end_turn
+    is_back = asyncio.Event()
+
+    def look(keeps_it: bool) -> None:
+        if is_away(keeps_it) and not is_back.is_set():
+            raise Refusal(Reason.STORE_UNAVAILABLE, "away")
+        if not keeps_it:
+            raise ValueError("no database keeps that")
 
     async def no_call(call: Any, answer: Any = None) -> None:
-        if answer is not None:
-            raise ValueError("no database keeps that")
+        look(answer is None)
         await end_call(call)
 
     async def no_turn(answer: Any) -> Any:
-        if answer.parts:
-            raise ValueError("no database keeps that")
+        look(not answer.parts)
         return await end_turn(answer)
 
     await client.set_budget(5, "day")
@@ -186,11 +203,15 @@ async def test_an_answer_that_can_not_be_kept_ends_all_the_same(
     chat = client.chat("what happened?")
     with pytest.raises(MidcourseError) as failed:
         await chat.result()
-    assert failed.value.reason == "CHAT_FAILED"
+    assert failed.value.reason == reason
     assert chat.started is not None
+    is_back.set()
+    backlog = analytics.service.chat._around.backlog
+    await backlog.flush()
+    assert not len(backlog)
     _, answer = [m async for m in client.list_messages(chat.started.session)]
     assert answer.state == session_pb2.MESSAGE_STATE_FAILED
-    assert answer.error.reason == "CHAT_FAILED"
+    assert answer.error.reason == reason
     assert Decimal((await client.get_budget("day")).reserved) == 0
     monkeypatch.undo()
     analytics.fake.reply(text("yes"))
@@ -221,7 +242,7 @@ async def test_a_store_that_is_closed_is_an_error_too(analytics: RunningAnalytic
         async with asyncio.timeout(BOUND):
             while (await anext(chat)).text_delta != "It ":
                 pass
-            await analytics.service._store.close()
+            await analytics.service.chat._store.close()
             go_on.set()
             with pytest.raises(UnavailableError) as failed:
                 await chat.result()

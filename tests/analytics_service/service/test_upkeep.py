@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +15,9 @@ from analytics_service.errors import Reason, Refusal
 from analytics_service.ports import Store
 from analytics_service.store import open_store
 from analytics_service.upkeep import Retention, Upkeep
+from tests.support.analytics import RunningAnalytics
 from tests.support.analytics_store import NOW, call, turn
+from tests.support.fake_provider import text
 
 FOR_EVER = Retention(sessions=None, usage=None)
 
@@ -121,3 +125,50 @@ async def test_a_replica_that_starts_after_the_store_was_away_takes_nobody_for_d
     third = replica(store, time, "r3")
     await third.begin()
     assert await is_running(store)
+
+
+async def test_who_was_forgotten_shows_life_before_it_begins_anything(
+    store: Store, time: Time
+) -> None:
+    first, second = replica(store, time, "r1"), replica(store, time, "r2")
+    await first.begin()
+    await second.begin()
+    for _ in range(6):
+        time.pass_by(5)
+        await second.tick()
+    assert list(await store.beats()) == ["r2"]
+    await first.be_known()
+    await store.begin_turn(turn(replica="r1"), call(replica="r1"))
+    await second.tick()
+    assert await is_running(store)
+    beats = await store.beats()
+    time.pass_by(5)
+    await first.be_known()
+    assert await store.beats() == beats, "it is known"
+
+
+async def test_life_is_shown_before_each_turn_and_call(
+    analytics: RunningAnalytics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, seen = analytics.service, []
+    seconds = count(10**9, 60)
+    monkeypatch.setattr(service.upkeep, "_steady", lambda: next(seconds))
+    store: Any = service.chat._store
+
+    def noting(name: str) -> None:
+        plain = getattr(store, name)
+
+        async def noted(*args: Any) -> Any:
+            seen.append(name)
+            return await plain(*args)
+
+        monkeypatch.setattr(store, name, noted)
+
+    for name in ("beat", "begin_turn", "begin_call"):
+        noting(name)
+    analytics.fake.fail(429, headers={"retry-after": "0.01"}, kind="rate_limit_exceeded")
+    analytics.fake.reply(text("yes"))
+    await analytics.client.ask("what happened?")
+    begun = [at for at, name in enumerate(seen) if name != "beat"]
+    assert [seen[at] for at in begun] == ["begin_turn", "begin_call"]
+    assert [seen[at - 1] for at in begun] == ["beat", "beat"]

@@ -20,7 +20,7 @@ from tests.trainer_agent.parameters.data_runs import (
 )
 from trainer_agent import attach
 from trainer_agent.parameters.data.flow import DataFlow
-from trainer_agent.parameters.data.loop import WrappedLoop
+from trainer_agent.parameters.data.loop import WrappedLoop, flow_of
 
 ARGS: dict[str, Any] = {
     "max_steps": -1,
@@ -107,10 +107,15 @@ def test_where_following_the_data_fails_training_goes_on_as_without_it(
     outcome(trainer).assert_same(outcome(plain))
     assert not script.link.faults
     assert "broken on purpose" in script.link.outcomes[0].rejected.message
+    trainer.state.max_steps += 1  # as a callback of the script's own may
+    flow = flow_of(trainer)
+    assert flow is not None
+    assert flow.state() is None, "where it stands in its data is not known any more"
 
 
+@pytest.mark.parametrize(("name", "value"), [(ACCUMULATION, 2), ("max_steps", 40)])
 def test_where_it_fails_after_a_change_training_ends(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, value: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else it would go on as another run."""
 
@@ -119,7 +124,7 @@ def test_where_it_fails_after_a_change_training_ends(
 
     monkeypatch.setattr(WrappedLoop, "_falls_short", broken)
     with pytest.raises(RuntimeError, match="on purpose"):
-        run(tmp_path, LinkScript({2: [delivery(1, change(ACCUMULATION, 2))]}))
+        run(tmp_path, LinkScript({2: [delivery(1, change(name, value))]}))
 
 
 def test_resumed_is_as_uninterrupted(tmp_path: Path) -> None:

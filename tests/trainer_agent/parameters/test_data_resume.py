@@ -17,6 +17,8 @@ from tests.trainer_agent.parameters.data_runs import (
     set_to,
     train,
 )
+from trainer_agent.parameters.data import loop
+from trainer_agent.parameters.data.saved import read_checkpoint
 
 SAVE: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1}
 
@@ -136,3 +138,27 @@ def test_a_damaged_position_is_told_and_stops_nothing(
     with pytest.raises(ValueError, match="was not restored"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
     assert "damaged" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "state",
+    ["[]", '{"stateful_callbacks": null}', '{"stateful_callbacks": {"a": null, "b": [[]]}}'],
+)
+def test_a_checkpoint_that_holds_nothing_of_it_may_have_any_shape(
+    state: str, tmp_path: Path
+) -> None:
+    """Transformers goes on from these, or says itself what is wrong."""
+    (tmp_path / "trainer_state.json").write_text(state, "utf-8")
+    assert read_checkpoint(str(tmp_path)) is None
+
+
+def test_whatever_fails_in_reading_it_is_told_and_stops_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(_: str) -> None:
+        raise AttributeError("broken on purpose")
+
+    monkeypatch.setattr(loop, "read_checkpoint", broken)
+    assert loop._read("checkpoint-5") is None
+    assert "checkpoint-5 was saved can not be read" in caplog.text
+    assert "broken on purpose" in caplog.text

@@ -363,7 +363,7 @@ class DataFlow:
     def state(self) -> dict[str, Any] | None:
         """Return what a resumed run needs; None: transformers finds its way by itself."""
         trainer = self.trainer
-        if self.plan is None or not (self.changed or self.steps_moved):
+        if self.plan is None or self.why_unavailable or not (self.changed or self.steps_moved):
             return None
         # What is in hand only is not used: a resumed run takes it again.
         used = self._done if self.in_hand else self.position

@@ -99,8 +99,8 @@ class WrappedLoop:
     def _ours(self, otherwise: T, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do our part of a method, unless some of it has failed before.
 
-        A failure ends training only where something was changed, as going on without us would then
-        be another run.
+        A failure ends training only where something was changed, the number of steps included, as
+        going on without us would then be another run.
 
         Args:
             otherwise: What to go on with where it fails, or has failed.
@@ -114,7 +114,7 @@ class WrappedLoop:
         try:
             return do(*args, **kwargs)
         except Exception as error:
-            if flow.changed:
+            if flow.changed or flow.steps_set:
                 raise
             flow.why_unavailable = f"following the trainer's data failed: {error!r}"
             logger.exception(
@@ -277,7 +277,7 @@ class _Spent(list[Any]):
 def _read(checkpoint: str) -> SavedFlow | None:
     try:
         return read_checkpoint(checkpoint)
-    except (OSError, ValueError):
+    except Exception:
         logger.exception(
             "where in the data %s was saved can not be read, and training goes on where it would "
             "be without live changes",

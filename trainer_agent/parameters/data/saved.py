@@ -105,7 +105,8 @@ def read_checkpoint(checkpoint: str) -> SavedFlow | None:
     if not path.is_file():
         return None
     state = json.loads(path.read_text(encoding="utf-8"))
-    for each in state.get("stateful_callbacks", {}).values():
+    callbacks = _within(state, "stateful_callbacks")
+    for each in callbacks.values() if isinstance(callbacks, Mapping) else ():
         saved = each[0] if isinstance(each, list) and each else each
         flow = _within(saved, "steering", "controller", "parameters", HOLDER, "flow")
         if flow is not None:
