@@ -252,7 +252,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     async def _abort(self, context: Any, error: StatusError, request_id: str) -> None:
         status = errors.to_proto(error, default_domain=self._domain)
         trailing = ((REQUEST_ID_KEY, request_id), *errors.trailing_metadata(status))
-        await context.abort(error.code, status.message, trailing)
+        try:
+            await context.abort(error.code, status.message, trailing)
+        except grpc.aio.InternalError as failure:
+            # The connection broke just now. What gRPC knows of that it may learn only later, and
+            # would have the log take its own exception for ours.
+            _log.info("a caller was gone before it had its status", error=str(failure))
+            raise asyncio.CancelledError from failure
 
     def _status_error(self, error: Exception, request_id: str) -> StatusError:
         if isinstance(error, StatusError):

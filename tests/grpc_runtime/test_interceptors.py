@@ -9,8 +9,9 @@ import grpc
 import pytest
 from google.rpc import status_pb2
 
-from grpc_runtime.auth import Caller, Principal, current_principal
+from grpc_runtime.auth import AnonymousAuthenticator, Caller, Principal, current_principal
 from grpc_runtime.errors import FieldViolation, StatusError, from_rpc_error
+from grpc_runtime.interceptors import CallInterceptor
 from grpc_runtime.limits import TOO_MANY_STRANGERS, Strangers
 
 CODE = grpc.StatusCode
@@ -410,3 +411,14 @@ async def test_health_checks_are_logged_at_debug(serve: Any, events: list[Any]) 
         await channel.unary_unary("/grpc.health.v1.Health/Check")(b"")
     (event,) = await logged(events)
     assert event["log_level"] == "debug"
+
+
+async def test_who_is_gone_before_its_status_is_sent_is_no_failure(events: list[Any]) -> None:
+    class Gone:
+        async def abort(self, *_status: Any) -> None:
+            raise grpc.aio.InternalError('Failed "execute_batch"')
+
+    interceptor = CallInterceptor(AnonymousAuthenticator(), domain="test.example")
+    with pytest.raises(asyncio.CancelledError):
+        await interceptor._abort(Gone(), StatusError(CODE.ABORTED, "stale", reason="STALE"), "r1")
+    assert [event["log_level"] for event in events] == ["info"]

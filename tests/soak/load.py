@@ -24,7 +24,9 @@ from tests.soak.stand import Stand
 from trainer_agent.simulate import LightJobs
 
 STAYING = 0.2
-"""Part of the jobs that stay for all of the run; the others come and go."""
+"""Part of the jobs that stay, and restart; the others come and go."""
+STAYING_SECONDS = 600.0
+"""For how long: updates are kept as long as their job, and are to become no more in the end."""
 LIFE_SECONDS = 60.0
 """Mean life of a job that comes and goes."""
 GONE_SECONDS = 20.0
@@ -112,33 +114,41 @@ class Load:
     # ------------------------------------------------------------------------------------ jobs
 
     async def _place(self, number: int, *, stays: bool) -> None:
-        """One job after the other, each under a name of its own; or one for ever, that restarts."""
+        """One job after the other, each under a name of its own; those that stay restart first."""
         await asyncio.sleep(self._chance.uniform(0, 10))
         while True:
-            prefix = f"stays-{number}" if stays else f"job-{number}-{next(self._numbers)}"
-            jobs = LightJobs(
-                self._stand.plane.address,
-                prefix=prefix,
-                labels={"team": self._chance.choice(TEAMS)},
-                step_time=0.05,
-                report_every=1.0,
-            )
-            job = jobs[0]
-            await jobs.start()
-            self.done["jobs started"] += 1
-            self._live.add(job.job_id)
-            life = self._chance.expovariate(1 / LIFE_SECONDS) + 2
-            with contextlib.suppress(TimeoutError):
-                await job.until(lambda job=job: job.finished, life)  # type: ignore[misc]
-            self._live.discard(job.job_id)
-            if self._chance.random() < 0.5:
-                await jobs.kill()  # as a host that is gone
-                self.done["jobs killed"] += 1
-            else:
-                await jobs.end()
-                self.done["jobs ended"] += 1
-            if not stays:
-                self._later(self._delete(job.job_id))
+            prefix = f"{'stays' if stays else 'job'}-{number}-{next(self._numbers)}"
+            # Not all of them at once, in the beginning.
+            until = time.monotonic() + self._chance.uniform(0.5, 1) * STAYING_SECONDS
+            job_id = await self._live_once(prefix)
+            while stays and time.monotonic() < until:
+                await self._live_once(prefix)
+            self._later(self._delete(job_id))
+
+    async def _live_once(self, prefix: str) -> str:
+        """One life of a job; returns the job's id."""
+        jobs = LightJobs(
+            self._stand.plane.address,
+            prefix=prefix,
+            labels={"team": self._chance.choice(TEAMS)},
+            step_time=0.05,
+            report_every=1.0,
+        )
+        job = jobs[0]
+        await jobs.start()
+        self.done["jobs started"] += 1
+        self._live.add(job.job_id)
+        life = self._chance.expovariate(1 / LIFE_SECONDS) + 2
+        with contextlib.suppress(TimeoutError):
+            await job.until(lambda: job.finished, life)
+        self._live.discard(job.job_id)
+        if self._chance.random() < 0.5:
+            await jobs.kill()  # as a host that is gone
+            self.done["jobs killed"] += 1
+        else:
+            await jobs.end()
+            self.done["jobs ended"] += 1
+        return job.job_id
 
     async def _delete(self, job_id: str) -> None:
         await asyncio.sleep(self._chance.expovariate(1 / GONE_SECONDS))

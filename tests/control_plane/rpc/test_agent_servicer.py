@@ -49,6 +49,6 @@ async def test_a_stream_that_is_cancelled_while_it_ends_ends(plane: UseCases) ->
     await asyncio.wait([call.handler], timeout=30)
     assert call.handler.cancelled()
     async with asyncio.timeout(30):
-        while (session := (await plane.job()).session) is None or session.connected:
+        while (session := (await plane.job()).session) is None or session.connected:  # noqa: ASYNC110 - nothing tells
             await asyncio.sleep(0)
     assert plane.sessions.count == 0
