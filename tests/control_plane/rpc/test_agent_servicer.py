@@ -43,9 +43,7 @@ class CancelledWhileItEnds:
 
 async def test_a_stream_that_is_cancelled_while_it_ends_ends(plane: UseCases) -> None:
     call: Any = CancelledWhileItEnds()
-    call.handler = asyncio.create_task(
-        AgentServicer(plane.sessions).Session(call.requests(), call)  # type: ignore[arg-type]
-    )
+    call.handler = asyncio.create_task(AgentServicer(plane.sessions).Session(call.requests(), call))
     await asyncio.wait([call.handler], timeout=30)
     assert call.handler.cancelled()
     async with asyncio.timeout(30):
