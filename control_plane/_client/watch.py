@@ -49,6 +49,10 @@ class _BaseWatch(Generic[_Request, _Response]):
     """What blocking and asynchronous watches have in common: where they are, and when to retry.
 
     Nothing is sent before the first event is asked for.
+
+    Attributes:
+        on_interruption: Called each time a stream was there and is lost, with the reason, before
+            it is tried again; it may not block.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class _BaseWatch(Generic[_Request, _Response]):
         self._failures = 0
         self._down_since = 0.0
         self._interruption: MidcourseError | None = None
+        self.on_interruption: Callable[[MidcourseError], None] | None = None
 
     @property
     def interruption(self) -> MidcourseError | None:
@@ -100,7 +105,8 @@ class _BaseWatch(Generic[_Request, _Response]):
             raise error
         self._failures += 1
         now = time.monotonic()
-        if self._interruption is None:
+        is_new = self._interruption is None
+        if is_new:
             self._down_since = now
         self._interruption = error
         delay = self._policy.backoff(self._failures, error.retry_delay)
@@ -109,6 +115,8 @@ class _BaseWatch(Generic[_Request, _Response]):
                 raise error
         elif self._patience is not None and now + delay - self._down_since > self._patience:
             raise error
+        elif is_new and self.on_interruption is not None:
+            self.on_interruption(error)
         return delay
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC
+from urllib.parse import unquote
 
 from rich.text import Text
 
@@ -19,8 +20,8 @@ def records(of: Iterable[access_pb2.AuditRecord]) -> FittingTable:
     """Returns the table of records."""
     table = FittingTable(
         *_COLUMNS,
-        wrap={"ABOUT": 14, "WHAT": 20, "WHY": 12, "OUTCOME": 12},
-        leave_out=("FROM", "METHOD"),
+        wrap={"WHO": 12, "ABOUT": 14, "WHAT": 20, "WHY": 12, "OUTCOME": 12},
+        leave_out=("FROM", "METHOD", "WHY"),
         say_so=True,
     )
     for record in of:
@@ -45,7 +46,9 @@ def _time(record: access_pb2.AuditRecord) -> str:
 def _host(peer: str) -> str:
     """Returns the other end without its kind and its port, which differs with every connection."""
     kind, _, rest = peer.partition(":")
-    return rest.rpartition(":")[0] if kind in ("ipv4", "ipv6") else peer
+    if kind not in ("ipv4", "ipv6"):
+        return peer
+    return unquote(rest).rpartition(":")[0].strip("[]")  # gRPC quotes the brackets
 
 
 def _outcome(record: access_pb2.AuditRecord) -> Text:

@@ -26,7 +26,7 @@ def list_batches(
     if session.output.is_json:
         session.output.message(control_pb2.ListBatchesResponse(batches=found))
     elif not found:
-        session.output.line("no batches yet")
+        session.output.line("no batches yet that you may see")
     else:
         from control_plane.cli import fleet_tables
 
@@ -53,6 +53,8 @@ def batch(
     from control_plane.cli.fleet_progress import Followed, counts
     from midcourse.control.v1 import control_pb2
 
+    if not name.removeprefix("batches/").isdecimal():
+        raise typer.BadParameter(f"got {name!r}, which is no number of a batch")
     if reason and not cancel:
         raise typer.BadParameter("--reason is why to --cancel; give both")
     with session.connect() as plane:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
+from control_plane.cli.credentials import connect_with
 from control_plane.cli.session import GlobalOptions
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 _PATIENCE_S = 1.0
 _MOST = 200
+_CREDENTIALS = ("token_file", "tls_ca", "client_cert", "client_key")
 
 
 def complete_job(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
@@ -109,6 +111,9 @@ def _analytics_client(context: typer.Context) -> AnalyticsClient:
 
 
 def _address(context: typer.Context, option: Literal["server", "analytics"]) -> str | None:
+    """Returns the address to ask, with what stands before the verb to connect with."""
+    given = context.find_root().params
+    connect_with(*(given.get(name) for name in _CREDENTIALS))
     return next((address for address in _addresses(context, option) if address), None)
 
 

@@ -16,11 +16,12 @@ def samples(
 ) -> FittingTable:
     """Returns one row for each step with a sample, and the updates in force since the last row."""
     names = [one.name for one in series]
+    most_wanted = "loss" if "loss" in names else names[0]
     table = FittingTable(
         *("STEP", *names, "UPDATE"),
         right=("STEP", *names),
         wrap={"UPDATE": 16},
-        leave_out=names[:0:-1],
+        leave_out=[name for name in reversed(names) if name != most_wanted],
         say_so=True,
     )
     columns = [dict(zip(one.steps, one.values, strict=True)) for one in series]
@@ -47,7 +48,8 @@ def _marks(steps: Sequence[int], applied: Sequence[update_pb2.Update]) -> dict[i
 def statistics(series: Sequence[control_pb2.Series]) -> FittingTable:
     """Returns what the control plane worked out about each series."""
     headers = ("COUNT", "NEWEST", "LEAST", "MOST", "MEAN", "SLOPE/STEP", "NAN")
-    table = FittingTable("METRIC", *headers, right=headers, leave_out=("MEAN", "SLOPE/STEP"))
+    gives_way = ("MEAN", "SLOPE/STEP", "LEAST", "MOST")
+    table = FittingTable("METRIC", *headers, right=headers, leave_out=gives_way)
     for one in series:
         known = one.statistics
         table.add_row(

@@ -61,8 +61,8 @@ def step(job: job_pb2.Job) -> str:
 
 
 def speed(job: job_pb2.Job) -> str:
-    """Returns a job's optimizer steps a second."""
-    known = job.HasField("progress") and job.progress.HasField("steps_per_second")
+    """Returns a job's optimizer steps a second; a dash while it takes none, or nobody knows."""
+    known = job.state == job_pb2.JOB_STATE_RUNNING and job.progress.HasField("steps_per_second")
     return fmt.rate(job.progress.steps_per_second if known else None)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, TextIO
 
 import typer
 
@@ -18,10 +20,43 @@ if TYPE_CHECKING:
 def report(message: str, details: Sequence[str] = ()) -> None:
     """Prints a message on stderr as one line, and details, each on a line of its own."""
     colour = False if os.environ.get("NO_COLOR") else None  # None: if stderr is a terminal
-    typer.secho("midcourse: ", fg="red", bold=True, nl=False, err=True, color=colour)
-    typer.echo(printable.line(message), err=True)
-    for detail in details:
-        typer.echo(f"  {printable.line(detail)}", err=True)
+    try:
+        typer.secho("midcourse: ", fg="red", bold=True, nl=False, err=True, color=colour)
+        typer.echo(printable.line(message), err=True)
+        for detail in details:
+            typer.echo(f"  {printable.line(detail)}", err=True)
+    except OSError:
+        give_up(sys.stderr)  # nobody is left to tell; the exit code tells all the same
+
+
+def give_up(stream: TextIO) -> None:
+    """Drops what is buffered for a stream, if it can not be written.
+
+    It would fail once more when the interpreter ends.
+    """
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def tell_of_interruption(error: MidcourseError) -> None:
+    """Says on stderr that a watch has lost its server, and goes on."""
+    typer.echo(printable.line(f"{error}; trying again"), err=True)
+
+
+@contextmanager
+def telling_what_stays(message: str) -> Iterator[None]:
+    """Says on stderr what stays as it is where a wait ends by Ctrl-C or for want of a server."""
+    from control_plane.client import DeadlineExceededError, UnavailableError
+
+    try:
+        yield
+    except (KeyboardInterrupt, DeadlineExceededError, UnavailableError) as error:
+        if isinstance(error, KeyboardInterrupt) and sys.stderr.isatty():
+            typer.echo(err=True)  # after the ^C that stands on this line
+        typer.echo(printable.line(message), err=True)
+        raise
 
 
 CONTROL_PLANE_HINT: Final = (
@@ -38,8 +73,10 @@ def from_client(error: MidcourseError, hint: str = CONTROL_PLANE_HINT) -> Comman
 
     Args:
         error: What the client raised.
-        hint: What to do where nobody answers.
+        hint: What to do where nobody answers, or a server of another kind.
     """
+    import grpc
+
     from control_plane import client
 
     message = str(error)
@@ -67,6 +104,8 @@ def from_client(error: MidcourseError, hint: str = CONTROL_PLANE_HINT) -> Comman
             | client.ResourceExhaustedError()
         ):
             return CommandError(message, ExitCode.REFUSED)
+        case _ if error.code is grpc.StatusCode.UNIMPLEMENTED:
+            return CommandError(f"{message}; {hint}", ExitCode.FAILURE)
         case _:
             code = f" ({error.code.name})" if error.code is not None else ""
             return CommandError(f"{message}{code}", ExitCode.FAILURE)

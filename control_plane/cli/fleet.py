@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
+from control_plane.cli.errors import telling_what_stays
 from control_plane.cli.exits import CommandError, ExitCode
 
 if TYPE_CHECKING:
@@ -99,7 +100,12 @@ def send(
                 _confirm(ask(**checking))
             answer = ask(**options)
     if sending.wait:
-        follow(session, plane, answer.batch.name, sending.timeout, begun=answer)
+        stays = (
+            f"it stays accepted as {answer.batch.name};"
+            f" `midcourse batch {_number(answer.batch)} --cancel` takes it back"
+        )
+        with telling_what_stays(stays):
+            follow(session, plane, answer.batch.name, sending.timeout, begun=answer)
     elif session.output.is_json:
         session.output.message(answer)
     else:

@@ -6,6 +6,7 @@ import threading
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from control_plane.cli.errors import tell_of_interruption
 from midcourse.control.v1 import batch_pb2, control_pb2
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class Followed:
         self._output = session.output
         self._timeout = timeout
         self._watch = plane.watch_batch(name)
+        self._watch.on_interruption = tell_of_interruption
         self._items: dict[str, batch_pb2.BatchItem] = {}
         self._deleted: set[str] = set()
         self.batch = batch_pb2.Batch(name=name)

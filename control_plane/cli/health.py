@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
 
+from control_plane.cli.errors import CONTROL_PLANE_HINT, from_client
 from control_plane.cli.exits import CommandError, ExitCode
 from control_plane.cli.lazy import needs
 from control_plane.cli.session import Session, verb
+
+_HINT = "is a server running there?"
 
 
 @verb
@@ -36,14 +40,14 @@ def health(
     with needs("midcourse health", "server"):
         from grpc_health.v1 import health_pb2, health_pb2_grpc
     from control_plane._client.target import CONTROL_PLANE
-    from control_plane.client import NotFoundError
+    from control_plane.client import MidcourseError, NotFoundError
     from grpc_runtime.client.credentials import NO_CREDENTIALS
     from grpc_runtime.client.retry import RetryPolicy
     from grpc_runtime.client.transport import Transport
 
     try:
         transport = Transport(
-            CONTROL_PLANE,
+            replace(CONTROL_PLANE, name="server") if address else CONTROL_PLANE,
             address or session.server,
             timeout=timeout,
             retry=RetryPolicy(attempts=1),
@@ -58,6 +62,8 @@ def health(
         raise CommandError(
             f"the server at {transport.address} has no service {service!r}", ExitCode.NOT_FOUND
         ) from error
+    except MidcourseError as error:
+        raise from_client(error, _HINT if address else CONTROL_PLANE_HINT) from error
     finally:
         transport.close()
     status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)

@@ -11,8 +11,18 @@ import typer
 from control_plane.cli.completion import complete_job
 from control_plane.cli.session import Session, verb
 
+
+def _not_empty(job: str) -> str:
+    if not job:
+        raise typer.BadParameter("it is empty, as a variable that is not set may be")
+    return job
+
+
 JobArgument = Annotated[
-    str, typer.Argument(metavar="JOB", help="Id of the job.", autocompletion=complete_job)
+    str,
+    typer.Argument(
+        metavar="JOB", help="Id of the job.", autocompletion=complete_job, callback=_not_empty
+    ),
 ]
 SelectorOption = Annotated[
     str,
@@ -55,7 +65,9 @@ def list_jobs(
     if session.output.is_json:
         session.output.message(control_pb2.ListJobsResponse(jobs=listing))
     elif not listing:
-        session.output.line("no such jobs" if selector or states else "no jobs yet")
+        session.output.line(
+            "no such jobs" if selector or states else "no jobs yet that you may see"
+        )
     else:
         from control_plane.cli import tables
 

@@ -5,11 +5,13 @@ What costs time to import is imported by the verb that needs it: ``--help`` is t
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any, NoReturn
+from pathlib import Path
+from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
@@ -34,7 +36,7 @@ from control_plane.cli.credentials import (
     TokenFileOption,
     connect_with,
 )
-from control_plane.cli.errors import from_client, report
+from control_plane.cli.errors import from_client, give_up, report
 from control_plane.cli.exits import CommandError, ExitCode, help_text
 from control_plane.cli.health import health
 from control_plane.cli.lazy import AnalyticsServeCommand, LazyGroup, ServeCommand
@@ -46,6 +48,9 @@ from control_plane.cli.session import (
     Session,
     verb,
 )
+
+# What a write to a file fails with that was opened by somebody else.
+_OF_WRITING: Final = (errno.EBADF, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC)
 
 
 class Commands(LazyGroup):
@@ -71,8 +76,8 @@ class Commands(LazyGroup):
             sys.stdout.flush()  # a reader that is gone shows itself here at the latest
             return result
         except BrokenPipeError:
-            # What is still buffered must not fail once more when the interpreter ends.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            for stream in (sys.stdout, sys.stderr):
+                give_up(stream)
             raise typer.Exit(ExitCode.BROKEN_PIPE) from None
         except UnicodeEncodeError as error:
             if "surrogates" not in error.reason:
@@ -95,6 +100,7 @@ class Commands(LazyGroup):
         **extra: Any,
     ) -> NoReturn:
         """Runs the command line and exits."""
+        _open_what_is_closed()
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 # A terminal without an arrow gets a question mark, not a UnicodeEncodeError.
@@ -111,6 +117,12 @@ class Commands(LazyGroup):
         except CommandError as error:
             report(error.message, error.details)
             code = error.code
+        except OSError as error:
+            if error.filename is not None or error.errno not in _OF_WRITING:
+                raise
+            give_up(sys.stdout)
+            report(f"the output can not be written: {error.strerror or error}")
+            code = ExitCode.FAILURE
         except typer.Abort:
             code = ExitCode.FAILURE
         except typer.TyperException as error:  # of the command line itself
@@ -119,12 +131,34 @@ class Commands(LazyGroup):
         sys.exit(int(code) if isinstance(code, int) else ExitCode.OK)
 
 
+def _open_what_is_closed() -> None:
+    """Has a stream that is closed from the start read as empty, and take what nobody reads."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115 - to the end
+            setattr(sys, name, stream)
+
+
 def _usage_message(error: typer.TyperException) -> str:
-    message = error.format_message().strip().rstrip(".")
+    message = _in_words(error).strip().rstrip(".")
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "midcourse"
     mark = "" if message.endswith("?") else ";"
     return f"{message[:1].lower()}{message[1:]}{mark} see '{path} --help'"
+
+
+def _in_words(error: typer.TyperException) -> str:
+    """Returns the message of an error; a validator's says what was given."""
+    message, cause = error.format_message(), error.__cause__
+    if cause is not None and hasattr(cause, "errors"):
+        fault = cause.errors()[0]
+        said = str(fault["msg"])
+        words = said.removeprefix("Value error, ")
+        if words.startswith("Input "):
+            should = words.removeprefix("Input ").partition(",")[0]
+            words = f"got {fault['input']!r}, which {should}"
+        message = message.replace(said, words)
+    return message
 
 
 app = typer.Typer(

@@ -68,7 +68,7 @@ def metrics(
         console = session.output.console()
         width = console.width if console.is_terminal else min(console.width, 100)
         for line in draw(found, applied, width=width, colour=console.color_system is not None):
-            session.output.line(line)
+            session.output.write(line)
     else:
         from control_plane.cli import courses
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from control_plane.cli import printable
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -38,12 +41,19 @@ class Output:
         return not self.is_json and self.console().is_terminal
 
     def console(self) -> Console:
-        """Returns a console on stdout; respects NO_COLOR, COLUMNS and the terminal's width."""
-        from rich.console import Console
+        """Returns a console on stdout; respects NO_COLOR, COLUMNS and the terminal's width.
 
-        console = Console(highlight=False, markup=False)
-        if not console.is_terminal and "COLUMNS" not in os.environ:
-            console.width = _UNLIMITED_COLUMNS
+        COLUMNS=0, as shells without a window have it, is no width.
+        """
+        from control_plane.cli.screen import Screen
+
+        console = Screen(highlight=False, markup=False)
+        columns = os.environ.get("COLUMNS", "")
+        if not columns.isdigit() or not int(columns):
+            if not console.is_terminal:
+                console.width = _UNLIMITED_COLUMNS
+            elif columns:
+                console.width = shutil.get_terminal_size().columns
         return console
 
     def show(self, *renderables: RenderableType) -> None:
@@ -60,7 +70,11 @@ class Output:
             self.line(line.rstrip())  # the last column is padded too
 
     def line(self, text: str) -> None:
-        """Prints a line at once, as it is."""
+        """Prints one line at once; nothing in it controls the terminal."""
+        self.write(printable.one_line(text))
+
+    def write(self, text: str) -> None:
+        """Prints text at once, as it is: files, plots, JSON. It must not be of others."""
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
 
@@ -68,4 +82,5 @@ class Output:
         """Prints a message as protobuf JSON; in one line where it is one of a stream."""
         from google.protobuf.json_format import MessageToJson
 
-        self.line(MessageToJson(message, indent=None if one_line else 2, ensure_ascii=False))
+        text = MessageToJson(message, indent=None if one_line else 2, ensure_ascii=False)
+        self.write(printable.json(text))

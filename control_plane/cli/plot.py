@@ -7,7 +7,7 @@ from typing import Any
 
 import plotext
 
-from control_plane.cli import describe
+from control_plane.cli import describe, printable
 from control_plane.cli import format as fmt
 from control_plane.cli.courses import finite
 from midcourse.control.v1 import control_pb2, update_pb2
@@ -37,19 +37,20 @@ def draw(
     shown: dict[int, update_pb2.Update] = {}
     for one in series:
         steps, values = finite(one)
+        name = printable.line(one.name)
         if not steps:
-            yield f"{one.name}: no finite samples"
+            yield f"{name}: no finite samples"
             continue
         marks = {update.revision: update for update in applied if _in(update.applied.step, steps)}
         shown |= marks
-        yield from _plot(one.name, steps, values, list(marks.values()), width, colour)
+        yield from _plot(name, steps, values, list(marks.values()), width, colour)
         if one.statistics.non_finite_count:
-            yield f"{one.name}: {one.statistics.non_finite_count} NaN or infinite samples left out"
+            yield f"{name}: {one.statistics.non_finite_count} NaN or infinite samples left out"
         if one.reduced:
-            yield f"{one.name}: {one.statistics.count} samples, thinned out; spikes are kept"
+            yield f"{name}: {one.statistics.count} samples, thinned out; spikes are kept"
     for _, update in sorted(shown.items()):
         changed = ", ".join(describe.changes(update))
-        yield f"#{update.revision} at step {update.applied.step}: {changed}"
+        yield printable.line(f"#{update.revision} at step {update.applied.step}: {changed}")
 
 
 def _in(step: int, steps: Sequence[int]) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias, cast
 import typer
 
 from control_plane.cli.durations import parse_duration
+from control_plane.cli.errors import telling_what_stays
 
 if TYPE_CHECKING:
     from control_plane.cli.session import Session
@@ -177,12 +178,17 @@ def send(
     response = control_pb2.UpdateParametersResponse(update=update)
     failure: UpdateError | None = None
     if sending.wait:
-        if changes and not sending.dry_run:
-            _tell_of_pause(session, plane, job)
-        try:
-            update = plane.wait_applied(job, update.revision, timeout=sending.timeout)
-        except UpdateError as error:
-            update, failure = error.update, error
+        stays = (
+            f"it stays accepted as revision {update.revision};"
+            f" `midcourse cancel {job_id(job)} {update.revision}` takes it back"
+        )
+        with telling_what_stays(stays):
+            if changes:
+                _tell_of_pause(session, plane, job)
+            try:
+                update = plane.wait_applied(job, update.revision, timeout=sending.timeout)
+            except UpdateError as error:
+                update, failure = error.update, error
         response = control_pb2.WaitUpdateResponse(update=update)
     if session.output.is_json:
         session.output.message(response)

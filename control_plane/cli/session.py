@@ -92,7 +92,7 @@ class Session:
 
 def _suggestion(job: str, known: list[str]) -> str:
     if not known:
-        return "the control plane knows no jobs yet"
+        return "there are no jobs yet that you may see"
     if close := difflib.get_close_matches(job, known, n=3):
         return f"did you mean {' or '.join(close)}?"
     more = f" and {len(known) - _SUGGESTED} more" if len(known) > _SUGGESTED else ""

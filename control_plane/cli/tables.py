@@ -184,7 +184,8 @@ def history(
         *("REV", "STATE", "CHANGE", "STEP", "LATENCY", "AUTHOR", "WHEN", "REASON"),
         right=("REV", "STEP", "LATENCY"),
         wrap={"JOB": 20, "CHANGE": 15, "REASON": 12},
-        leave_out=("LATENCY",) if of_all else ("AUTHOR", "LATENCY", "WHEN"),
+        leave_out=("LATENCY", "WHEN", "AUTHOR") if of_all else ("AUTHOR", "LATENCY", "WHEN"),
+        say_so=True,
     )
     for update in updates:
         said = describe.outcome(update) or describe.waiting(update, parameters)

@@ -44,7 +44,12 @@ def summary(token: access_pb2.Token) -> str:
 def tokens(listing: Iterable[access_pb2.Token], now: float) -> FittingTable:
     """Returns the table of tokens."""
     columns = ("TOKEN", "PRINCIPAL", "ROLE", "JOBS", "STATE", "LAST USED", "MADE BY", "FOR")
-    table = FittingTable(*columns)
+    table = FittingTable(
+        *columns,
+        wrap={"PRINCIPAL": 12, "JOBS": 16, "STATE": 12, "FOR": 12},
+        leave_out=("MADE BY", "LAST USED", "FOR"),
+        say_so=True,
+    )
     for token in listing:
         table.add_row(
             token.name.removeprefix("tokens/"),

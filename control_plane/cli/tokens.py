@@ -205,27 +205,53 @@ def whoami(session: Session) -> None:
     session.output.line(f"{caller.principal}: {token_tables.access(caller.access)}{by}")
 
 
-tokens = typer.Typer(cls=LazyGroup, rich_markup_mode=None, no_args_is_help=True)
+tokens = typer.Typer(cls=LazyGroup, rich_markup_mode=None, invoke_without_command=True)
 tokens.command("create")(create)
 tokens.command("list")(list_tokens)
 tokens.command("revoke")(revoke)
 
 
 @tokens.callback()
-def _tokens() -> None:
+def _tokens(context: typer.Context) -> None:
     """Make, list and revoke the tokens that callers show."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 # With the database itself
 
 
-def _in(database: str, use: Callable[[TokenService], Any]) -> Any:
+def _in(database: str, use: Callable[[TokenService], Any], *, makes: bool = False) -> Any:
+    """Works on a database; what is logged meanwhile goes to stderr.
+
+    Args:
+        database: Its address.
+        use: What to do.
+        makes: Make the database if there is none.
+
+    Raises:
+        CommandError: There is none, it can not be opened, or it is refused.
+    """
     import asyncio
 
     with needs("midcourse token --database", "server"):
         from control_plane.administration import administering
         from control_plane.domain.errors import Reason, Refusal
         from control_plane.store import StoreError
+        from grpc_runtime.logging import configure_logging
+        from grpc_runtime.sql.address import parse_address
+        from grpc_runtime.sql.errors import DatabaseOpenError
+
+    configure_logging()
+    try:
+        path = parse_address(database)
+    except DatabaseOpenError as error:
+        raise CommandError(str(error), ExitCode.USAGE) from error
+    if isinstance(path, Path) and not makes and not path.exists():
+        raise CommandError(
+            f"there is no database {path}; `midcourse serve` or `midcourse token create` makes one",
+            ExitCode.USAGE,
+        )
 
     async def work() -> Any:
         async with administering(database) as service:
@@ -273,7 +299,7 @@ def _create_in(
         )
         return access_pb2.CreateTokenResponse(token=token_message(token), secret=secret)
 
-    made: access_pb2.CreateTokenResponse = _in(database, use)
+    made: access_pb2.CreateTokenResponse = _in(database, use, makes=True)
     return made
 
 

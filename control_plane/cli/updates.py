@@ -52,7 +52,7 @@ def set_parameters(
     job: Annotated[
         str,
         typer.Argument(metavar="[JOB]", help="Id of the job.", autocompletion=complete_job),
-    ],
+    ] = "",
     assignments: Annotated[
         list[str] | None,
         typer.Argument(
@@ -257,7 +257,8 @@ def history(
     if session.output.is_json:
         session.output.message(control_pb2.ListUpdatesResponse(updates=updates))
     elif not updates:
-        session.output.line("no such updates" if selector or author or since else "no updates yet")
+        yet = "no updates yet" if job else "no updates yet that you may see"
+        session.output.line("no such updates" if selector or author or since else yet)
     else:
         from control_plane.cli import tables
 
@@ -272,7 +273,7 @@ def _export(
     recipe = export.recipe(plane.get_job(job), updates, plane.get_lineage(job))
     text = export.to_json(recipe) if session.output.is_json else export.to_yaml(recipe)
     if str(file) == "-":
-        session.output.line(text.removesuffix("\n"))
+        session.output.write(text.removesuffix("\n"))
         return
     try:
         file.write_text(text, encoding="utf-8", newline="\n")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from control_plane.cli.completion import complete_job
+from control_plane.cli.errors import tell_of_interruption
 from control_plane.cli.exits import CommandError, ExitCode
 from control_plane.cli.jobs import SelectorOption
 from control_plane.cli.sending import duration
@@ -68,12 +69,17 @@ class _Watching:
         from control_plane.cli.board import Board
 
         self._output = session.output
-        self._open: Callable[[], JobWatch] = lambda: plane.watch_jobs(
-            selector, job=job, progress_interval=interval
-        )
+
+        def begin() -> JobWatch:
+            begun = plane.watch_jobs(selector, job=job, progress_interval=interval)
+            if not self._output.is_live:  # a table shows it for as long as it lasts
+                begun.on_interruption = tell_of_interruption
+            return begun
+
+        self._open: Callable[[], JobWatch] = begin
         self._single = bool(job)
         self._told = False
-        what = f"there is no job {job!r} yet" if job else "no jobs yet"
+        what = f"there is no job {job!r} yet" if job else "no jobs yet that you may see"
         self._waiting = f"{what}; waiting for {'it' if job else 'one'}"
         self._board: Board = Board()
         self._watch = self._open()

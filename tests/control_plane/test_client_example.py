@@ -49,8 +49,10 @@ def test_what_falls_or_stays_is_left_alone(values: list[float], rises: int) -> N
 
 
 @contextlib.asynccontextmanager
-async def agent(address: str, job: str, **labels: str) -> AsyncIterator[ScriptedAgent]:
-    agent = await asyncio.to_thread(ScriptedAgent, address, job, **labels)
+async def agent(
+    address: str, job: str, instance: str = "instance-1", **labels: str
+) -> AsyncIterator[ScriptedAgent]:
+    agent = await asyncio.to_thread(ScriptedAgent, address, job, instance=instance, **labels)
     try:
         yield agent
     finally:
@@ -105,13 +107,21 @@ async def test_each_rise_is_answered_once_whatever_is_killed(tmp_path: Path) -> 
         for n, step in enumerate((50, 60, 70)):
             worse.beat(step, eval_loss=1.4 + n / 10)
         await applied(plane, "worse", 2)
+
+        # Another process trains the same job from the start, and gets worse at the same steps.
+        await asyncio.to_thread(worse.close)
+        async with agent(running.address, "worse", "instance-2", team="nlp") as anew:
+            for n, step in enumerate((10, 20, 30, 40)):
+                anew.beat(step, eval_loss=1.0 + n / 10)
+            await applied(plane, "worse", 3)
         guard.cancel()
         with pytest.raises(asyncio.CancelledError):
             await guard
         uid = (await plane.get_job("worse")).uid
         assert [update.request_id async for update in plane.list_updates()] == [
-            f"guard:{uid}:70",
-            f"guard:{uid}:40",
+            f"guard:{uid}:instance-2:40",
+            f"guard:{uid}:instance-1:70",
+            f"guard:{uid}:instance-1:40",
         ]
 
 

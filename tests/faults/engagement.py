@@ -294,7 +294,7 @@ class _Engagement:
             end = time.monotonic() + seconds
             asked: list[str] = []
             while time.monotonic() < end:
-                if await self._nothing_open() and self._all_rest():
+                if await self._nothing_open() and await self._all_known() and self._all_rest():
                     if asked != (now := self._instances()):
                         # Once that is settled too, all that it was owed has reached it.
                         await self._resume_all()
@@ -326,6 +326,18 @@ class _Engagement:
                 return False
             self._open += [each.name for each in found.updates]
         return not self._open
+
+    async def _all_known(self) -> bool:
+        """Whether the store has heard of every process that trains by now."""
+        for process in self._processes:
+            wanted = pb.GetJobRequest(name=f"jobs/{process.job_id}")
+            try:
+                found = await self._servers.at(self._servers.addresses[0]).GetJob(wanted, timeout=3)
+            except grpc.aio.AioRpcError:
+                return False
+            if found.job.session.instance_id != process.instance_id:
+                return False
+        return True
 
     def _all_rest(self) -> bool:
         every: list[RecordedJob | ProcessJob] = [*self._jobs.values(), *self._processes]

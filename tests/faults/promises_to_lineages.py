@@ -35,8 +35,11 @@ def once_in_a_lineage(history: History) -> Iterator[Violation]:
             yield from _says_what_it_has(history, trainer)
             if trainer.went_back:
                 yield from _stays_away(history, line, at)
-        if history.of(Quiet):
-            yield from _stands(history, job, line[-1])
+        for quiet in history.of(Quiet):
+            # Whoever begins after that may not have been told anything yet.
+            begun = [each for each in line if each.began is None or each.began.at <= quiet.at]
+            if begun:
+                yield from _stands(history, job, begun[-1])
 
 
 def _says_what_it_has(history: History, trainer: Trainer) -> Iterator[Violation]:

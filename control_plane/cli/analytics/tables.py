@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from typing import Final
 
 from rich.console import Group
@@ -15,14 +16,16 @@ from control_plane.cli.fitting import FittingTable
 from midcourse.analytics.v1 import model_pb2, session_pb2, usage_pb2
 
 _BAR: Final = 12
-_ALMOST: Final = 0.8
+_ALMOST: Final = Decimal("0.8")
+_PERCENT: Final = Decimal("0.01")
 _KINDS: Final = {
     "IN": "input",
+    "OUT": "output",
     "FROM CACHE": "cache_read",
     "TO CACHE": "cache_write",
-    "OUT": "output",
     "REASONING": "reasoning",
 }
+_ALWAYS: Final = ("IN", "OUT")
 
 
 def models(listing: Sequence[model_pb2.Model], current: str = "") -> Group:
@@ -38,6 +41,7 @@ def models(listing: Sequence[model_pb2.Model], current: str = "") -> Group:
         right=("IN $/M", "OUT $/M", "CONTEXT"),
         wrap={"LIFECYCLE": 16, "NOTES": 16},
         leave_out=("TOOLS", "CONTEXT", "PROVIDER", "NOTES", "LIFECYCLE"),
+        say_so=True,
     )
     reasons: list[str] = []
     by_id = {model.model_id: model for model in listing}
@@ -109,8 +113,7 @@ def usage(
         total: The sum of all.
     """
     header = by.upper()
-    kinds = ["IN", "OUT", *(kind for kind in ("FROM CACHE", "TO CACHE", "REASONING"))]
-    kinds = [k for k in kinds if k in ("IN", "OUT") or getattr(total.tokens, _KINDS[k])]
+    kinds = [kind for kind in _KINDS if kind in _ALWAYS or getattr(total.tokens, _KINDS[kind])]
     unfinished = ["UNFINISHED"] if total.unfinished_calls else []
     table = FittingTable(
         *(header, "CALLS", *unfinished, *kinds, "COST"),
@@ -191,12 +194,12 @@ def budgets(listing: Iterable[usage_pb2.Budget]) -> FittingTable:
     return table
 
 
-def _bar(share: float | None) -> Text:
+def _bar(share: Decimal | None) -> Text:
     """Returns how much of a budget is used as a bar with a percentage."""
     if share is None:
         return Text(fmt.UNKNOWN)
     # Something used is never an empty bar, something left never a full one.
-    filled = round(_BAR * min(share, 1.0))
+    filled = round(_BAR * min(share, Decimal(1)))
     if 0 < share < 1:
         filled = min(max(filled, 1), _BAR - 1)
     style = "green" if share < _ALMOST else "yellow" if share < 1 else "red"
@@ -205,8 +208,8 @@ def _bar(share: float | None) -> Text:
     return bar.append(f" {_percent(share)}", style="default")
 
 
-def _percent(share: float) -> str:
-    if 0 < share < 0.01:
+def _percent(share: Decimal) -> str:
+    if 0 < share < _PERCENT:
         return "<1%"
     return f"{int(share * 100)}%"  # rounded down: what is not used up is not 100%
 

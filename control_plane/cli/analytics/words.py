@@ -275,12 +275,12 @@ def left(budget: usage_pb2.Budget) -> Decimal | None:
     return limit - (amount(budget.spent) or Decimal(0)) - (amount(budget.reserved) or Decimal(0))
 
 
-def share_used(budget: usage_pb2.Budget) -> float | None:
+def share_used(budget: usage_pb2.Budget) -> Decimal | None:
     """Returns the part of a budget that is spent or reserved, from 0 on; None without a limit."""
     limit, rest = amount(budget.limit) if budget.HasField("limit") else None, left(budget)
     if limit is None or rest is None:
         return None
-    return float((limit - rest) / limit) if limit else 1.0
+    return (limit - rest) / limit if limit else Decimal(1)
 
 
 def estimate(option: model_pb2.ModelOption) -> str:

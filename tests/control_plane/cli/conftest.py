@@ -1,12 +1,26 @@
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 import pytest
+import structlog
 
 from tests.support.fake_control_plane import FakeControlPlane, make_job
 from tests.support.midcourse_command import Midcourse
 from tests.support.processes import Process, free_port, serve, until
+
+
+@pytest.fixture
+def _restored_logging() -> Iterator[None]:
+    """Undo what a server, or work on a database, does to the logging of its process."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.captureWarnings(False)
+    structlog.reset_defaults()
 
 
 @pytest.fixture

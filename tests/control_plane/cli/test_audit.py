@@ -28,6 +28,21 @@ def test_times_are_those_of_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "2026-02-28 21:00:00" in written.getvalue()
 
 
+@pytest.mark.parametrize(
+    ("peer", "shown"),
+    [
+        ("ipv4:10.1.2.3:51234", "10.1.2.3"),
+        ("ipv6:%5B::1%5D:51234", "::1"),  # as gRPC quotes it
+        ("ipv6:[2001:db8::1]:51234", "2001:db8::1"),
+        ("unix:/run/midcourse.sock", "unix:/run/midcourse.sock"),
+        ("", "–"),
+    ],
+)
+def test_callers_are_shown_by_their_addresses(peer: str, shown: str) -> None:
+    (row,) = audit_tables.records([access_pb2.AuditRecord(peer=peer)]).rows
+    assert row[2] == shown
+
+
 def test_who_changed_what(address: str) -> None:
     midcourse = Midcourse(address)
     with Client(address) as plane:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from datetime import UTC, datetime
+from pathlib import Path
 
 import grpc
 import pytest
 
 from control_plane.cli.exits import ExitCode
+from control_plane.cli.main import app
+from control_plane.client import Client, UnavailableError
 from grpc_runtime.errors import StatusError
 from midcourse.control.v1 import control_pb2, job_pb2, update_pb2
 from tests.support.fake_control_plane import FakeControlPlane, make_job, make_series
@@ -45,7 +49,7 @@ def test_jobs_are_filtered_by_the_server(midcourse: Midcourse, server: FakeContr
     assert list(request.states) == [job_pb2.JOB_STATE_RUNNING, job_pb2.JOB_STATE_LOST]
     assert midcourse("jobs", "--state", "failed").stdout == "no such jobs\n"
     server.jobs.clear()
-    assert midcourse("jobs").stdout == "no jobs yet\n"
+    assert midcourse("jobs").stdout == "no jobs yet that you may see\n"
 
 
 def test_jobs_as_json_are_one_list_of_all_pages(
@@ -122,7 +126,7 @@ def test_other_names_are_told_where_none_is_close(
         server.add(make_job(f"job-{n}"))
     assert "and 5 more" in midcourse("job", "zzz", code=ExitCode.NOT_FOUND).stderr
     server.jobs.clear()
-    assert "knows no jobs yet" in midcourse("job", "zzz", code=ExitCode.NOT_FOUND).stderr
+    assert "no jobs yet that you may see" in midcourse("job", "zzz", code=ExitCode.NOT_FOUND).stderr
 
 
 # set
@@ -162,6 +166,24 @@ def test_set_multiplies_and_releases(midcourse: Midcourse, server: FakeControlPl
     assert last_update(server).spec.changes[0].multiply.factor == 0.5
     midcourse("set", "my-run", "learning_rate=release")
     assert last_update(server).spec.changes[0].HasField("release")
+
+
+@pytest.mark.parametrize(
+    ("ended_by", "code"),
+    [
+        (KeyboardInterrupt(), ExitCode.INTERRUPTED),
+        (UnavailableError("nobody there", code=grpc.StatusCode.UNAVAILABLE), ExitCode.UNREACHABLE),
+    ],
+)
+def test_a_wait_that_is_ended_says_what_stays(
+    midcourse: Midcourse, monkeypatch: pytest.MonkeyPatch, ended_by: BaseException, code: ExitCode
+) -> None:
+    def wait(*_: object, **__: object) -> None:
+        raise ended_by
+
+    monkeypatch.setattr(Client, "wait_applied", wait)
+    stays = "it stays accepted as revision 1; `midcourse cancel my-run 1` takes it back\n"
+    midcourse("set", "my-run", "learning_rate=1e-5", "--wait", code=code, notes=stays)
 
 
 def test_a_dry_run_changes_nothing(midcourse: Midcourse, server: FakeControlPlane) -> None:
@@ -262,6 +284,7 @@ def test_what_is_no_assignment_is_told_before_anybody_is_asked_for_the_job(
 
 def test_history(midcourse: Midcourse, server: FakeControlPlane) -> None:
     assert midcourse("history", "my-run").stdout == "no updates yet\n"
+    assert midcourse("history").stdout == "no updates yet that you may see\n"
     midcourse("set", "my-run", "learning_rate=5e-5", "--reason", "plateau")
     server.settle_as = update_pb2.UPDATE_STATE_REJECTED
     midcourse("set", "my-run", "learning_rate=x0.5")
@@ -403,6 +426,17 @@ def test_watch_begins_anew_when_its_position_is_gone(
     assert len(midcourse("watch", "my-run").stdout.splitlines()) == 3
 
 
+@pytest.mark.parametrize("output", ["table", "json"])
+def test_a_watch_in_lines_says_that_it_has_lost_the_server(
+    midcourse: Midcourse, server: FakeControlPlane, output: str
+) -> None:
+    publish_end(server, job_pb2.JOB_STATE_FINISHED)
+    server.script.insert(0, None)
+    lost = "the control plane ended the watch; trying again\n"
+    shown = midcourse("watch", "my-run", "-o", output, notes=lost).stdout
+    assert "FINISHED" in shown.splitlines()[-1]
+
+
 # everything
 
 
@@ -431,6 +465,8 @@ def test_errors_of_the_server(midcourse: Midcourse, server: FakeControlPlane) ->
     assert midcourse("jobs", code=ExitCode.FAILURE).stderr == ("midcourse: boom bang (INTERNAL)\n")
     server.fail("ListJobs", StatusError(code.PERMISSION_DENIED, "viewers only", reason="ROLE"))
     assert "viewers only" in midcourse("jobs", code=ExitCode.REFUSED).stderr
+    other = "the server at {} does not know this call: not faked; is `midcourse serve` running"
+    assert other.format(server.address) in midcourse("batches", code=ExitCode.FAILURE).stderr
     draining = StatusError(code.UNAVAILABLE, "draining", reason="SHUTTING_DOWN")
     server.fail("ListJobs", *[draining] * 4)
     assert midcourse("jobs", code=ExitCode.UNREACHABLE).stderr == "midcourse: draining\n"
@@ -441,11 +477,14 @@ def test_errors_of_the_server(midcourse: Midcourse, server: FakeControlPlane) ->
     [
         (["jbos"], "Did you mean 'jobs'"),
         (["jobs", "--staet", "lost"], "--staet"),
-        (["jobs", "--state", "happy"], "'--state'"),
         (["jobs", "-o", "xml"], "--output"),
         (["-s", "localhost", "jobs"], "has no port"),
         (["-s", "http://localhost:1", "jobs"], "write 'localhost:1'"),
-        (["cancel", "my-run", "x"], "REVISION"),
+        (["cancel", "my-run", "x"], "'REVISION': got 'x', which should be a valid integer; see"),
+        (["jobs", "--state", "happy"], "'--state': 'happy' is not one of 'pending'"),
+        (["set"], "name one JOB, or several by --selector"),
+        (["job", ""], "'JOB': it is empty"),
+        (["batch", "last"], "got 'last', which is no number of a batch"),
     ],
 )
 def test_usage(midcourse: Midcourse, args: list[str], words: str) -> None:
@@ -459,6 +498,37 @@ def test_help_says_all_verbs_and_exit_codes(midcourse: Midcourse) -> None:
     for code in ExitCode:
         assert f"{code.value:>3}  {code.meaning}" in output
     assert midcourse().stdout.strip() == output.strip()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no such device")
+@pytest.mark.parametrize("arguments", [["version"], ["--help"], ["jobs", "--nope"]])
+def test_a_stream_that_takes_nothing_is_told_of_where_that_is_possible(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = "--nope" in arguments
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        monkeypatch.setattr(sys, "stderr" if wrong else "stdout", full)
+        with pytest.raises(SystemExit) as ended:
+            app(arguments)
+        monkeypatch.undo()
+    assert ended.value.code == (ExitCode.USAGE if wrong else ExitCode.FAILURE)
+    said = "" if wrong else "midcourse: the output can not be written: No space left on device\n"
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(["version"], ExitCode.OK), (["chat"], ExitCode.USAGE)]
+)
+def test_streams_may_be_closed_from_the_start(
+    arguments: list[str], code: ExitCode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    with pytest.raises(SystemExit) as ended:
+        app(arguments)
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        stream.close()
+    assert ended.value.code == code
 
 
 def test_version(midcourse: Midcourse) -> None:

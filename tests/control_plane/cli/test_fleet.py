@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,7 +16,7 @@ from control_plane.cli import fleet
 from control_plane.cli.exits import ExitCode
 from control_plane.cli.main import app
 from control_plane.cli.output import Output
-from control_plane.client import Client, FailedPreconditionError, NotFoundError
+from control_plane.client import Client, FailedPreconditionError, NotFoundError, UnavailableError
 from midcourse.control.v1 import job_pb2, parameter_pb2
 from tests.support.applying_agent import ScriptedAgent
 from tests.support.fake_control_plane import FakeControlPlane, make_job
@@ -114,6 +115,8 @@ def test_what_comes_back_from_a_batch(
 class Silence:
     """A watch that hears of nothing until it is closed."""
 
+    on_interruption: Any = None
+
     def __init__(self, *_: object) -> None:
         self._closed = threading.Event()
 
@@ -136,6 +139,25 @@ def test_a_batch_that_nothing_is_heard_of(
     assert "3 of 3 jobs have not settled it after 0.05 s" in late.stderr
     for name in agents:
         assert name in late.stdout
+
+
+def test_a_wait_for_a_batch_that_is_ended_says_what_stays(
+    run: Any, agents: dict[str, ScriptedAgent], team: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(Silence):
+        def __iter__(self) -> Iterator[Any]:
+            self.on_interruption(UnavailableError("nobody there"))
+            raise KeyboardInterrupt
+
+    for agent in agents.values():
+        agent.silent = True
+    monkeypatch.setattr(Client, "watch_batch", Interrupted)
+    ended = run("pause", "-l", f"team={team}", "--wait", code=ExitCode.INTERRUPTED)
+    assert re.fullmatch(
+        r"nobody there; trying again\n"
+        r"it stays accepted as batches/(\d+); `midcourse batch \1 --cancel` takes it back\n",
+        ended.stderr,
+    )
 
 
 def test_values_are_read_as_jobs_have_them_that_can_take_them(

@@ -49,7 +49,12 @@ def test_a_server_that_does_not(address: str, servicer: health.HealthServicer) -
 def test_nobody_answers() -> None:
     here = f"127.0.0.1:{free_port()}"
     told = Midcourse(here)("health", "--timeout", "5", code=ExitCode.UNREACHABLE)
-    assert f"answers at {here}" in told.stderr
+    assert f"no control plane answers at {here}" in told.stderr
+    assert "is `midcourse serve` running there?" in told.stderr
+    any_server = ("health", "--timeout", "5", "--address", here)
+    told = Midcourse("")(*any_server, code=ExitCode.UNREACHABLE)
+    assert f"no server answers at {here}" in told.stderr
+    assert told.stderr.endswith("; is a server running there?\n")
 
 
 def test_the_plain_listener_is_asked_without_credentials(

@@ -104,8 +104,19 @@ def test_a_reader_that_goes_away_is_no_matter(server: FakeControlPlane) -> None:
         assert process.stderr.read() == b""
 
 
-@pytest.mark.parametrize("args", [["watch"], ["set", "my-run", "learning_rate=1e-5", "--wait"]])
-def test_ctrl_c_is_quiet(server: FakeControlPlane, args: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["watch"], ""),
+        (
+            ["set", "my-run", "learning_rate=1e-5", "--wait"],
+            "it stays accepted as revision 1; `midcourse cancel my-run 1` takes it back\n",
+        ),
+    ],
+)
+def test_ctrl_c_says_no_more_than_what_stays(
+    server: FakeControlPlane, args: list[str], says: str
+) -> None:
     server.settle_as = update_pb2.UPDATE_STATE_PENDING
     with subprocess.Popen(
         [*COMMAND, *args], env=environment(server), stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -117,7 +128,7 @@ def test_ctrl_c_is_quiet(server: FakeControlPlane, args: list[str]) -> None:
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=30)
         assert process.returncode == ExitCode.INTERRUPTED
-        assert stderr == b""
+        assert stderr.decode() == says
 
 
 def test_a_narrow_encoding_gets_question_marks(server: FakeControlPlane) -> None:
@@ -298,15 +309,19 @@ def complete(server: FakeControlPlane | str, *words: str) -> list[str]:
     return done.stdout.split()
 
 
-def test_completion(server: FakeControlPlane) -> None:
+def test_completion(server: FakeControlPlane, tmp_path: Path) -> None:
     server.add(make_job("my-other-run"))
     server.add(make_job("third"))
     assert complete(server, "midcourse", "job", "my") == ["my-other-run", "my-run"]
     assert complete(server, "midcourse", "set", "my-run", "lea") == ["learning_rate="]
     assert complete(server, "midcourse", "metrics", "my-run", "lo") == ["loss"]
     assert "--database" in complete(server, "midcourse", "serve", "--d")
-    other = ["midcourse", "-s", server.address, "job", "th"]
+    token = tmp_path / "token"
+    token.touch(0o600)
+    token.write_text("mc_mine")
+    other = ["midcourse", "-s", server.address, "--token-file", str(token), "job", "th"]
     assert complete("127.0.0.1:1", *other) == ["third"]
+    assert server.authorization["ListJobs"] == "Bearer mc_mine"
 
 
 def test_completion_fails_in_silence() -> None:

@@ -144,6 +144,9 @@ def test_what_is_unknown_is_a_dash() -> None:
     assert describe.learning_rate(job) == "–"
     job.progress.step = 0
     assert describe.step(job) == "0/–"
+    lost = make_job("lost", state=job_pb2.JOB_STATE_LOST)
+    assert lost.progress.HasField("steps_per_second")  # of when it was last heard of
+    assert describe.speed(lost) == "–"
     assert describe.value(parameter_pb2.Value()) == "–"
     assert describe.latency(update_pb2.Update()) == "–"
 
@@ -257,6 +260,24 @@ def test_columns_of_different_steps_are_joined() -> None:
     assert table.rows == [("1", "3", "–", ""), ("2", "2", "0.5", "")]
 
 
+@given(data=st.data(), columns=st.integers(20, 120))
+def test_whatever_is_shown_is_shown_whole(data: st.DataObject, columns: int) -> None:
+    headers = data.draw(st.lists(st.sampled_from("ABCDEFG"), min_size=1, unique=True))
+    lengths = [data.draw(st.integers(1, 90)) for _ in headers]
+    wrap = {each: data.draw(st.integers(1, 30)) for each in headers if data.draw(st.booleans())}
+    leave_out = data.draw(st.lists(st.sampled_from([*headers[1:], "elsewhere"]), unique=True))
+    table = FittingTable(*headers, wrap=wrap, leave_out=leave_out, say_so=True)
+    table.add_row(*(h.lower() * n for h, n in zip(headers, lengths, strict=True)))
+    console = Console(width=columns, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    shown, _, missing = capture.get().partition("too narrow for")
+    assert max(map(len, shown.splitlines())) <= columns
+    assert headers[0] not in missing
+    for header, length in zip(headers, lengths, strict=True):
+        assert shown.count(header.lower()) == (0 if header in missing else length)
+
+
 @given(
     widths=st.lists(st.integers(1, 30), min_size=1, max_size=6),
     columns=st.integers(20, 120),
@@ -273,6 +294,14 @@ def test_a_table_leaves_out_no_more_than_it_must(widths: list[int], columns: int
     assert row.split() == ["x" * width for width in widths[:shown]] or shown == 1
     if shown < len(widths):
         assert sum(widths[: shown + 1]) + 2 * shown > columns
+
+
+def test_loss_is_the_last_metric_to_be_left_out() -> None:
+    table = courses.samples([make_series(name, [1.0]) for name in ("epoch", "grad", "loss")], [])
+    console = Console(width=24, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    assert capture.get().splitlines()[0].split() == ["STEP", "loss", "UPDATE"]
 
 
 def test_a_narrow_table_says_what_is_missing() -> None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import structlog
 from typer.testing import CliRunner, Result
 
 from analytics_service.client import Client, RetryPolicy, UnavailableError
@@ -56,18 +53,6 @@ def failing(tmp_path: Path, *args: str) -> subprocess.CompletedProcess[str]:
     )
     assert "Traceback" not in done.stderr
     return done
-
-
-@pytest.fixture
-def _restored_logging() -> Iterator[None]:
-    """Undo what a service does to the logging of its process."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    logging.captureWarnings(False)
-    structlog.reset_defaults()
 
 
 def failing_here(tmp_path: Path, *args: str) -> Result:

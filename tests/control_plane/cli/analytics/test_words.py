@@ -261,12 +261,32 @@ def test_tables_fit(columns: int) -> None:
         assert needed in capture.get()
 
 
+@pytest.mark.parametrize("by", ["model", "session"])
+@pytest.mark.parametrize("columns", range(20, 121, 10))
+def test_usage_fits_with_or_without_each_kind_of_tokens(by: str, columns: int) -> None:
+    console = Console(width=columns, color_system=None)
+    for more in ({}, {"cache_write": 456_789}, {"reasoning": 12, "cache_write": 456_789}):
+        used = usage_pb2.TokenUsage(input=1_234_567, output=345_678, **more)
+        total = made.summary(tokens=used, unknown_cost_calls=2)
+        with console.capture() as capture:
+            console.print(tables.usage(by, [made.summary("gpt-6-luna", tokens=used)], total))
+        assert capture.get().splitlines()[1].startswith("gpt-6-luna")
+
+
+def test_why_a_retired_model_can_not_be_chosen_is_told_or_said_to_be_missing() -> None:
+    console = Console(width=60, color_system=None)
+    with console.capture() as capture:
+        console.print(tables.models(made.models()))
+    assert "ended 2025" in capture.get() or "LIFECYCLE" in capture.get()
+
+
 @pytest.mark.parametrize(
     ("spent", "bar"),
     [
         ("0", "░" * 12 + " 0%"),
         ("0.00001", "█" + "░" * 11 + " <1%"),
         ("4.99999", "█" * 11 + "░ 99%"),
+        ("1.45", "███" + "░" * 9 + " 29%"),  # 28.999… in binary
     ],
 )
 def test_a_bar_is_full_only_when_nothing_is_left(spent: str, bar: str) -> None:
