@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
+from control_plane.cli import printable
 from control_plane.cli.credentials import connect_with
 from control_plane.cli.session import GlobalOptions
 
@@ -45,7 +46,7 @@ def complete_assignment(context: typer.Context, incomplete: str) -> list[tuple[s
     try:
         with _client(context) as plane:
             return [
-                (f"{spec.name}=", spec.description)
+                (f"{spec.name}=", printable.line(spec.description))
                 for spec in plane.get_job(job).parameters
                 if spec.name.startswith(incomplete)
             ]
@@ -63,7 +64,8 @@ def complete_metric(context: typer.Context, incomplete: str) -> list[str]:
     try:
         with _client(context) as plane:
             metrics = plane.get_job(job).metrics
-            return [metric.name for metric in metrics if metric.name.startswith(incomplete)]
+            names = [metric.name for metric in metrics if metric.name.startswith(incomplete)]
+            return [name for name in names if name.isprintable()]  # a shell shows them as they are
     except (MidcourseError, ValueError):
         return []
 
@@ -90,7 +92,10 @@ def complete_session(context: typer.Context, incomplete: str) -> list[tuple[str,
 
     try:
         with _analytics_client(context) as analytics:
-            known = ((session_id(one.name), one.title) for one in analytics.list_sessions())
+            known = (
+                (session_id(one.name), printable.line(one.title))
+                for one in analytics.list_sessions()
+            )
             return list(islice((one for one in known if one[0].startswith(incomplete)), _MOST))
     except (MidcourseError, ValueError):
         return []

@@ -64,7 +64,10 @@ def rename(
         from control_plane.cli import printable
         from control_plane.cli.analytics.words import session_id
 
-        session.output.line(f"{session_id(changed.name)} is now {printable.line(changed.title)}")
+        title = printable.line(changed.title)
+        session.output.line(
+            f"{session_id(changed.name)} {f'is now {title}' if title else 'has no title now'}"
+        )
 
 
 @analytics_verb

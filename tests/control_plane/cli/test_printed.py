@@ -6,6 +6,8 @@ import json
 import re
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from google.protobuf.json_format import Parse
@@ -19,6 +21,7 @@ from control_plane import changes
 from control_plane.cli import (
     audit_tables,
     board,
+    completion,
     courses,
     describe,
     fleet_tables,
@@ -220,3 +223,26 @@ def test_no_columns_are_no_width(
     monkeypatch.setenv("COLUMNS", "0")
     Output().show(tables.jobs([make_job("my-run")], time.time()))
     assert capsys.readouterr().out.splitlines()[1].startswith("my-run")
+
+
+def test_what_a_shell_is_offered_controls_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Known:
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *_error: object) -> None:
+            pass
+
+        def get_job(self, _job: str) -> Any:
+            spec = SimpleNamespace(name="rate", description=EVIL)
+            return SimpleNamespace(parameters=[spec], metrics=[SimpleNamespace(name=EVIL)])
+
+        def list_sessions(self) -> Any:
+            return [SimpleNamespace(name="sessions/s1", title=EVIL)]
+
+    for client in ("_client", "_analytics_client"):
+        monkeypatch.setattr(completion, client, lambda _context: Known())
+    line: Any = SimpleNamespace(params={"job": "j"})
+    offered = (*completion.complete_assignment(line, ""), *completion.complete_session(line, ""))
+    assert offered == (("rate=", printable.line(EVIL)), ("s1", printable.line(EVIL)))
+    assert completion.complete_metric(line, "") == []

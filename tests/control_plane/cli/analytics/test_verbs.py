@@ -93,6 +93,8 @@ def test_sessions(midcourse: Command, scripted: ScriptedAnalytics) -> None:
     assert midcourse("sessions", "rename", "s1", "Spike").stdout == "s1 is now Spike\n"
     (renamed,) = scripted.requests("UpdateSession")
     assert (renamed.session.title, list(renamed.update_mask.paths)) == ("Spike", ["title"])
+    scripted.responses["UpdateSession"] = [pb.UpdateSessionResponse(session=made.session(title=""))]
+    assert midcourse("sessions", "rename", "s1", "").stdout == "s1 has no title now\n"
     assert midcourse("sessions", "delete", "s1").stdout == "s1 deleted\n"
     assert json.loads(midcourse("-o", "json", "sessions").stdout)["sessions"][0]["etag"] == "3"
     scripted.responses["ListSessions"] = [pb.ListSessionsResponse()]
