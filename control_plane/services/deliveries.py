@@ -138,6 +138,8 @@ class Deliveries:
         self._closed = True
         if self._busy is not None:
             self._busy.cancel()
+        # Whoever they belong to holds this: free at once, it waits for no collector of garbage.
+        self._found_lost = self._failed = _tell_nobody
 
     def wake(self) -> None:
         """Looks for what is new, together with other sessions that are woken now.
@@ -244,6 +246,10 @@ class Deliveries:
                     job = settle_in(tx, job, update, update.cancel_request, now)
 
         await self._store.write(work)
+
+
+def _tell_nobody(*_what: object) -> None:
+    pass
 
 
 def _is_open(job: Job) -> bool:

@@ -64,6 +64,8 @@ class Receipts:
         self._closed = True
         if self._due is not None:
             self._due.cancel()
+        # Whoever they belong to holds this: free at once, it waits for no collector of garbage.
+        self._done = self._failed = _tell_nobody
         return _times(self._waiting)
 
     def _store_within(self, seconds: float) -> None:
@@ -94,6 +96,10 @@ class Receipts:
             self._store_within(min(2 * waited, LONGEST_RETRY_SECONDS))
         else:
             self._failed(error)
+
+
+def _tell_nobody(*_what: object) -> None:
+    pass
 
 
 def _times(receipts: dict[int, tuple[int, datetime]]) -> dict[int, datetime]:

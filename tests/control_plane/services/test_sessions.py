@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -658,3 +659,24 @@ async def test_a_stream_that_has_ended_does_not_take_its_job_back(
     assert not before.session.connected
     await session.deliveries._take_back()
     assert await plane.job() == before
+
+
+async def test_what_a_session_held_is_free_once_it_has_ended(plane: UseCases) -> None:
+    """Garbage is collected seldom where there are thousands of streams."""
+    gc.collect()
+    gc.disable()
+    try:
+        before = _sessions()
+        talk = Talk(await plane.session())
+        await plane.submit(set_rate())
+        await talk.session.outcome(talk.next(), settled(1))
+        await plane.sessions.close(talk.session)
+        del talk
+        await plane.submit(set_rate())  # a thread holds what it has done until there is more
+        assert _sessions() == before
+    finally:
+        gc.enable()
+
+
+def _sessions() -> int:
+    return sum(isinstance(each, AgentSession) for each in gc.get_objects())
