@@ -78,9 +78,10 @@ class TrainerState:
         return True
 
     def outcome(self, outcome: session_pb2.UpdateOutcome) -> None:
-        """Takes how an update ended."""
+        """Takes how an update ended, in this process or in one before it."""
         self._held.discard(outcome.revision)
-        if outcome.HasField("applied"):
+        # What a roll back took away is told all the same, where nobody has heard of it yet.
+        if outcome.HasField("applied") and not outcome.rolled_back:
             self._in_force.add(outcome.revision)
             self._read(
                 update_pb2.ParameterReading(

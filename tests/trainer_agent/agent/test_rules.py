@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grpc_runtime.errors import StatusError
+from midcourse.agent.v1 import session_pb2
 from midcourse.link.v1 import link_pb2
 from trainer_agent.agent.admission import Served, refusal
 from trainer_agent.agent.backoff import CAP_SECONDS, LONGEST_ADVICE_SECONDS, FullJitter
@@ -15,6 +16,7 @@ from trainer_agent.agent.exit_status import describe_exit
 from trainer_agent.agent.options import parse_options
 from trainer_agent.agent.pace import Pace
 from trainer_agent.agent.refusals import Course, judge
+from trainer_agent.agent.trainer_state import TrainerState
 
 # ------------------------------------------------------------------------------------- back-off
 
@@ -263,3 +265,13 @@ def test_the_help_says_what_the_agent_does(capsys: pytest.CaptureFixture[str]) -
     for word in ("control plane", "sidecar", "exit status", "MIDCOURSE_SOCKET_DIR", "--linger"):
         assert word in printed
     assert "trainer-fd" not in printed
+
+
+def test_what_a_roll_back_took_away_is_not_in_force_though_its_outcome_is_told_late() -> None:
+    state = TrainerState(session_pb2.FullState())
+    outcome = session_pb2.UpdateOutcome(revision=1, rolled_back=True)
+    outcome.applied.step = 9
+    state.outcome(outcome)
+    state.outcome(session_pb2.UpdateOutcome(revision=2, applied=outcome.applied))
+    told = state.full([], [])
+    assert [(each.first, each.last) for each in told.in_force] == [(2, 2)]
