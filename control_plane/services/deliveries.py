@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from control_plane.domain.errors import Reason, Refusal
 from control_plane.domain.job import JobState
 from control_plane.services.bus import session_topic
+from control_plane.services.fenced_store import tell_nobody
 from control_plane.services.jobs import job_event
 from control_plane.services.outbox import Delivery, Withdrawal
 from control_plane.services.records import EventKind
@@ -138,8 +139,7 @@ class Deliveries:
         self._closed = True
         if self._busy is not None:
             self._busy.cancel()
-        # Whoever they belong to holds this: free at once, it waits for no collector of garbage.
-        self._found_lost = self._failed = _tell_nobody
+        self._found_lost = self._failed = tell_nobody
 
     def wake(self) -> None:
         """Looks for what is new, together with other sessions that are woken now.
@@ -246,10 +246,6 @@ class Deliveries:
                     job = settle_in(tx, job, update, update.cancel_request, now)
 
         await self._store.write(work)
-
-
-def _tell_nobody(*_what: object) -> None:
-    pass
 
 
 def _is_open(job: Job) -> bool:

@@ -32,6 +32,13 @@ LONGEST_RETRY_SECONDS = 2.0
 _log: FilteringBoundLogger = structlog.get_logger(__name__)
 
 
+def tell_nobody(*_what: object) -> None:
+    """Takes the place of what a session is told by, once it has ended.
+
+    The session holds whoever tells it: free of each other, they wait for no collector of garbage.
+    """
+
+
 class FencedStore:
     """The store as one session uses it, for as long as that is the one that is served.
 

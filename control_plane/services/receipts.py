@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from control_plane.domain.errors import Reason, Refusal
 from control_plane.services.admission import deliver_in
-from control_plane.services.fenced_store import LONGEST_RETRY_SECONDS
+from control_plane.services.fenced_store import LONGEST_RETRY_SECONDS, tell_nobody
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,8 +64,7 @@ class Receipts:
         self._closed = True
         if self._due is not None:
             self._due.cancel()
-        # Whoever they belong to holds this: free at once, it waits for no collector of garbage.
-        self._done = self._failed = _tell_nobody
+        self._done = self._failed = tell_nobody
         return _times(self._waiting)
 
     def _store_within(self, seconds: float) -> None:
@@ -96,10 +95,6 @@ class Receipts:
             self._store_within(min(2 * waited, LONGEST_RETRY_SECONDS))
         else:
             self._failed(error)
-
-
-def _tell_nobody(*_what: object) -> None:
-    pass
 
 
 def _times(receipts: dict[int, tuple[int, datetime]]) -> dict[int, datetime]:

@@ -122,7 +122,8 @@ def _prepare(order: Order, settings: Settings, stop: Any, send: Send) -> tuple[A
     stop.steering = attached
     trainer.add_callback(KnownLimits(settings, attached))
     trainer.add_callback(Reporter(send, attached))
-    if order.resume == "never" and args.should_save:  # the last thing that may fail is done
+    if order.resume == "never" and args.should_save:
+        # Late, so that what fails leaves them where they are; all but the names of guard rails.
         _begin_anew(settings, Path(args.output_dir))
     return trainer, resume
 
